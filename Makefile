@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# One Makefile, no recursion. `make help` lists the targets.
+VERSION := 0.1.0
+MODULES := replicator checkpoint netbuf diskmirror failover
+PREFIX  ?= /usr/local
+LIBEXEC ?= $(PREFIX)/libexec/ft
+CC      ?= gcc
+comma   := ,
+BUILD   ?= build
+B       := $(BUILD)/$(if $(SAN),san-$(subst $(comma),-,$(SAN)),obj)
+
+# Mains are <module>/main_<program>.c; preload.c becomes a shared object; the rest is the library.
+MAINS   := $(wildcard $(MODULES:%=%/main_*.c))
+PROGS   := $(patsubst main_%.c,$(B)/bin/%,$(notdir $(MAINS)))
+PRELOAD := $(if $(wildcard checkpoint/preload.c),$(B)/bin/ft-preload.so)
+SCRIPTS := $(patsubst replicator/%.sh,$(B)/bin/%,$(wildcard replicator/ft-*.sh))
+LIB     := $(patsubst %.c,$(B)/%.o,$(filter-out $(MAINS) checkpoint/preload.c,$(wildcard $(MODULES:%=%/*.c))))
+TESTS   := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
+TESTLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib/*.c))
+TOOLS   := $(patsubst tests/tools/%.c,$(B)/tools/%,$(wildcard tests/tools/*.c))
+BENCHES := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
+
+WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings \
+           -Wvla -Wformat=2 -Wno-unused-parameter
+CFLAGS  ?= -O2 -g
+override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIBEXEC='"$(LIBEXEC)"' -Iinclude -I. -MMD -MP \
+           $(WARN) $(if $(filter 0,$(WERROR)),,-Werror) -fstack-protector-strong -pthread \
+           $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
+LDLIBS  := -lev -ljansson -linih -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink -pthread
+
+.PHONY: all help deps check check-unit clean install lint tests
+all: $(PROGS) $(PRELOAD) $(SCRIPTS)
+
+help:
+	@sed -n 's/^#: //p' Makefile
+
+#: make              build everything into build/
+#: make check        install what is needed, build, run every test
+#: make check-unit   unit tests and the simulation only (no root needed)
+#: make demo         protect a real guest, cut the power, show that nothing is lost
+#: make bench        measure (QUICK=1: under a minute)
+#: make install      DESTDIR= PREFIX=
+#: make lint         static analysis
+#: SAN=address,undefined or SAN=thread with any of them: sanitizers
+
+deps:
+	scripts/deps.sh build
+
+$(B)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -c -o $@ $<
+
+# An archive, so that a program links only what it uses.
+$(B)/libft.a: $(LIB)
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(AR) rcs $@ $(LIB)
+
+define prog_rule
+$(B)/bin/$(patsubst main_%.c,%,$(notdir $(1))): $(patsubst %.c,$(B)/%.o,$(1)) $(B)/libft.a
+	@mkdir -p $$(@D)
+	$$(CC) $$(CFLAGS) -o $$@ $$^ $$(LDFLAGS) $$(LDLIBS)
+endef
+$(foreach m,$(MAINS),$(eval $(call prog_rule,$(m))))
+
+# Loaded into QEMU: never sanitized, no library of ours.
+$(B)/bin/ft-preload.so: checkpoint/preload.c
+	@mkdir -p $(@D)
+	$(CC) $(filter-out -fsanitize=%,$(CFLAGS)) -fPIC -shared -o $@ $< -ldl
+
+$(B)/bin/ft-%: replicator/ft-%.sh
+	@mkdir -p $(@D)
+	install -m 755 $< $@
+
+$(B)/tests/%: tests/unit/%.c $(TESTLIB) $(B)/libft.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -Itests -o $@ $^ $(LDFLAGS) $(LDLIBS)
+
+$(B)/tools/%: tests/tools/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -o $@ $< $(LDFLAGS) -pthread
+
+$(B)/bench/%: tests/bench/%.c $(TESTLIB) $(B)/libft.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -Itests -o $@ $^ $(LDFLAGS) $(LDLIBS)
+
+tests: $(TESTS) $(TOOLS)
+
+check-unit: tests
+	tests/run.sh $(TESTS)
+
+clean:
+	rm -rf build
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
+.SECONDARY:

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * attach.h - the attach record: how to reach a running QEMU guest. Written by ft-guest (or another
+ * launcher) to /run/ft/guests/NAME/attach, JSON, one object, all keys required, unknown keys refused.
+ */
+#ifndef FT_ATTACH_H
+#define FT_ATTACH_H
+
+#include "ft/base.h"
+#include "ft/spec.h"
+#include <sys/types.h>
+
+struct ft_attach {
+	char guest[FT_NAME_MAX + 1];
+	pid_t pid;                       /* of QEMU */
+	uint64_t pid_start;              /* field 22 of /proc/PID/stat: a recycled pid is not our guest */
+	char qmp[FT_SPEC_PATH_MAX];      /* QMP socket for the replicator */
+	char qmp_guard[FT_SPEC_PATH_MAX];/* QMP socket for the guard */
+	char ram[FT_SPEC_PATH_MAX];      /* RAM file, shared mapping */
+	uint64_t memory;                 /* bytes; equals the file's size */
+	char preload[FT_SPEC_PATH_MAX];  /* shared page of the preload (struct ft_preload_page), or empty */
+	enum ft_accel accel;             /* what really runs: KVM or TCG, never AUTO */
+	char machine[64];                /* resolved versioned machine type */
+	char qemu_version[32];           /* "7.2.22" as QMP reports it */
+	unsigned nr_nics;
+	struct {
+		uint8_t mac[6];
+		char tap[16];
+		char bridge[16];
+	} nic[FT_SPEC_NICS_MAX];
+};
+
+int ft_attach_load(const char *guest, struct ft_attach *out) FT_MUST_CHECK; /* -ENOENT, -EINVAL, -ESRCH: guest is gone */
+int ft_attach_save(const struct ft_attach *at) FT_MUST_CHECK;
+int ft_attach_remove(const char *guest);
+/* pidfd of the guest's QEMU after checking pid_start; -ESRCH when it is gone. Caller closes. */
+int ft_attach_pidfd(const struct ft_attach *at) FT_MUST_CHECK;
+
+#endif

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * codec.h - pages to block bytes and back.
+ *
+ * Per page, cheapest first: unchanged against the shadow of the last sent version (dropped), zero, XOR
+ * delta against the shadow, whole. The pages of a chunk then go through LZ4 as one block; raw when LZ4 does
+ * not help. The byte layout of a block is in docs/PROTOCOL.md ("PAGES").
+ */
+#ifndef FT_CODEC_H
+#define FT_CODEC_H
+
+#include "ft/base.h"
+#include "ft/capture.h"
+
+/* The last sent version of every page. Optional: without it there is no delta and no drop. */
+struct ft_shadow;
+int ft_shadow_new(uint64_t nr_pages, struct ft_shadow **out) FT_MUST_CHECK;
+void ft_shadow_free(struct ft_shadow *sh);
+void ft_shadow_forget(struct ft_shadow *sh);    /* the peer's replica is unknown again (new session) */
+
+struct ft_codec_stats {
+	uint64_t pages, unchanged, zero, delta, whole;
+	uint64_t raw_bytes, wire_bytes;
+};
+
+#define FT_BLOCK_MAX (FT_CHUNK_PAGES * (FT_PAGE_SIZE + 64u) + 64u)  /* no encoded block is larger */
+
+struct ft_codec;                        /* one per thread: LZ4 and delta scratch */
+int ft_codec_new(struct ft_codec **out) FT_MUST_CHECK;
+void ft_codec_free(struct ft_codec *cd);
+/*
+ * Encode @c into @out (FT_BLOCK_MAX bytes); the length, 0 when nothing changed, or -errno. Updates
+ * @shadow (may be NULL): two threads must not encode the same page at once; batches see to that.
+ * @stats accumulates.
+ */
+ssize_t ft_codec_encode(struct ft_codec *cd, struct ft_shadow *shadow, const struct ft_chunk *c,
+			uint8_t *out, struct ft_codec_stats *stats) FT_MUST_CHECK;
+/*
+ * Check a block from the peer completely (bounds, order, sizes, decompression), so that ft_codec_apply
+ * of the same bytes cannot fail. -EPROTO. *pages counts its pages.
+ */
+int ft_codec_check(struct ft_codec *cd, const uint8_t *block, size_t len, uint64_t nr_pages, uint32_t *pages) FT_MUST_CHECK;
+void ft_codec_apply(struct ft_codec *cd, const uint8_t *block, size_t len, uint8_t *ram);
+
+#endif

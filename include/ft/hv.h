@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * hv.h - what a checkpoint needs from a hypervisor, and what a replica needs from one.
+ *
+ * Two ops tables, one for the running guest on the primary (struct ft_vm), one for the replica on the
+ * backup (struct ft_replica). Backends: qemu (checkpoint/qemu_*.c), fake (checkpoint/fake.c: a
+ * deterministic guest in process, for tests and the simulation). xen has its own issue.
+ * All members are set; int ones return 0 or -errno; every call has a bound on its time inside.
+ */
+#ifndef FT_HV_H
+#define FT_HV_H
+
+#include "ft/attach.h"
+#include "ft/base.h"
+#include "ft/bitmap.h"
+#include "ft/spec.h"
+
+enum ft_vm_event {
+	FT_VM_NONE,
+	FT_VM_SHUTDOWN,         /* the guest powered itself off; the process may still exist */
+	FT_VM_RESET,            /* the guest rebooted; protection goes on */
+	FT_VM_GONE,             /* the process died without a shutdown: a crash */
+	FT_VM_PAUSED_BY_OTHER,  /* somebody else stopped the guest (another management client) */
+};
+
+/* Backends embed this as their first member. */
+struct ft_vm {
+	const struct ft_hv_ops *ops;
+	const char *backend;    /* "qemu", "fake" */
+	const char *accel;      /* "kvm", "tcg", "fake" */
+	const char *tracker;    /* "uffd-wp-async", "soft-dirty", "compare", "fake" */
+	const uint8_t *ram;     /* our read-only mapping of guest RAM, in RAM-file order */
+	uint64_t nr_pages;
+	int event_fd;           /* readable: call next_event until FT_VM_NONE */
+};
+
+/*
+ * Order: open (backend's own constructor), track, { pause, state_begin, take_dirty, state_end,
+ * take_dirty, resume }..., close. Loop thread only. close follows every successful open exactly once,
+ * whatever failed in between, and leaves the guest running and untracked.
+ */
+struct ft_hv_ops {
+	/* Start dirty tracking. Everything written from here on is reported by some take_dirty. */
+	int (*track)(struct ft_vm *vm);
+	/* Returns once vCPUs stand still and devices have stopped writing RAM (QMP stop has returned). */
+	int (*pause)(struct ft_vm *vm);
+	/* Start serialising vCPU and device state; returns at once so that pages are copied meanwhile. */
+	int (*state_begin)(struct ft_vm *vm);
+	/* Wait for the state. The caller frees @out. Serialising may write guest RAM: take_dirty again. */
+	int (*state_end)(struct ft_vm *vm, struct ft_blob *out);
+	/* OR into @dirty the pages written since the last call (first: since track). May run unpaused. */
+	int (*take_dirty)(struct ft_vm *vm, struct ft_bitmap *dirty);
+	int (*resume)(struct ft_vm *vm);
+	/*
+	 * Firmware and other RAM blocks outside guest RAM and outside the state blob, once at the start;
+	 * pauses the guest for some ms by itself. Opaque to all but the same backend's replica.
+	 */
+	int (*firmware)(struct ft_vm *vm, struct ft_blob *out);
+	/* Never blocks. FT_VM_NONE when nothing is left. */
+	enum ft_vm_event (*next_event)(struct ft_vm *vm);
+	/* CPU time used by the guest's vCPU threads so far, ns: the pause budget counts busy time only. */
+	uint64_t (*cpu_time_ns)(struct ft_vm *vm);
+	/* Kill the guest for good (it was taken over elsewhere). Idempotent. */
+	int (*destroy)(struct ft_vm *vm);
+	void (*close)(struct ft_vm *vm);
+};
+
+struct ft_qemu_options {
+	const char *tracker;    /* NULL or "auto": probe; else force one by name */
+};
+/* Attach to the running guest of @at: QMP, RAM mapping, tracker choice. Names every obstacle. */
+int ft_qemu_open(const struct ft_attach *at, const struct ft_qemu_options *opt, struct ft_vm **out) FT_MUST_CHECK;
+/*
+ * Ask without touching: log one line for each thing that makes the guest unprotectable (several memory
+ * backends, balloon, free-page-reporting, virtio-mem, vhost-user, vhost, VFIO, slirp, macvtap, socket
+ * chardevs and displays a client could see, a QMP client holding the guest paused ...). Returns how many.
+ */
+int ft_qemu_check(const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx);
+
+struct ft_drill_result {
+	bool ok;
+	unsigned load_ms;       /* from the command to "running" in the scratch guest */
+	unsigned dirtied_pages; /* written by the scratch guest: it runs */
+	char why[160];          /* when !ok */
+};
+
+struct ft_replica {
+	const struct ft_replica_ops *ops;
+	uint8_t *ram;           /* writable mapping of the replica's RAM, preallocated; the image writes here */
+	uint64_t nr_pages;
+	int watch_fd;           /* readable: the parked process died; there must be no ack from then on */
+};
+
+/*
+ * Order: prepare (backend's constructor), { drill_start, drill_end }..., start once or never, then
+ * detach after a start that succeeded, or destroy. Loop thread only.
+ */
+struct ft_replica_ops {
+	/* Load @state (RAM is in place) and run. Once in a life. Returns when the guest runs. */
+	int (*start)(struct ft_replica *r, const struct ft_blob *firmware, const struct ft_blob *state);
+	/*
+	 * Load RAM as it is now plus @state in a scratch guest without network, beside the parked one.
+	 * Returns at once with a pollable fd; RAM must not change until drill_end. The caller closes nothing.
+	 */
+	int (*drill_start)(struct ft_replica *r, const struct ft_blob *firmware, const struct ft_blob *state, int *fd);
+	void (*drill_end)(struct ft_replica *r, struct ft_drill_result *out);   /* also cancels */
+	/* The running guest is on its own: its attach record is written, our handle is freed. */
+	int (*detach)(struct ft_replica *r);
+	void (*destroy)(struct ft_replica *r);          /* kills what is parked; frees RAM; NULL is fine */
+};
+
+/* Build the RAM file and park a QEMU with incoming migration deferred. */
+int ft_qemu_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out) FT_MUST_CHECK;
+
+/* The fake guest; see checkpoint/fake.c for what it writes. */
+struct ft_fake_config {
+	uint64_t nr_pages;
+	uint64_t seed;
+};
+int ft_fake_open(const struct ft_fake_config *cfg, struct ft_vm **out) FT_MUST_CHECK;
+int ft_fake_replica_prepare(const struct ft_fake_config *cfg, struct ft_replica **out) FT_MUST_CHECK;
+/* Let the guest run for a step: it writes some pages, moves its state on, and may "send" packets. */
+void ft_fake_step(struct ft_vm *vm);
+/* Digest of RAM and state as they are now: what P2 compares. */
+uint64_t ft_fake_digest(struct ft_vm *vm);
+uint64_t ft_fake_replica_digest(struct ft_replica *r, const struct ft_blob *state);
+
+#endif

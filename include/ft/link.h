@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * link.h - one authenticated, encrypted connection between a primary and a backup.
+ *
+ * A thread of its own does TLS 1.3 (client certificates required, peer name checked, key updates by volume
+ * and age) on a nonblocking socket; the owner's libev loop gets whole, size-checked records. Nothing
+ * outside replicator/tls.c includes OpenSSL.
+ */
+#ifndef FT_LINK_H
+#define FT_LINK_H
+
+#include "ft/base.h"
+#include "ft/wire.h"
+
+struct ev_loop;
+struct ft_link;
+
+struct ft_tls_files {                   /* PEM; the key must be ours alone (0600) */
+	const char *ca, *cert, *key;
+};
+
+struct ft_link_config {
+	struct ft_tls_files tls;
+	bool primary;                   /* we are the primary: connect, TLS client */
+	const char *guest;
+	const char *peer;               /* connect: the name the certificate must carry; accept: NULL, any of our CA */
+	unsigned connect_timeout_ms;    /* TCP and handshake together */
+	size_t send_bound;              /* bytes queued before ft_link_send blocks or refuses */
+	/* All on the loop thread. After on_down nothing more comes. on_record's body is valid in the call. */
+	void (*on_up)(void *ctx, const char *peer_name);
+	void (*on_record)(void *ctx, uint32_t type, const uint8_t *body, size_t len);
+	void (*on_down)(void *ctx, int rc, const char *why);    /* @why is one clear line with the remedy */
+	void *ctx;
+};
+
+/* Connect to host:port and send the preamble. Returns at once; on_up or on_down follows. */
+int ft_link_connect(struct ev_loop *loop, const struct ft_link_config *cfg, const char *host, uint16_t port,
+		    struct ft_link **out) FT_MUST_CHECK;
+/* Serve a connected socket whose preamble was read. Takes over @fd also on failure. */
+int ft_link_accept(struct ev_loop *loop, const struct ft_link_config *cfg, int fd, struct ft_link **out) FT_MUST_CHECK;
+/* Stop the thread, close. No callback comes after it. Queued bytes are dropped. NULL is fine. */
+void ft_link_free(struct ft_link *l);
+
+enum ft_link_lane {
+	FT_LANE_URGENT,                 /* goes before queued bulk; never blocks (own small bound, -EAGAIN) */
+	FT_LANE_BULK,                   /* in order; blocks a worker thread while over the bound; -EPIPE once down */
+	FT_LANE_BULK_NOWAIT,            /* in order with bulk, for the loop thread: never blocks, may exceed the bound by one record */
+};
+/* Thread-safe; copies @body. */
+int ft_link_send(struct ft_link *l, enum ft_link_lane lane, uint32_t type, const void *body, size_t len) FT_MUST_CHECK;
+
+/* Session secret (RFC 5705 exporter, label "EXPORTER-ft-heartbeat"), once up: keys of the UDP heartbeats. */
+int ft_link_export(struct ft_link *l, uint8_t key[32]) FT_MUST_CHECK;
+
+struct ft_link_stats {
+	uint64_t bytes_sent, bytes_received, key_updates;
+	size_t queued;
+	uint64_t last_received_ns;      /* ft_now_ns of the last authenticated bytes: a sign of life */
+};
+void ft_link_get_stats(struct ft_link *l, struct ft_link_stats *out);
+
+/* Check files without a peer (ft-protect --check, ftd start): one clear line each. 0 when all is well. */
+int ft_tls_check(const struct ft_tls_files *f) FT_MUST_CHECK;
+
+/* The preamble, on a plain socket. read is for ftd's parent: nonblocking, returns -EAGAIN until complete. */
+size_t ft_preamble_pack(const char *guest, uint8_t buf[FT_PREAMBLE_MAX]);
+int ft_preamble_parse(const uint8_t *buf, size_t len, char guest[FT_NAME_MAX + 1]) FT_MUST_CHECK; /* used bytes, -EAGAIN, -EPROTO */
+
+#endif

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * spec.h - the guest file: what a guest is, as data with a checked schema.
+ *
+ * The same file lies on both hosts (/etc/ft/guests/NAME.conf). Each host builds its own QEMU command
+ * line from its own copy; a peer sends its spec only to be compared, never to be executed. INI syntax
+ * (inih): a [guest] section, then one [nic] section per interface.
+ */
+#ifndef FT_SPEC_H
+#define FT_SPEC_H
+
+#include "ft/base.h"
+
+#define FT_SPEC_PATH_MAX 256
+#define FT_SPEC_CMDLINE_MAX 1024
+#define FT_SPEC_NICS_MAX 8
+#define FT_SPEC_TEXT_MAX 16384          /* a longer guest file is refused */
+
+enum ft_accel { FT_ACCEL_AUTO, FT_ACCEL_KVM, FT_ACCEL_TCG };
+
+struct ft_nic {
+	uint8_t mac[6];                 /* unicast */
+	char bridge[16];                /* IFNAMSIZ; a bridge of this host */
+};
+
+struct ft_spec {
+	char name[FT_NAME_MAX + 1];
+	uint64_t memory;                /* bytes, a multiple of 2 MiB */
+	unsigned vcpus;                 /* 1..64 */
+	enum ft_accel accel;
+	char machine[64];               /* versioned QEMU machine type, or empty: the default */
+	char cpu[64];                   /* QEMU CPU model, or empty: the default of the accelerator */
+	char kernel[FT_SPEC_PATH_MAX];  /* absolute paths on this host; empty: firmware boots the disk */
+	char initrd[FT_SPEC_PATH_MAX];
+	char cmdline[FT_SPEC_CMDLINE_MAX];
+	unsigned nr_nics;
+	struct ft_nic nic[FT_SPEC_NICS_MAX];
+};
+
+/*
+ * Parse @text (hostile until this returns 0). @origin names it in errors ("/etc/ft/guests/vm1.conf").
+ * Logs one line "ORIGIN:LINE: what is wrong and what is expected" on failure; -EINVAL.
+ */
+int ft_spec_parse(const char *text, size_t len, const char *origin, struct ft_spec *out) FT_MUST_CHECK;
+/* Load the spec of @guest from the guests directory of ft_conf. -ENOENT when there is no such file. */
+int ft_spec_load(const char *guest, struct ft_spec *out) FT_MUST_CHECK;
+/* Canonical text, parseable by ft_spec_parse; what travels to the peer. Returns its length. */
+int ft_spec_format(const struct ft_spec *spec, char *buf, size_t size) FT_MUST_CHECK;
+/*
+ * Can a replica built from @mine continue a guest started from @theirs? 0, or -ENOEXEC with one line
+ * in @why naming the first key that differs (bridge and path names may differ, MACs may not).
+ */
+int ft_spec_compatible(const struct ft_spec *mine, const struct ft_spec *theirs, char *why, size_t size) FT_MUST_CHECK;
+
+#endif

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/* test.c - runs what TEST registered: each in a forked child, under a time limit, as TAP. */
+#include "tests/test.h"
+
+#include <ftw.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static struct ft_test *first, **last = &first;
+static char dir[64];
+static char *captured;                  /* shared with the child: log lines, and a skip reason */
+#define CAPTURE_MAX (1 << 20)
+
+void ft_test_register(struct ft_test *t)
+{
+	*last = t;
+	last = &t->next;
+}
+
+void ft_test_fail(const char *file, int line, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	printf("# %s:%d: ", file, line);
+	vprintf(fmt, ap);
+	printf("\n");
+	va_end(ap);
+	fflush(stdout);
+	_exit(1);
+}
+
+void ft_test_skip(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(captured, 512, fmt, ap);
+	va_end(ap);
+	fflush(stdout);
+	_exit(77);
+}
+
+static void capture_line(void *ctx, enum ft_log_level level, const char *line)
+{
+	size_t used = strlen(captured);
+
+	(void)ctx;
+	printf("# log %d: %s\n", level, line);
+	if (used + strlen(line) + 2 < CAPTURE_MAX) {
+		strcpy(captured + used, line);
+		strcat(captured + used, "\n");
+	}
+}
+
+bool ft_test_logged(const char *part)
+{
+	return strstr(captured, part) != NULL;
+}
+
+static int remove_one(const char *path, const struct stat *st, int flag, struct FTW *ftw)
+{
+	(void)st, (void)flag, (void)ftw;
+	return remove(path);
+}
+
+const char *ft_test_dir(void)
+{
+	return dir;
+}
+
+static int run_one(const struct ft_test *t)
+{
+	int status = 0;
+	pid_t pid;
+
+	captured[0] = 0;
+	strcpy(dir, "/tmp/ft-test-XXXXXX");
+	if (!mkdtemp(dir))
+		abort();
+	fflush(stdout);
+	pid = fork();
+	if (pid < 0)
+		abort();
+	if (pid == 0) {
+		setpgid(0, 0);
+		ft_log_divert(capture_line, NULL);
+		alarm(t->timeout_s);
+		t->fn();
+		fflush(stdout);
+		exit(0);                /* not _exit: leaks are found at exit */
+	}
+	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	kill(-pid, SIGKILL);            /* what the test left running */
+	nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+	return status;
+}
+
+int main(int argc, char **argv)
+{
+	unsigned n = 0, bad = 0;
+
+	captured = mmap(NULL, CAPTURE_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (captured == MAP_FAILED)
+		return 1;
+	for (struct ft_test *t = first; t; t = t->next) {
+		int status;
+
+		if (argc > 1 && !strstr(t->name, argv[1]))
+			continue;
+		status = run_one(t);
+		n++;
+		if (WIFEXITED(status) && WEXITSTATUS(status) == 77) {
+			printf("ok %u %s # SKIP %s\n", n, t->name, captured);
+		} else if (status) {
+			if (WIFSIGNALED(status))
+				printf("# killed by signal %d%s\n", WTERMSIG(status), WTERMSIG(status) == SIGALRM ? " (time limit)" : "");
+			printf("not ok %u %s\n", n, t->name);
+			bad++;
+		} else {
+			printf("ok %u %s\n", n, t->name);
+		}
+	}
+	printf("1..%u\n", n);
+	return bad ? 1 : 0;
+}
