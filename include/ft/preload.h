@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * preload.h - the page shared with ft-preload.so inside QEMU (LD_PRELOAD, set by ft-guest and ftd).
+ *
+ * The preload does two small things that only code inside QEMU can do: it makes a userfaultfd (dirty
+ * tracking from outside then takes it with pidfd_getfd), and it holds CLOCK_MONOTONIC still while the guest
+ * is paused, so that QEMU's virtual clock jumps over the pause at `cont` instead of losing it.
+ * The page is a 4 KiB file named by FT_PRELOAD_PAGE in QEMU's environment, created by the launcher; without
+ * it, or if anything fails, the preload does nothing and QEMU runs as ever.
+ */
+#ifndef FT_PRELOAD_H
+#define FT_PRELOAD_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define FT_PRELOAD_MAGIC 0x6c70746675ull
+#define FT_PRELOAD_VERSION 1u
+
+struct ft_preload_page {
+	_Atomic uint64_t magic;         /* written last by the preload: the rest above `hold` is valid */
+	uint32_t version;
+	int32_t uffd;                   /* fd number inside QEMU; -1: this kernel has none that serves */
+	uint64_t uffd_features;         /* of the UFFDIO_API answer */
+	/*
+	 * ft-protect writes. hold_seq even: time runs. Odd: time is to stand still; the first call of
+	 * clock_gettime that sees a new odd value latches its instant and every call answers with it until
+	 * hold_seq changes or hold_limit_ns have really passed (a dead ft-protect must not stop QEMU's time).
+	 */
+	_Atomic uint64_t hold_seq;
+	_Atomic uint64_t hold_limit_ns;
+	/* preload writes: the latch, for diagnosis and tests. */
+	_Atomic uint64_t latched_seq;
+	_Atomic uint64_t latched_ns;
+};
+
+#endif
