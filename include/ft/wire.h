@@ -16,7 +16,7 @@
 #define FT_WIRE_VERSION_MIN 1u
 #define FT_WIRE_VERSION_MAX 1u
 
-/* Preamble: "FTv1" magic, u8 length of the name, name. Checked with ft_name_ok. */
+/* Preamble: "FTr1" magic, u8 length of the name, name. Checked with ft_name_ok. */
 #define FT_PREAMBLE_MAGIC "FTr1"
 #define FT_PREAMBLE_MAX (4 + 1 + FT_NAME_MAX)
 
@@ -24,6 +24,11 @@
 #define FT_WIRE_TEXT_MAX 512u           /* human-readable tails */
 #define FT_WIRE_STATE_MAX (64u << 20)
 #define FT_WIRE_FIRMWARE_MAX (64u << 20)
+#define FT_WIRE_SPEC_MAX 16384u         /* canonical guest spec in HELLO */
+#define FT_WIRE_FACTS_MAX 4096u
+#define FT_WIRE_HASHES_MAX (4u << 20)   /* in VERIFY: 4 TiB of RAM */
+#define FT_WIRE_PAGES_MAX (1ull << 30)  /* of a guest: 4 TiB */
+#define FT_WIRE_SILENCE_MAX_MS 3600000u
 
 enum ft_rec_type {
 	/* primary -> backup */
@@ -40,7 +45,7 @@ enum ft_rec_type {
 	FT_REC_VERIFY      = 10,        /* le64 epoch, then le64 hashes of all RAM at that epoch */
 	/* backup -> primary */
 	FT_REC_WELCOME     = 32,        /* ft_wire_welcome, then text */
-	FT_REC_READY       = 33,        /* the replica is built and parked; firmware taken */
+	FT_REC_READY       = 33,        /* empty: the replica is built and parked; firmware taken */
 	FT_REC_ACK         = 34,        /* le64 epoch: whole, verified and held; le64 of staging bytes used */
 	FT_REC_DISARMED    = 35,        /* le64 generation: durable */
 	FT_REC_RUNNING     = 36,        /* le64 generation under which the backup now runs the guest */
@@ -127,7 +132,11 @@ int ft_wire_check(uint32_t type, uint64_t len, bool from_primary) FT_MUST_CHECK;
 const char *ft_wire_name(uint32_t type);
 const char *ft_wire_reason_text(uint32_t reason);
 
-/* pack writes the fixed size and returns it; unpack checks length and field ranges: 0 or -EPROTO. */
+/*
+ * pack writes the fixed part and returns its length (the FT_WIRE_*_LEN below); the caller appends the tail.
+ * unpack takes the whole body, tail included, and checks length and field ranges: 0 or -EPROTO. An unknown
+ * reason passes: a newer peer may have more of them, and its text still says why.
+ */
 #define FT_WIRE_CODEC(rec) \
 	size_t ft_wire_pack_##rec(const struct ft_wire_##rec *r, uint8_t *buf); \
 	int ft_wire_unpack_##rec(const uint8_t *buf, size_t len, struct ft_wire_##rec *out) FT_MUST_CHECK
