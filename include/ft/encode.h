@@ -31,7 +31,7 @@ struct ft_encoder_config {
 int ft_encoder_new(const struct ft_encoder_config *cfg, struct ft_encoder **out) FT_MUST_CHECK;
 void ft_encoder_free(struct ft_encoder *en);
 /* Begin, chunk..., end: one epoch. chunk is an ft_chunk_sink member. end takes over @state. */
-int ft_encoder_begin(struct ft_encoder *en, uint64_t epoch, uint32_t flags) FT_MUST_CHECK;
+int ft_encoder_begin(struct ft_encoder *en, uint64_t epoch, uint64_t base, uint32_t flags) FT_MUST_CHECK;
 int ft_encoder_chunk(void *en, struct ft_chunk *c);
 int ft_encoder_end(struct ft_encoder *en, struct ft_blob *state) FT_MUST_CHECK;
 /* Throw away all that is queued, give chunks back, forget the shadow: the link is gone. Waits for workers. */

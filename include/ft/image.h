@@ -27,8 +27,12 @@ void ft_image_free(struct ft_image *im);
 #define FT_EPOCH_FULL   1u  /* every page is in it; needs no predecessor */
 #define FT_EPOCH_DIRECT 2u  /* with FULL: apply blocks as they arrive; the image is no epoch until the end */
 
-/* -EPROTO: not last staged + 1 (unless FULL), begun twice, DIRECT over a committed image. */
-int ft_image_begin(struct ft_image *im, uint64_t epoch, uint32_t flags) FT_MUST_CHECK;
+/*
+ * @base is the epoch the pages build on and must be the last whole one (0 with FULL); @epoch > @base: numbers
+ * may be skipped, because a primary that resumes a broken session sends what the lost epochs held as one
+ * later epoch. A partial epoch is discarded. -EPROTO: wrong base, DIRECT over a usable image.
+ */
+int ft_image_begin(struct ft_image *im, uint64_t epoch, uint64_t base, uint32_t flags) FT_MUST_CHECK;
 int ft_image_pages(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST_CHECK;
 int ft_image_state(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST_CHECK;
 /* @body is an EPOCH_END record. 0: whole and verified - may be acknowledged. */

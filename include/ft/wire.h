@@ -82,8 +82,12 @@ enum ft_replica_state {
 	FT_REPLICA_DISARMED = 3,
 };
 
-struct ft_wire_hello {                  /* fixed part, 48 bytes */
+#define FT_HELLO_CONTINUE 1u            /* primary's policy `continue`: never take over on silence alone */
+
+struct ft_wire_hello {                  /* fixed part, 56 bytes */
 	uint32_t version_min, version_max;
+	uint32_t flags;                 /* FT_HELLO_* */
+	uint32_t pad;
 	uint64_t generation;            /* of this session; larger than any the primary knows */
 	uint64_t nr_pages;
 	uint32_t spec_len;              /* canonical guest spec */
@@ -104,8 +108,9 @@ struct ft_wire_welcome {                /* 56 bytes */
 	uint8_t session[16];
 };
 
-struct ft_wire_epoch_begin {            /* 16 bytes */
+struct ft_wire_epoch_begin {            /* 24 bytes */
 	uint64_t epoch;
+	uint64_t base;                  /* epoch it builds on: the receiver's last whole one; 0 with FULL */
 	uint32_t flags;                 /* FT_EPOCH_* of image.h */
 	uint32_t pad;
 };
@@ -147,9 +152,9 @@ FT_WIRE_CODEC(epoch_end);
 FT_WIRE_CODEC(drilled);
 FT_WIRE_CODEC(verified);
 #undef FT_WIRE_CODEC
-#define FT_WIRE_HELLO_LEN 48u
+#define FT_WIRE_HELLO_LEN 56u
 #define FT_WIRE_WELCOME_LEN 56u
-#define FT_WIRE_EPOCH_BEGIN_LEN 16u
+#define FT_WIRE_EPOCH_BEGIN_LEN 24u
 #define FT_WIRE_EPOCH_END_LEN 32u
 #define FT_WIRE_DRILLED_LEN 16u
 #define FT_WIRE_VERIFIED_LEN 24u
