@@ -137,6 +137,8 @@ size_t ft_wire_pack_hello(const struct ft_wire_hello *r, uint8_t *buf)
 
 	put32(&p, r->version_min);
 	put32(&p, r->version_max);
+	put32(&p, r->flags);
+	put32(&p, 0);
 	put64(&p, r->generation);
 	put64(&p, r->nr_pages);
 	put32(&p, r->spec_len);
@@ -153,12 +155,16 @@ int ft_wire_unpack_hello(const uint8_t *buf, size_t len, struct ft_wire_hello *o
 		return -EPROTO;
 	out->version_min = get32(&p);
 	out->version_max = get32(&p);
+	out->flags = get32(&p);
+	out->pad = get32(&p);
 	out->generation = get64(&p);
 	out->nr_pages = get64(&p);
 	out->spec_len = get32(&p);
 	out->facts_len = get32(&p);
 	get_id(&p, out->resume);
 	if (!out->version_min || out->version_min > out->version_max)
+		return -EPROTO;
+	if (out->pad || out->flags & ~FT_HELLO_CONTINUE)
 		return -EPROTO;
 	if (!out->generation || !out->nr_pages || out->nr_pages > FT_WIRE_PAGES_MAX)
 		return -EPROTO;
@@ -218,6 +224,7 @@ size_t ft_wire_pack_epoch_begin(const struct ft_wire_epoch_begin *r, uint8_t *bu
 	uint8_t *p = buf;
 
 	put64(&p, r->epoch);
+	put64(&p, r->base);
 	put32(&p, r->flags);
 	put32(&p, 0);
 	return (size_t)(p - buf);
@@ -230,9 +237,12 @@ int ft_wire_unpack_epoch_begin(const uint8_t *buf, size_t len, struct ft_wire_ep
 	if (len != FT_WIRE_EPOCH_BEGIN_LEN)
 		return -EPROTO;
 	out->epoch = get64(&p);
+	out->base = get64(&p);
 	out->flags = get32(&p);
 	out->pad = get32(&p);
-	if (!out->epoch || out->pad || out->flags & ~(FT_EPOCH_FULL | FT_EPOCH_DIRECT))
+	if (out->base >= out->epoch || !out->base != !!(out->flags & FT_EPOCH_FULL))
+		return -EPROTO;
+	if (out->pad || out->flags & ~(FT_EPOCH_FULL | FT_EPOCH_DIRECT))
 		return -EPROTO;
 	return out->flags == FT_EPOCH_DIRECT ? -EPROTO : 0;     /* DIRECT goes only with FULL */
 }

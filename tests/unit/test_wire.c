@@ -6,9 +6,9 @@
 TEST(a_record_is_refused_before_its_body_when_type_side_or_length_is_wrong)
 {
 	static const struct { uint32_t type; bool primary, backup; uint64_t min, max; } row[] = {
-		{ FT_REC_HELLO, true, false, 48, 48 + 16384 + 4096 },
+		{ FT_REC_HELLO, true, false, 56, 56 + 16384 + 4096 },
 		{ FT_REC_FIRMWARE, true, false, 0, 64 << 20 },
-		{ FT_REC_EPOCH_BEGIN, true, false, 16, 16 },
+		{ FT_REC_EPOCH_BEGIN, true, false, 24, 24 },
 		{ FT_REC_PAGES, true, false, 1, FT_BLOCK_MAX },
 		{ FT_REC_STATE, true, false, 0, 64 << 20 },
 		{ FT_REC_EPOCH_END, true, false, 32, 32 },
@@ -44,27 +44,27 @@ TEST(a_record_is_refused_before_its_body_when_type_side_or_length_is_wrong)
 
 TEST(hello_comes_back_as_it_was_and_its_lengths_must_add_up)
 {
-	struct ft_wire_hello in = { 1, 2, 77, 65536, 10, 5, "0123456789abcde" }, out;
+	struct ft_wire_hello in = { 1, 2, FT_HELLO_CONTINUE, 0, 77, 65536, 10, 5, "0123456789abcde" }, out;
 	uint8_t buf[80] = { 0 };
 
 	CHECK_EQ(ft_wire_pack_hello(&in, buf), FT_WIRE_HELLO_LEN);
 	CHECK_EQ(ft_le32(buf + 4), 2);
-	CHECK_EQ(ft_le64(buf + 8), 77);
-	CHECK_OK(ft_wire_unpack_hello(buf, 48 + 15, &out));
+	CHECK_EQ(ft_le64(buf + 16), 77);
+	CHECK_OK(ft_wire_unpack_hello(buf, 56 + 15, &out));
 	CHECK(!memcmp(&in, &out, sizeof(in)));
-	CHECK_EQ(ft_wire_unpack_hello(buf, 48 + 14, &out), -EPROTO);
-	CHECK_EQ(ft_wire_unpack_hello(buf, 48 + 16, &out), -EPROTO);
-	CHECK_EQ(ft_wire_unpack_hello(buf, 47, &out), -EPROTO);
-	ft_put32(buf + 24, UINT32_MAX - 47);            /* 48 + spec_len wraps in 32 bits */
+	CHECK_EQ(ft_wire_unpack_hello(buf, 56 + 14, &out), -EPROTO);
+	CHECK_EQ(ft_wire_unpack_hello(buf, 56 + 16, &out), -EPROTO);
+	CHECK_EQ(ft_wire_unpack_hello(buf, 55, &out), -EPROTO);
+	ft_put32(buf + 32, UINT32_MAX - 55);            /* 56 + spec_len wraps in 32 bits */
 	CHECK_EQ(ft_wire_unpack_hello(buf, 5, &out), -EPROTO);
-	CHECK_EQ(ft_wire_unpack_hello(buf, 53, &out), -EPROTO);
+	CHECK_EQ(ft_wire_unpack_hello(buf, 61, &out), -EPROTO);
 }
 
 TEST(hello_fields_have_ranges)
 {
-	const struct ft_wire_hello good = { 1, 1, 1, 1, 0, 0, { 0 } };
-	struct ft_wire_hello bad[6], out;
-	uint8_t buf[48];
+	const struct ft_wire_hello good = { 1, 1, 0, 0, 1, 1, 0, 0, { 0 } };
+	struct ft_wire_hello bad[7], out;
+	uint8_t buf[56];
 
 	for (size_t i = 0; i < FT_ARRAY_LEN(bad); i++)
 		bad[i] = good;
@@ -74,6 +74,7 @@ TEST(hello_fields_have_ranges)
 	bad[3].nr_pages = 0;
 	bad[4].nr_pages = UINT64_MAX;
 	bad[5].spec_len = 1;
+	bad[6].flags = 2;
 	ft_wire_pack_hello(&good, buf);
 	CHECK_OK(ft_wire_unpack_hello(buf, sizeof(buf), &out));
 	for (size_t i = 0; i < FT_ARRAY_LEN(bad); i++) {
@@ -117,17 +118,25 @@ TEST(a_refusal_may_leave_the_session_fields_empty_and_carry_an_unknown_reason)
 TEST(epoch_records_come_back_and_refuse_what_makes_no_sense)
 {
 	struct ft_wire_epoch_begin begin = { .epoch = 9, .flags = FT_EPOCH_FULL | FT_EPOCH_DIRECT }, b;
+	struct ft_wire_epoch_begin later = { .epoch = 9, .base = 7 };
 	struct ft_wire_epoch_end end = { 9, 2, 65, 0x1122334455667788 }, e;
 	uint8_t buf[32];
 
 	CHECK_EQ(ft_wire_pack_epoch_begin(&begin, buf), FT_WIRE_EPOCH_BEGIN_LEN);
-	CHECK_OK(ft_wire_unpack_epoch_begin(buf, 16, &b));
+	CHECK_OK(ft_wire_unpack_epoch_begin(buf, 24, &b));
 	CHECK(b.epoch == 9 && b.flags == begin.flags);
-	CHECK_EQ(ft_wire_unpack_epoch_begin(buf, 15, &b), -EPROTO);
-	ft_put32(buf + 8, FT_EPOCH_DIRECT);
-	CHECK_EQ(ft_wire_unpack_epoch_begin(buf, 16, &b), -EPROTO);
-	ft_put32(buf + 8, 4);
-	CHECK_EQ(ft_wire_unpack_epoch_begin(buf, 16, &b), -EPROTO);
+	CHECK_EQ(ft_wire_unpack_epoch_begin(buf, 23, &b), -EPROTO);
+	ft_put32(buf + 16, FT_EPOCH_DIRECT);
+	CHECK_EQ(ft_wire_unpack_epoch_begin(buf, 24, &b), -EPROTO);
+	ft_put32(buf + 16, 4);
+	CHECK_EQ(ft_wire_unpack_epoch_begin(buf, 24, &b), -EPROTO);
+	ft_wire_pack_epoch_begin(&later, buf);
+	CHECK_OK(ft_wire_unpack_epoch_begin(buf, 24, &b));
+	CHECK(b.base == 7);
+	ft_put64(buf + 8, 9);                           /* builds on itself */
+	CHECK_EQ(ft_wire_unpack_epoch_begin(buf, 24, &b), -EPROTO);
+	ft_put64(buf + 8, 0);                           /* builds on nothing, but is not full */
+	CHECK_EQ(ft_wire_unpack_epoch_begin(buf, 24, &b), -EPROTO);
 
 	CHECK_EQ(ft_wire_pack_epoch_end(&end, buf), FT_WIRE_EPOCH_END_LEN);
 	CHECK_OK(ft_wire_unpack_epoch_end(buf, 32, &e));
