@@ -25,19 +25,19 @@ void ft_silence_init(struct ft_silence *s, uint64_t now, uint64_t silence_ns, ui
 void ft_silence_life(struct ft_silence *s, uint64_t now);
 /*
  * True: silent for the whole window. A call that comes more than 2 x tick late first restarts the window:
- * it was us who slept, and what the peer sent meanwhile may not have been read yet.
+ * it was us who slept, and what the peer sent meanwhile may not have been read yet. Read before judging.
  */
 bool ft_silence_judge(struct ft_silence *s, uint64_t now);
 
 struct ft_lease {
 	uint64_t lease_ns;
-	uint64_t until_ns;
+	uint64_t until_ns;      /* 0: none */
 };
 
-/* lease = silence - max(silence / 5, 20 ms). */
+/* lease = silence - max(silence / 5, 20 ms); none at all when that leaves nothing. */
 void ft_lease_init(struct ft_lease *l, uint64_t silence_ns);
-void ft_lease_renew(struct ft_lease *l, uint64_t sent_ns);  /* a sign of life sent then was echoed */
-void ft_lease_revoke(struct ft_lease *l);
+void ft_lease_renew(struct ft_lease *l, uint64_t sent_ns);  /* a sign of life sent then was echoed; never shortens */
+void ft_lease_revoke(struct ft_lease *l);                   /* ends this lease; a later echo may start another */
 bool ft_lease_fresh(const struct ft_lease *l, uint64_t now);
 
 #endif
