@@ -26,7 +26,7 @@ CFLAGS  ?= -O2 -g
 override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIBEXEC='"$(LIBEXEC)"' -Iinclude -I. -MMD -MP \
            $(WARN) $(if $(filter 0,$(WERROR)),,-Werror) -fstack-protector-strong -pthread \
            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
-LDLIBS  := -lev -ljansson -linih -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink -pthread
+LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink -pthread
 
 .PHONY: all help deps check check-unit clean install lint tests
 all: $(PROGS) $(PRELOAD) $(SCRIPTS)

@@ -5,7 +5,7 @@
 #   check  tests and demo          lint  static analysis     debian13  the trixie tree
 # Does nothing, and needs no network, when everything is already there. DEPS_PRINT=1 prints instead.
 set -eu
-build="gcc make pkg-config libc6-dev libev-dev libjansson-dev libinih-dev liblz4-dev libxxhash-dev libssl-dev
+build="gcc make pkg-config libc6-dev libev-dev libjansson-dev liblz4-dev libxxhash-dev libssl-dev
  libnetfilter-queue-dev libnftnl-dev libmnl-dev libnfnetlink-dev"
 run="qemu-system-x86 iproute2 iptables nftables openssl"
 check="$run redis-server redis-tools busybox-static cpio python3 procps kmod util-linux ca-certificates clang libclang-rt-14-dev"

@@ -30,9 +30,13 @@ struct ft_attach {
 	} nic[FT_SPEC_NICS_MAX];
 };
 
-int ft_attach_load(const char *guest, struct ft_attach *out) FT_MUST_CHECK; /* -ENOENT, -EINVAL, -ESRCH: guest is gone */
+/* -ENOENT: no record, -ESRCH: its QEMU is gone (@out is filled): both silent. -EINVAL: logged. */
+int ft_attach_load(const char *guest, struct ft_attach *out) FT_MUST_CHECK;
+/* The guest's run directory must exist. */
 int ft_attach_save(const struct ft_attach *at) FT_MUST_CHECK;
 int ft_attach_remove(const char *guest);
+/* Fill pid and pid_start of the running process @pid. -ESRCH. */
+int ft_attach_fill_pid(struct ft_attach *at, pid_t pid) FT_MUST_CHECK;
 /* pidfd of the guest's QEMU after checking pid_start; -ESRCH when it is gone. Caller closes. */
 int ft_attach_pidfd(const struct ft_attach *at) FT_MUST_CHECK;
 

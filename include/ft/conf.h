@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
- * conf.h - /etc/ft/ft.conf (INI, inih) and the places where things lie. man ft.conf(5) describes each key.
+ * conf.h - /etc/ft/ft.conf (INI, see ini.h) and the places where things lie. man ft.conf(5) describes each key.
  *
  *   [ft]                 this host
  *   [tls]                ca, cert, key
@@ -50,7 +50,7 @@ struct ft_conf {
 	char shm_dir[FT_PATH_MAX];      /* /dev/shm/ft: RAM files */
 	char qemu[FT_PATH_MAX];         /* qemu-system-x86_64, searched in PATH */
 	char libexec_dir[FT_PATH_MAX];  /* ft-guard, ft-preload.so */
-	char listen[64];                /* [::] */
+	char listen[64];                /* "::": an IP address without brackets */
 	uint16_t port;                  /* 7800 */
 	uint16_t heartbeat_port_min, heartbeat_port_max; /* 0: any */
 	char tls_ca[FT_PATH_MAX], tls_cert[FT_PATH_MAX], tls_key[FT_PATH_MAX];

@@ -4,7 +4,7 @@
  *
  * The same file lies on both hosts (/etc/ft/guests/NAME.conf). Each host builds its own QEMU command
  * line from its own copy; a peer sends its spec only to be compared, never to be executed. INI syntax
- * (inih): a [guest] section, then one [nic] section per interface.
+ * (ini.h): a [guest] section, then one [nic] section per interface.
  */
 #ifndef FT_SPEC_H
 #define FT_SPEC_H

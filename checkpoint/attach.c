@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/* attach.c - see ft/attach.h. */
+#include "ft/attach.h"
+#include "ft/conf.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <sys/pidfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define ATTACH_TEXT_MAX 16384
+
+/* Field 22 of /proc/PID/stat, in clock ticks since boot. The name in field 2 may hold anything. */
+static int read_start(pid_t pid, uint64_t *start)
+{
+	struct ft_blob stat;
+	char path[64];
+	const char *p;
+	int rc;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	rc = ft_read_file(path, 4096, &stat);
+	if (rc)
+		return -ESRCH;
+	p = strrchr((const char *)stat.data, ')');
+	for (int field = 2; p && field < 22; field++) {
+		p = strchr(p, ' ');
+		if (p)
+			p++;
+	}
+	if (!p || sscanf(p, "%" SCNu64, start) != 1)
+		rc = -EIO;
+	ft_blob_free(&stat);
+	return rc;
+}
+
+int ft_attach_fill_pid(struct ft_attach *at, pid_t pid)
+{
+	at->pid = pid;
+	return read_start(pid, &at->pid_start);
+}
+
+int ft_attach_pidfd(const struct ft_attach *at)
+{
+	uint64_t start;
+	int fd, rc;
+
+	if (at->pid <= 0)
+		return -ESRCH;
+	fd = pidfd_open(at->pid, 0);
+	if (fd < 0)
+		return errno == ESRCH || errno == EINVAL ? -ESRCH : -errno;
+	/* Read after the pidfd is open: what it names can no longer change. */
+	rc = read_start(at->pid, &start);
+	if (!rc && start != at->pid_start)
+		rc = -ESRCH;
+	if (rc) {
+		close(fd);
+		return rc;
+	}
+	return fd;
+}
+
+/* --- reading: every member's type and range is checked; one line names the first that is wrong --- */
+
+struct reader {
+	const char *path;
+	json_t *root;
+	int rc;
+	unsigned taken;                 /* members asked for; more than that in the object: unknown ones */
+};
+
+static void bad(struct reader *r, const char *key, const char *expected)
+{
+	if (!r->rc)
+		ft_err("%s: '%s' must be %s: stop and start the guest again", r->path, key, expected);
+	r->rc = -EINVAL;
+}
+
+static json_t *take(struct reader *r, json_t *obj, const char *key)
+{
+	r->taken++;
+	return json_object_get(obj, key);
+}
+
+static void take_text(struct reader *r, json_t *obj, const char *key, char *out, size_t size)
+{
+	const char *s = json_string_value(take(r, obj, key));
+
+	if (!s || strlen(s) >= size) {
+		bad(r, key, "a text that is not too long");
+		return;
+	}
+	strcpy(out, s);
+}
+
+static void take_path(struct reader *r, const char *key, char *out, bool may_be_empty)
+{
+	take_text(r, r->root, key, out, FT_SPEC_PATH_MAX);
+	if (out[0] != '/' && !(may_be_empty && !out[0]))
+		bad(r, key, "an absolute path");
+}
+
+static uint64_t take_number(struct reader *r, const char *key, uint64_t min, uint64_t max)
+{
+	json_t *v = take(r, r->root, key);
+
+	if (!json_is_integer(v) || json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) < min ||
+	    (uint64_t)json_integer_value(v) > max) {
+		bad(r, key, "a number in its range");
+		return 0;
+	}
+	return (uint64_t)json_integer_value(v);
+}
+
+static void take_nic(struct reader *r, struct ft_attach *at, json_t *obj)
+{
+	unsigned i = at->nr_nics++, b[6];
+	unsigned outer = r->taken;
+	char mac[18] = "", rest;
+
+	r->taken = 0;
+	take_text(r, obj, "mac", mac, sizeof(mac));
+	take_text(r, obj, "tap", at->nic[i].tap, sizeof(at->nic[i].tap));
+	take_text(r, obj, "bridge", at->nic[i].bridge, sizeof(at->nic[i].bridge));
+	if (sscanf(mac, "%2x:%2x:%2x:%2x:%2x:%2x%c", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &rest) != 6)
+		bad(r, "mac", "six bytes as in 52:54:00:12:34:56");
+	if (json_object_size(obj) != r->taken)
+		bad(r, "nics", "objects of mac, tap and bridge");
+	for (unsigned k = 0; k < 6 && !r->rc; k++)
+		at->nic[i].mac[k] = (uint8_t)b[k];
+	r->taken = outer;
+}
+
+static void take_nics(struct reader *r, struct ft_attach *at)
+{
+	json_t *nics = take(r, r->root, "nics"), *nic;
+	size_t i;
+
+	if (!json_is_array(nics) || json_array_size(nics) > FT_SPEC_NICS_MAX) {
+		bad(r, "nics", "an array of at most 8");
+		return;
+	}
+	json_array_foreach(nics, i, nic)
+		take_nic(r, at, nic);
+}
+
+static void take_accel(struct reader *r, struct ft_attach *at)
+{
+	char accel[8] = "";
+
+	take_text(r, r->root, "accel", accel, sizeof(accel));
+	at->accel = !strcmp(accel, "kvm") ? FT_ACCEL_KVM : FT_ACCEL_TCG;
+	if (strcmp(accel, "kvm") && strcmp(accel, "tcg"))
+		bad(r, "accel", "kvm or tcg");
+}
+
+static int read_record(const char *path, json_t *root, const char *guest, struct ft_attach *at)
+{
+	struct reader r = { .path = path, .root = root };
+
+	if (!json_is_object(root)) {
+		bad(&r, "record", "one JSON object");
+		return r.rc;
+	}
+	take_text(&r, root, "guest", at->guest, sizeof(at->guest));
+	at->pid = (pid_t)take_number(&r, "pid", 1, INT32_MAX);
+	at->pid_start = take_number(&r, "pid_start", 0, INT64_MAX);
+	take_path(&r, "qmp", at->qmp, false);
+	take_path(&r, "qmp_guard", at->qmp_guard, false);
+	take_path(&r, "ram", at->ram, false);
+	at->memory = take_number(&r, "memory", FT_PAGE_SIZE, 1ull << 40);
+	take_path(&r, "preload", at->preload, true);
+	take_accel(&r, at);
+	take_text(&r, root, "machine", at->machine, sizeof(at->machine));
+	take_text(&r, root, "qemu_version", at->qemu_version, sizeof(at->qemu_version));
+	take_nics(&r, at);
+	if (!r.rc && strcmp(at->guest, guest))
+		bad(&r, "guest", "the name of the directory");
+	if (!r.rc && at->memory % FT_PAGE_SIZE)
+		bad(&r, "memory", "a whole number of pages");
+	if (!r.rc && json_object_size(root) != r.taken)
+		bad(&r, "record", "free of unknown keys");
+	return r.rc;
+}
+
+static int attach_path(const char *guest, char *path, size_t size)
+{
+	return ft_name_ok(guest) ? ft_run_path(path, size, guest, "attach") : -EINVAL;
+}
+
+int ft_attach_load(const char *guest, struct ft_attach *out)
+{
+	char path[2 * FT_PATH_MAX];
+	struct ft_blob text;
+	json_error_t err;
+	json_t *root;
+	int rc;
+
+	*out = (struct ft_attach){ 0 };
+	rc = attach_path(guest, path, sizeof(path));
+	if (!rc)
+		rc = ft_read_file(path, ATTACH_TEXT_MAX, &text);
+	if (rc)
+		return rc == -ENOENT ? -ENOENT : -EINVAL;
+	root = json_loadb((const char *)text.data, text.len, JSON_REJECT_DUPLICATES, &err);
+	ft_blob_free(&text);
+	if (!root) {
+		ft_err("%s:%d: %s: stop and start the guest again", path, err.line, err.text);
+		return -EINVAL;
+	}
+	rc = read_record(path, root, guest, out);
+	json_decref(root);
+	if (rc)
+		return rc;
+	rc = ft_attach_pidfd(out);
+	if (rc < 0)
+		return rc;
+	close(rc);
+	return 0;
+}
+
+/* --- writing --- */
+
+static json_t *nics_json(const struct ft_attach *at)
+{
+	json_t *nics = json_array();
+
+	for (unsigned i = 0; i < at->nr_nics; i++) {
+		const uint8_t *m = at->nic[i].mac;
+		char mac[18];
+
+		snprintf(mac, sizeof(mac), "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
+		json_array_append_new(nics, json_pack("{s:s, s:s, s:s}", "mac", mac, "tap", at->nic[i].tap, "bridge", at->nic[i].bridge));
+	}
+	return nics;
+}
+
+static json_t *attach_json(const struct ft_attach *at)
+{
+	return json_pack("{s:s, s:i, s:I, s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:o}",
+			 "guest", at->guest, "pid", (int)at->pid, "pid_start", (json_int_t)at->pid_start,
+			 "qmp", at->qmp, "qmp_guard", at->qmp_guard, "ram", at->ram, "memory", (json_int_t)at->memory,
+			 "preload", at->preload, "accel", at->accel == FT_ACCEL_KVM ? "kvm" : "tcg",
+			 "machine", at->machine, "qemu_version", at->qemu_version, "nics", nics_json(at));
+}
+
+int ft_attach_save(const struct ft_attach *at)
+{
+	char path[2 * FT_PATH_MAX], *text = NULL;
+	json_t *root = NULL;
+	int rc = attach_path(at->guest, path, sizeof(path));
+
+	if (!rc) {
+		root = attach_json(at);
+		text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
+		rc = text ? ft_write_file(path, text, strlen(text), 0600) : -ENOMEM;
+	}
+	if (rc)
+		ft_err("guest %s: cannot write the attach record %s: %s", at->guest, path, strerror(-rc));
+	free(text);
+	json_decref(root);
+	return rc;
+}
+
+int ft_attach_remove(const char *guest)
+{
+	char path[2 * FT_PATH_MAX];
+	int rc = attach_path(guest, path, sizeof(path));
+
+	if (!rc && unlink(path) < 0 && errno != ENOENT)
+		rc = -errno;
+	return rc;
+}
