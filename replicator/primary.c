@@ -1,0 +1,884 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * primary.c - sessions, lifecycle and requests of the primary; see ft/primary.h. The epoch loop itself is
+ * in primary_epoch.c. Functions stand in the order in which a protection runs through them.
+ */
+#include "primary_priv.h"
+
+#include "ft/image.h"
+#include <stdio.h>
+
+#define RECONNECT_MIN_NS (100 * FT_MS_NS)
+#define RECONNECT_MAX_NS (1000 * FT_MS_NS)
+#define PING_NS (50 * FT_MS_NS)
+#define BREACH_RETRY_NS (200 * FT_MS_NS)
+#define RELEASE_RETRY_NS (5 * FT_MS_NS)
+
+const char *ft_primary_state_name(enum ft_primary_state s)
+{
+	static const char *const name[] = {
+		[FT_PRIMARY_CONNECTING] = "CONNECTING", [FT_PRIMARY_GREETING] = "GREETING",
+		[FT_PRIMARY_PREPARING] = "PREPARING", [FT_PRIMARY_SYNCING] = "SYNCING",
+		[FT_PRIMARY_DRILLING] = "DRILLING", [FT_PRIMARY_PROTECTED] = "PROTECTED",
+		[FT_PRIMARY_CUT_OFF] = "CUT_OFF", [FT_PRIMARY_ALONE] = "ALONE",
+		[FT_PRIMARY_DISARMING] = "DISARMING", [FT_PRIMARY_HANDING_OVER] = "HANDING_OVER",
+		[FT_PRIMARY_ENDED] = "ENDED",
+	};
+
+	return name[s];
+}
+
+static void set_state(struct ft_primary *p, enum ft_primary_state to, const char *why)
+{
+	enum ft_primary_state from = p->state;
+
+	if (from == to)
+		return;
+	p->state = to;
+	p->ops->changed(p->cfg.ctx, from, to, why);
+}
+
+/* --- the one timer: whatever is due next --- */
+
+static void sooner(uint64_t *at, uint64_t candidate)
+{
+	if (candidate < *at)
+		*at = candidate;
+}
+
+static void arm(struct ft_primary *p)
+{
+	uint64_t now = primary_now(p), at = now + FT_S_NS;
+
+	if (p->state == FT_PRIMARY_ENDED)
+		return;
+	if (!p->link)
+		sooner(&at, p->reconnect_ns);
+	if (p->standing)
+		sooner(&at, p->ping_ns);
+	if (p->state == FT_PRIMARY_SYNCING)
+		sooner(&at, now);
+	if (ft_primary_may_take_epoch(p))
+		sooner(&at, ft_pacer_next_ns(&p->pacer));
+	if (p->release_waits)
+		sooner(&at, now + RELEASE_RETRY_NS);
+	if (p->breached)
+		sooner(&at, p->breach_retry_ns);
+	if (p->state == FT_PRIMARY_CUT_OFF)
+		sooner(&at, now + 50 * FT_MS_NS);
+	p->ops->timer(p->cfg.ctx, at);
+}
+
+/* --- requests --- */
+
+static void answer(struct pending *rq, int rc, const char *text)
+{
+	struct pending was = *rq;
+
+	*rq = (struct pending){ 0 };
+	if (was.done)
+		was.done(was.ctx, rc, text);
+}
+
+static void fail_requests(struct ft_primary *p, const char *why)
+{
+	answer(&p->unprotect, -ENOTCONN, why);
+	answer(&p->failover, -ENOTCONN, why);
+	answer(&p->drill, -ENOTCONN, why);
+	answer(&p->verify, -ENOTCONN, why);
+	ft_blob_free(&p->verify_body);
+	p->verify_epoch = 0;
+	p->drilling = false;
+}
+
+/* --- the durable record --- */
+
+static int save_role(struct ft_primary *p, uint64_t generation, enum ft_role role)
+{
+	struct ft_record r = { .generation = generation, .role = role };
+	int rc;
+
+	snprintf(r.peer, sizeof(r.peer), "%s", p->cfg.peer);
+	rc = ft_record_save(p->cfg.files, p->cfg.state_dir, p->cfg.guest, &r);
+	if (!rc)
+		p->record = r;
+	return rc;
+}
+
+/* --- the end --- */
+
+static void end(struct ft_primary *p, enum ft_primary_end how, const char *why)
+{
+	if (p->state == FT_PRIMARY_ENDED)
+		return;
+	if (p->standing)
+		p->ops->session_down(p->cfg.ctx);
+	p->standing = p->link = false;
+	p->ops->disconnect(p->cfg.ctx);
+	ft_encoder_reset(p->cfg.encoder);
+	set_state(p, FT_PRIMARY_ENDED, why);
+	fail_requests(p, why);
+	p->ops->ended(p->cfg.ctx, how, why);
+}
+
+static int open_outputs(struct ft_primary *p)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < p->cfg.nr_outputs && p->holding; i++) {
+		struct ft_output *o = p->cfg.output[i];
+		int one = o->ops->teardown(o);
+
+		if (one)
+			rc = one;
+	}
+	if (!rc)
+		p->holding = false;
+	return rc;
+}
+
+/* Nothing of ours can be armed over there, or it has promised: the output may flow unprotected. */
+static void end_open(struct ft_primary *p, enum ft_primary_end how, const char *why)
+{
+	int rc = open_outputs(p);
+
+	if (rc) {
+		ft_err("%s: the output stays shut: our rules could not be removed: %s", p->cfg.guest, strerror(-rc));
+		end(p, FT_END_INTERNAL, "rules could not be removed");
+		return;
+	}
+	if (p->record.role == FT_ROLE_PRIMARY && save_role(p, p->record.generation, FT_ROLE_NONE))
+		how = FT_END_INTERNAL;
+	answer(&p->unprotect, 0, "unprotected: output flows again");
+	end(p, how, why);
+}
+
+/* The backup runs the guest under @generation: ours must never speak again. */
+static void stand_down(struct ft_primary *p, uint64_t generation)
+{
+	bool planned = p->failover.done != NULL;
+	int rc;
+
+	p->ops->hush(p->cfg.ctx);
+	for (unsigned i = 0; i < p->cfg.nr_outputs && p->holding; i++)
+		p->cfg.output[i]->ops->discard(p->cfg.output[i]);
+	rc = p->vm->ops->destroy(p->vm);
+	if (rc)
+		ft_err("%s: our instance could not be stopped, its output stays shut: %s", p->cfg.guest, strerror(-rc));
+	if (save_role(p, generation, FT_ROLE_STOOD_DOWN))
+		rc = rc ? rc : -EIO;
+	answer(&p->failover, 0, "the backup runs the guest");
+	end(p, rc ? FT_END_INTERNAL : planned ? FT_END_OK : FT_END_TAKEN_OVER, "the backup runs the guest");
+}
+
+/* --- losing the link --- */
+
+static void freeze(struct ft_primary *p)
+{
+	if (p->frozen || p->vm->ops->pause(p->vm))
+		return;
+	p->frozen = true;
+	ft_warn("%s: cut off from %s: output is shut, the guest is frozen until %s answers", p->cfg.guest, p->cfg.peer,
+		p->cfg.peer);
+}
+
+static void unfreeze(struct ft_primary *p)
+{
+	if (p->frozen && p->vm->ops->resume(p->vm))
+		ft_err("%s: the frozen guest could not be resumed", p->cfg.guest);
+	p->frozen = false;
+}
+
+static void go_alone(struct ft_primary *p)
+{
+	int rc = open_outputs(p);
+
+	if (rc)
+		return;                 /* stays cut off; tried again at the next tick */
+	unfreeze(p);
+	set_state(p, FT_PRIMARY_ALONE, "peer lost, policy is `continue`: the guest runs UNPROTECTED");
+}
+
+static void lost(struct ft_primary *p, const char *why)
+{
+	uint64_t now = primary_now(p);
+
+	p->link = false;
+	if (p->standing)
+		p->ops->session_down(p->cfg.ctx);
+	p->standing = false;
+	ft_encoder_reset(p->cfg.encoder);
+	fail_requests(p, why);
+	p->disarm_sent = false;
+	p->reconnect_ns = now + p->reconnect_delay_ns;
+	p->reconnect_delay_ns = p->reconnect_delay_ns * 2 < RECONNECT_MAX_NS ? p->reconnect_delay_ns * 2 : RECONNECT_MAX_NS;
+	if (p->state == FT_PRIMARY_ALONE)
+		return;
+	if (p->state != FT_PRIMARY_CUT_OFF)
+		p->cut_ns = now;
+	set_state(p, FT_PRIMARY_CUT_OFF, why);
+}
+
+void ft_primary_drop_link(struct ft_primary *p, const char *why)
+{
+	if (p->state == FT_PRIMARY_ENDED)
+		return;
+	ft_warn("%s: dropping the link to %s: %s", p->cfg.guest, p->cfg.peer, why);
+	p->ops->disconnect(p->cfg.ctx);
+	ft_primary_link_down(p, -EPROTO, why);
+}
+
+void ft_primary_link_down(struct ft_primary *p, int rc, const char *why)
+{
+	if (p->state == FT_PRIMARY_ENDED)
+		return;
+	/* Before anything of ours can be armed, a lost link is an ordinary failure to start. */
+	if (!p->maybe_armed)
+		end_open(p, FT_END_REFUSED, why);
+	else
+		lost(p, why);
+	arm(p);
+}
+
+/* --- a new session --- */
+
+int ft_primary_start(struct ft_primary *p)
+{
+	int rc = ft_record_load(p->cfg.files, p->cfg.state_dir, p->cfg.guest, &p->record);
+
+	if (rc)
+		return rc;
+	p->generation = p->record.generation + 1;
+	p->reconnect_delay_ns = RECONNECT_MIN_NS;
+	/* The peer may have taken over, or may still: shut first, ask after. */
+	if (p->record.role == FT_ROLE_PRIMARY || p->cfg.output_shut) {
+		p->maybe_armed = true;
+		rc = ft_primary_hold(p);
+		if (rc)
+			return rc;
+	}
+	p->reconnect_ns = primary_now(p);
+	ft_primary_tick(p);
+	return 0;
+}
+
+static void connect_peer(struct ft_primary *p)
+{
+	int rc;
+
+	p->link = true;         /* until link_down says otherwise */
+	if (p->state != FT_PRIMARY_CUT_OFF && p->state != FT_PRIMARY_ALONE)
+		set_state(p, FT_PRIMARY_CONNECTING, "connecting");
+	rc = p->ops->connect(p->cfg.ctx);
+	if (rc)
+		ft_primary_link_down(p, rc, "cannot connect");
+}
+
+static int send_hello(struct ft_primary *p)
+{
+	struct ft_wire_hello h = {
+		.version_min = FT_WIRE_VERSION_MIN, .version_max = FT_WIRE_VERSION_MAX,
+		.flags = p->cfg.policy.on_peer_loss == FT_LOSS_CONTINUE ? FT_HELLO_CONTINUE : 0,
+		.generation = p->generation, .nr_pages = p->vm->nr_pages,
+		.spec_len = (uint32_t)strlen(p->cfg.spec_text), .facts_len = (uint32_t)strlen(p->cfg.facts),
+	};
+	size_t len = FT_WIRE_HELLO_LEN + h.spec_len + h.facts_len;
+	uint8_t *body = malloc(len);
+	int rc;
+
+	if (!body)
+		return -ENOMEM;
+	memcpy(h.resume, p->session, sizeof(h.resume));
+	ft_wire_pack_hello(&h, body);
+	memcpy(body + FT_WIRE_HELLO_LEN, p->cfg.spec_text, h.spec_len);
+	memcpy(body + FT_WIRE_HELLO_LEN + h.spec_len, p->cfg.facts, h.facts_len);
+	rc = p->ops->send(p->cfg.ctx, FT_REC_HELLO, body, len);
+	free(body);
+	return rc;
+}
+
+void ft_primary_link_up(struct ft_primary *p)
+{
+	if (p->state == FT_PRIMARY_CONNECTING)
+		set_state(p, FT_PRIMARY_GREETING, "connected");
+	if (send_hello(p))
+		ft_primary_drop_link(p, "HELLO could not be sent");
+	arm(p);
+}
+
+static void refused(struct ft_primary *p, const struct ft_wire_welcome *w, const char *text)
+{
+	char why[FT_WIRE_TEXT_MAX + 160];
+
+	snprintf(why, sizeof(why), "%s refuses %s: %s%s%s", p->cfg.peer, p->cfg.guest, ft_wire_reason_text(w->reason),
+		 *text ? ": " : "", text);
+	if (w->reason == FT_REASON_GENERATION && w->generation < UINT64_MAX - 1) {
+		p->generation = w->generation + 1;      /* the session id stays: it may still be resumable */
+		memset(p->session, 0, sizeof(p->session));
+		p->ops->disconnect(p->cfg.ctx);
+		p->link = false;
+		p->reconnect_ns = primary_now(p);
+		return;
+	}
+	if (w->reason == FT_REASON_TAKEN_OVER && p->maybe_armed) {
+		stand_down(p, w->generation);
+		return;
+	}
+	if (!p->maybe_armed) {
+		p->ops->disconnect(p->cfg.ctx);
+		end_open(p, FT_END_REFUSED, why);
+		return;
+	}
+	if (!p->refusal_logged)
+		ft_err("%s; the output stays shut, asking again", why);
+	p->refusal_logged = true;
+	p->ops->disconnect(p->cfg.ctx);
+	lost(p, why);
+}
+
+static void protected_again(struct ft_primary *p)
+{
+	p->reconnect_delay_ns = RECONNECT_MIN_NS;
+	p->refusal_logged = false;
+	ft_pacer_init(&p->pacer, &p->cfg.policy, p->cfg.vcpus, primary_now(p));
+}
+
+/* The child over there still has our epochs: send what the lost ones held on top of its last whole one. */
+static void resume_session(struct ft_primary *p, uint64_t whole)
+{
+	ft_primary_flight_lost(p, whole);
+	unfreeze(p);
+	protected_again(p);
+	ft_pacer_held(&p->pacer);
+	set_state(p, p->first_drill_done ? FT_PRIMARY_PROTECTED : FT_PRIMARY_DRILLING, "session resumed");
+}
+
+static int send_firmware(struct ft_primary *p)
+{
+	struct ft_blob fw = { 0 };
+	int rc, resumed;
+
+	p->ops->pausing(p->cfg.ctx);
+	rc = p->vm->ops->firmware(p->vm, &fw);
+	resumed = p->ops->resuming(p->cfg.ctx);
+	if (!rc && resumed)
+		rc = resumed;
+	if (!rc)
+		rc = p->ops->send(p->cfg.ctx, FT_REC_FIRMWARE, fw.data, fw.len);
+	ft_blob_free(&fw);
+	return rc;
+}
+
+static void new_session(struct ft_primary *p, const struct ft_wire_welcome *w)
+{
+	/* Durable before the backup can be armed with it. */
+	if (p->record.role == FT_ROLE_PRIMARY && p->record.generation > p->generation) {
+		ft_primary_drop_link(p, "our own record knows a higher generation");
+		return;
+	}
+	if (save_role(p, p->generation, FT_ROLE_PRIMARY)) {
+		ft_primary_drop_link(p, "the generation could not be made durable");
+		return;
+	}
+	memcpy(p->session, w->session, sizeof(p->session));
+	unfreeze(p);
+	protected_again(p);
+	set_state(p, FT_PRIMARY_PREPARING, "the backup builds the replica");
+	if (send_firmware(p))
+		ft_primary_drop_link(p, "the firmware could not be sent");
+}
+
+static void send_disarm(struct ft_primary *p)
+{
+	uint8_t body[8];
+
+	ft_put64(body, p->generation);
+	if (p->ops->send(p->cfg.ctx, FT_REC_DISARM, body, sizeof(body))) {
+		ft_primary_drop_link(p, "DISARM could not be sent");
+		return;
+	}
+	p->disarm_sent = true;
+	set_state(p, FT_PRIMARY_DISARMING, p->guest_ended ? "the guest powered off" : "unprotect");
+}
+
+/* Guest paused, its last output released: from the moment HANDOVER is out, the backup may speak. */
+static void send_handover(struct ft_primary *p)
+{
+	uint8_t body[8];
+
+	p->ops->hush(p->cfg.ctx);
+	ft_put64(body, p->final_epoch);
+	if (p->ops->send(p->cfg.ctx, FT_REC_HANDOVER, body, sizeof(body)))
+		ft_primary_drop_link(p, "HANDOVER could not be sent");
+	else
+		p->handover_sent = true;
+}
+
+/* The guest ended while we were cut off; tell the peer now that it answers. */
+static void bury(struct ft_primary *p)
+{
+	if (p->crashed) {
+		set_state(p, FT_PRIMARY_HANDING_OVER, "the guest's process died");
+		send_handover(p);
+	} else {
+		send_disarm(p);
+	}
+}
+
+static void on_welcome(struct ft_primary *p, const uint8_t *body, size_t len)
+{
+	char text[FT_WIRE_TEXT_MAX + 1] = "";
+	struct ft_wire_welcome w;
+
+	if (p->standing || ft_wire_unpack_welcome(body, len, &w)) {
+		ft_primary_drop_link(p, "a WELCOME that makes no sense");
+		return;
+	}
+	memcpy(text, body + FT_WIRE_WELCOME_LEN, len - FT_WIRE_WELCOME_LEN);
+	if (w.reason != FT_REASON_OK) {
+		refused(p, &w, text);
+		return;
+	}
+	p->silence_ms = w.silence_ms;
+	/* DIRECT spoils what the replica held; one that may be all there is must survive until ours is whole. */
+	p->direct = w.replica != FT_REPLICA_ARMED || p->state == FT_PRIMARY_ALONE;
+	if (p->ops->session_up(p->cfg.ctx, &w)) {
+		ft_primary_drop_link(p, "heartbeats could not be started");
+		return;
+	}
+	p->standing = true;
+	p->ping_ns = primary_now(p);
+	if (p->guest_ended)
+		bury(p);
+	else if (w.replica == FT_REPLICA_ARMED && w.generation == p->generation && p->tracking && p->session[0] &&
+	    !memcmp(w.session, p->session, sizeof(w.session)) && w.epoch >= p->acked && w.epoch <= p->epoch)
+		resume_session(p, w.epoch);
+	else
+		new_session(p, &w);
+}
+
+static void on_ready(struct ft_primary *p)
+{
+	if (p->state != FT_PRIMARY_PREPARING)
+		ft_primary_drop_link(p, "READY out of turn");
+	else if (ft_primary_sync_begin(p, p->direct))
+		ft_primary_drop_link(p, "the full copy could not be started");
+	else
+		set_state(p, FT_PRIMARY_SYNCING, "first full copy");
+}
+
+/* --- protected --- */
+
+static void start_drill(struct ft_primary *p)
+{
+	uint8_t body[8];
+
+	ft_put64(body, p->acked);
+	if (p->ops->send(p->cfg.ctx, FT_REC_DRILL, body, sizeof(body)))
+		ft_primary_drop_link(p, "DRILL could not be sent");
+	else
+		p->drilling = true;
+}
+
+static void after_sync(struct ft_primary *p)
+{
+	if (p->first_drill_done) {
+		set_state(p, FT_PRIMARY_PROTECTED, "full copy acknowledged");
+		return;
+	}
+	set_state(p, FT_PRIMARY_DRILLING, "full copy done, first drill");
+}
+
+static void sync_slice(struct ft_primary *p)
+{
+	int rc = ft_primary_sync_slice(p);
+
+	if (rc == 1)
+		after_sync(p);
+	else if (rc)
+		ft_primary_drop_link(p, "the full copy failed");
+}
+
+/* After each acknowledgement or release: is something waiting for all of them? */
+static void settled(struct ft_primary *p)
+{
+	bool all = p->standing && !p->nr_flight && p->released == p->acked;
+
+	if (p->state == FT_PRIMARY_DRILLING && p->acked && !p->drilling && !p->first_drill_done)
+		start_drill(p);
+	if (p->verify_epoch && p->acked >= p->verify_epoch && p->verify_body.data) {
+		if (p->ops->send(p->cfg.ctx, FT_REC_VERIFY, p->verify_body.data, p->verify_body.len))
+			ft_primary_drop_link(p, "VERIFY could not be sent");
+		ft_blob_free(&p->verify_body);
+	}
+	if (p->unprotect.done && all && !p->disarm_sent)
+		send_disarm(p);
+	if (p->state == FT_PRIMARY_HANDING_OVER && p->failover.done && all && !p->handover_sent)
+		send_handover(p);
+}
+
+static void on_drilled(struct ft_primary *p, const uint8_t *body, size_t len)
+{
+	char line[FT_WIRE_TEXT_MAX + 128];
+	struct ft_wire_drilled d;
+
+	if (!p->drilling || ft_wire_unpack_drilled(body, len, &d)) {
+		ft_primary_drop_link(p, "a DRILLED that makes no sense");
+		return;
+	}
+	p->drilling = false;
+	if (d.ok)
+		snprintf(line, sizeof(line), "drill: the replica runs after %u ms (wrote %u pages)", d.load_ms, d.dirtied_pages);
+	else
+		snprintf(line, sizeof(line), "drill failed: %.*s", (int)(len - FT_WIRE_DRILLED_LEN),
+			 (const char *)body + FT_WIRE_DRILLED_LEN);
+	ft_log(d.ok ? FT_LOG_INFO : FT_LOG_ERR, "%s: %s", p->cfg.guest, line);
+	answer(&p->drill, d.ok ? 0 : -EIO, line);
+	if (p->state != FT_PRIMARY_DRILLING)
+		return;
+	p->first_drill_done = d.ok;
+	if (d.ok) {
+		set_state(p, FT_PRIMARY_PROTECTED, line);
+	} else {
+		/* A replica that cannot run protects nobody: say so now, and let the guest go on as it was. */
+		ft_err("%s: %s cannot run this guest; ending protection", p->cfg.guest, p->cfg.peer);
+		send_disarm(p);
+	}
+}
+
+static void on_verified(struct ft_primary *p, const uint8_t *body, size_t len)
+{
+	struct ft_wire_verified v;
+	char line[160];
+
+	if (!p->verify_epoch || ft_wire_unpack_verified(body, len, &v) || v.epoch != p->verify_epoch) {
+		ft_primary_drop_link(p, "a VERIFIED that makes no sense");
+		return;
+	}
+	p->verify_epoch = 0;
+	if (v.differing)
+		snprintf(line, sizeof(line), "epoch %llu DIFFERS in %llu blocks of %u pages, first at page %llu",
+			 (unsigned long long)v.epoch, (unsigned long long)v.differing, FT_HASH_PAGES,
+			 (unsigned long long)v.first_page);
+	else
+		snprintf(line, sizeof(line), "epoch %llu: all %llu pages of the replica are the guest's",
+			 (unsigned long long)v.epoch, (unsigned long long)p->vm->nr_pages);
+	ft_log(v.differing ? FT_LOG_ERR : FT_LOG_INFO, "%s: verify: %s", p->cfg.guest, line);
+	answer(&p->verify, v.differing ? -EILSEQ : 0, line);
+}
+
+static void on_disarmed(struct ft_primary *p, uint64_t generation)
+{
+	if (p->state != FT_PRIMARY_DISARMING || generation != p->generation) {
+		ft_primary_drop_link(p, "a DISARMED that nobody asked for");
+		return;
+	}
+	p->maybe_armed = false;
+	if (p->first_drill_done || p->guest_ended || p->unprotect.done)
+		end_open(p, FT_END_OK, p->guest_ended ? "the guest powered off" : "unprotected");
+	else
+		end_open(p, FT_END_REFUSED, "the first drill failed");
+}
+
+static void on_error(struct ft_primary *p, const uint8_t *body, size_t len)
+{
+	char why[FT_WIRE_TEXT_MAX + 128];
+
+	snprintf(why, sizeof(why), "%s says: %s: %.*s", p->cfg.peer, ft_wire_reason_text(ft_le32(body)), (int)(len - 4),
+		 (const char *)body + 4);
+	ft_primary_drop_link(p, why);
+}
+
+void ft_primary_record(struct ft_primary *p, uint32_t type, const uint8_t *body, size_t len)
+{
+	if (p->state == FT_PRIMARY_ENDED || !p->link)
+		return;
+	if (!p->standing && type != FT_REC_WELCOME && type != FT_REC_ERROR && type != FT_REC_PING) {
+		ft_primary_drop_link(p, "the backup spoke before its WELCOME");
+		return;
+	}
+	switch (type) {
+	case FT_REC_WELCOME:
+		on_welcome(p, body, len);
+		break;
+	case FT_REC_READY:
+		on_ready(p);
+		break;
+	case FT_REC_ACK:
+		ft_primary_on_ack(p, ft_le64(body));
+		break;
+	case FT_REC_DRILLED:
+		on_drilled(p, body, len);
+		break;
+	case FT_REC_VERIFIED:
+		on_verified(p, body, len);
+		break;
+	case FT_REC_DISARMED:
+		on_disarmed(p, ft_le64(body));
+		break;
+	case FT_REC_RUNNING:
+		/* Only after HANDOVER; a backup that ran the guest unasked would say so in WELCOME. */
+		if (p->state == FT_PRIMARY_HANDING_OVER)
+			stand_down(p, ft_le64(body));
+		else
+			ft_primary_drop_link(p, "RUNNING out of turn");
+		break;
+	case FT_REC_PING:
+		(void)p->ops->send(p->cfg.ctx, FT_REC_PONG, body, len); /* a link that cannot is about to say so */
+		break;
+	case FT_REC_PONG:
+		p->ops->echoed(p->cfg.ctx, ft_le64(body));
+		break;
+	case FT_REC_ERROR:
+		on_error(p, body, len);
+		break;
+	default:
+		ft_primary_drop_link(p, "a record that a backup does not send");
+	}
+	if (p->state != FT_PRIMARY_ENDED)
+		settled(p);
+	arm(p);
+}
+
+/* --- what the guest and its output do --- */
+
+void ft_primary_held(struct ft_primary *p)
+{
+	ft_pacer_held(&p->pacer);
+	arm(p);
+}
+
+void ft_primary_breach(struct ft_primary *p, const char *why)
+{
+	if (p->breached || !p->holding || p->state == FT_PRIMARY_ENDED)
+		return;
+	p->breached = true;
+	p->breach_retry_ns = primary_now(p);
+	ft_err("%s: output is shut: %s; what was held is dropped, trying to hold it again", p->cfg.guest, why);
+	arm(p);
+}
+
+static void retry_breach(struct ft_primary *p)
+{
+	p->breach_retry_ns = primary_now(p) + BREACH_RETRY_NS;
+	if (!ft_primary_hold(p)) {
+		p->released = p->acked; /* older epochs hold nothing any more */
+		ft_info("%s: output is held again", p->cfg.guest);
+	}
+}
+
+static void guest_crashed(struct ft_primary *p)
+{
+	if (!p->maybe_armed) {
+		end_open(p, FT_END_INTERNAL, "the guest's process died before it was protected");
+		return;
+	}
+	ft_err("%s: the guest's process died: %s takes over", p->cfg.guest, p->cfg.peer);
+	p->guest_ended = p->crashed = true;
+	p->final_epoch = 0;
+	set_state(p, FT_PRIMARY_HANDING_OVER, "the guest's process died");
+	if (p->standing)
+		send_handover(p);
+	else
+		p->ops->hush(p->cfg.ctx);
+}
+
+static void guest_off(struct ft_primary *p)
+{
+	p->guest_ended = true;
+	ft_info("%s: the guest powered off: protection ends", p->cfg.guest);
+	if (!p->maybe_armed)
+		end_open(p, FT_END_OK, "the guest powered off");
+	else if (p->standing)
+		send_disarm(p);
+	/* Cut off: the promise is asked for as soon as the peer answers. */
+}
+
+void ft_primary_guest_event(struct ft_primary *p)
+{
+	enum ft_vm_event ev;
+
+	while (p->state != FT_PRIMARY_ENDED && (ev = p->vm->ops->next_event(p->vm)) != FT_VM_NONE) {
+		if (ev == FT_VM_GONE && !p->guest_ended)
+			guest_crashed(p);
+		else if (ev == FT_VM_SHUTDOWN && !p->guest_ended)
+			guest_off(p);
+		else if (ev == FT_VM_RESET)
+			ft_info("%s: the guest rebooted; protection goes on", p->cfg.guest);
+		else if (ev == FT_VM_PAUSED_BY_OTHER)
+			ft_warn("%s: another client paused the guest; checkpoints go on when it runs", p->cfg.guest);
+	}
+	arm(p);
+}
+
+/* --- time --- */
+
+static void cut_off_tick(struct ft_primary *p, uint64_t now)
+{
+	uint64_t window = (p->silence_ms ? p->silence_ms : p->cfg.policy.silence_ms) * FT_MS_NS;
+
+	if (now - p->cut_ns < 2 * window || p->guest_ended)
+		return;
+	if (p->cfg.policy.on_peer_loss == FT_LOSS_CONTINUE)
+		go_alone(p);
+	else
+		freeze(p);
+}
+
+static void ping(struct ft_primary *p, uint64_t now)
+{
+	uint8_t body[8];
+
+	ft_put64(body, now);
+	p->ping_ns = now + PING_NS;
+	(void)p->ops->send(p->cfg.ctx, FT_REC_PING, body, sizeof(body));        /* only a sign of life: the next one will do */
+}
+
+static void next_epoch(struct ft_primary *p)
+{
+	int rc = ft_primary_take_epoch(p, false);
+
+	if (rc)
+		ft_primary_guest_event(p);      /* did the guest end under our hands? */
+	if (rc && !p->guest_ended)
+		ft_primary_drop_link(p, rc == -ECANCELED ? "the epoch was revoked by the guard" : "the epoch could not be taken");
+}
+
+void ft_primary_tick(struct ft_primary *p)
+{
+	uint64_t now = primary_now(p);
+
+	if (p->state == FT_PRIMARY_ENDED)
+		return;
+	if (!p->link && now >= p->reconnect_ns)
+		connect_peer(p);
+	if (p->standing && now >= p->ping_ns)
+		ping(p, now);
+	if (p->breached && now >= p->breach_retry_ns)
+		retry_breach(p);
+	if (p->release_waits) {
+		ft_primary_try_release(p);
+		settled(p);
+	}
+	if (p->state == FT_PRIMARY_CUT_OFF)
+		cut_off_tick(p, now);
+	if (p->state == FT_PRIMARY_SYNCING)
+		sync_slice(p);
+	else if (ft_primary_may_take_epoch(p) && now >= ft_pacer_next_ns(&p->pacer))
+		next_epoch(p);
+	arm(p);
+}
+
+/* --- requests --- */
+
+static bool serving(const struct ft_primary *p)
+{
+	return p->standing && (p->state == FT_PRIMARY_PROTECTED || p->state == FT_PRIMARY_DRILLING);
+}
+
+static int request(struct ft_primary *p, struct pending *rq, ft_primary_done *done, void *ctx)
+{
+	if (p->unprotect.done || p->failover.done || rq->done)
+		return -EBUSY;
+	*rq = (struct pending){ .done = done, .ctx = ctx };
+	return 0;
+}
+
+int ft_primary_unprotect(struct ft_primary *p, ft_primary_done *done, void *ctx)
+{
+	int rc;
+
+	if (!serving(p))
+		return -ENOTCONN;
+	rc = request(p, &p->unprotect, done, ctx);
+	if (!rc) {
+		settled(p);
+		arm(p);
+	}
+	return rc;
+}
+
+int ft_primary_failover(struct ft_primary *p, ft_primary_done *done, void *ctx)
+{
+	int rc;
+
+	if (!serving(p) || p->drilling)
+		return -ENOTCONN;
+	rc = request(p, &p->failover, done, ctx);
+	if (rc)
+		return rc;
+	p->handover_sent = false;
+	set_state(p, FT_PRIMARY_HANDING_OVER, "planned failover");
+	if (ft_primary_take_epoch(p, true))
+		ft_primary_drop_link(p, "the last epoch could not be taken");
+	p->final_epoch = p->epoch;
+	arm(p);
+	return 0;
+}
+
+int ft_primary_drill(struct ft_primary *p, ft_primary_done *done, void *ctx)
+{
+	int rc = -ENOTCONN;
+
+	if (p->state == FT_PRIMARY_PROTECTED && p->standing)
+		rc = p->drilling ? -EBUSY : request(p, &p->drill, done, ctx);
+	if (!rc)
+		start_drill(p);
+	return rc;
+}
+
+int ft_primary_verify(struct ft_primary *p, ft_primary_done *done, void *ctx)
+{
+	int rc = -ENOTCONN;
+
+	if (p->state == FT_PRIMARY_PROTECTED && p->standing)
+		rc = p->drilling ? -EBUSY : request(p, &p->verify, done, ctx);
+	if (!rc)
+		ft_primary_held(p);     /* soon */
+	return rc;
+}
+
+/* --- life --- */
+
+int ft_primary_new(const struct ft_primary_config *cfg, struct ft_primary **out)
+{
+	struct ft_primary *p = calloc(1, sizeof(*p));
+	int rc = 0;
+
+	if (!p)
+		return -ENOMEM;
+	p->cfg = *cfg;
+	p->ops = cfg->ops;
+	p->vm = cfg->vm;
+	ft_pacer_init(&p->pacer, &p->cfg.policy, cfg->vcpus, primary_now(p));
+	rc = ft_bitmap_init(&p->dirty, p->vm->nr_pages);
+	for (unsigned i = 0; i < IN_FLIGHT_MAX && !rc; i++)
+		rc = ft_bitmap_init(&p->flight[i].pages, p->vm->nr_pages);
+	if (rc) {
+		ft_primary_free(p);
+		return rc;
+	}
+	*out = p;
+	return 0;
+}
+
+void ft_primary_free(struct ft_primary *p)
+{
+	if (!p)
+		return;
+	for (unsigned i = 0; i < IN_FLIGHT_MAX; i++)
+		ft_bitmap_free(&p->flight[i].pages);
+	ft_bitmap_free(&p->dirty);
+	ft_blob_free(&p->verify_body);
+	free(p);
+}
+
+void ft_primary_get_status(const struct ft_primary *p, struct ft_primary_status *out)
+{
+	*out = (struct ft_primary_status){
+		.state = p->state, .generation = p->record.generation, .epoch = p->epoch, .acked_epoch = p->acked,
+		.in_flight = p->nr_flight, .interval_ns = p->interval_ns, .dirty_pages = p->last_dirty,
+		.bytes_dirty = p->bytes_dirty, .sync_done = p->sync_done, .sync_total = p->sync_total,
+		.pause = &p->pause, .ack = &p->ack, .breached = p->breached,
+	};
+}

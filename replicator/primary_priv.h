@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * primary_priv.h - what primary.c (sessions, requests) and primary_epoch.c (the epoch loop) share.
+ */
+#ifndef FT_PRIMARY_PRIV_H
+#define FT_PRIMARY_PRIV_H
+
+#include "ft/primary.h"
+#include "policy.h"
+
+#define IN_FLIGHT_MAX 16u
+
+/* A sealed epoch that the backup has not acknowledged. */
+struct in_flight {
+	uint64_t epoch;
+	uint64_t sealed_ns;
+	struct ft_bitmap pages;         /* what it carries: carried over if it is lost with its link */
+};
+
+/* A request of the operator that has not been answered. */
+struct pending {
+	ft_primary_done *done;
+	void *ctx;
+};
+
+struct ft_primary {
+	struct ft_primary_config cfg;
+	const struct ft_primary_ops *ops;       /* = cfg.ops */
+	struct ft_vm *vm;                       /* = cfg.vm */
+	enum ft_primary_state state;
+	struct ft_record record;                /* as it is on disk */
+
+	/* session */
+	uint64_t generation;                    /* of this session */
+	uint8_t session[16];                    /* zero: none to resume */
+	bool link;                              /* up */
+	bool standing;                          /* WELCOME was accepted, session_up was called */
+	bool maybe_armed;                       /* the backup may hold a whole epoch of ours: it may take over */
+	bool refusal_logged;
+	bool direct;                            /* the backup has nothing that a full copy could spoil */
+	uint64_t reconnect_ns, reconnect_delay_ns, cut_ns, ping_ns;
+	uint32_t silence_ms;                    /* the backup's window */
+
+	/* epochs: released <= acked <= epoch */
+	uint64_t epoch, acked, released;
+	bool release_waits;                     /* acked > released, the lease is stale */
+	struct in_flight flight[IN_FLIGHT_MAX];
+	unsigned nr_flight;                     /* oldest first */
+	struct ft_bitmap dirty;                 /* to be captured by the next epoch, beyond what the tracker says */
+	bool tracking;
+	struct ft_pacer pacer;
+	struct ft_chunk_sink sink;
+	struct in_flight *filling;              /* the epoch being captured, for the sink */
+	uint64_t chunk_ns;                      /* the pause word was refreshed then */
+
+	/* the full copy of a new session */
+	uint64_t cursor, sync_total, sync_done;
+	uint32_t batch;
+	unsigned round;
+
+	/* output */
+	bool holding;                           /* setup has succeeded: nothing leaves unacknowledged */
+	bool breached;                          /* ... but holding is not complete: shut until setup again */
+	uint64_t breach_retry_ns;
+	bool frozen;                            /* policy freeze: paused because we are cut off */
+
+	/* requests and what they wait for */
+	struct pending unprotect, failover, drill, verify;
+	bool disarm_sent, handover_sent, drilling;
+	bool first_drill_done;
+	bool guest_ended;                       /* nothing to capture any more: it powered off, or */
+	bool crashed;                           /* its process died */
+	uint64_t final_epoch;                   /* planned failover: the last one */
+	uint64_t verify_epoch;                  /* != 0: no later epoch until VERIFIED */
+	struct ft_blob verify_body;
+
+	struct ft_samples pause, ack;
+	uint64_t interval_ns, last_dirty, bytes_dirty;
+};
+
+/* --- primary_epoch.c --- */
+int ft_primary_track(struct ft_primary *p) FT_MUST_CHECK;
+/* Start the full copy of a new session; slices follow at each tick. */
+int ft_primary_sync_begin(struct ft_primary *p, bool direct) FT_MUST_CHECK;
+int ft_primary_sync_slice(struct ft_primary *p) FT_MUST_CHECK;         /* 1: the copy is through, the epoch was taken */
+/* One epoch; with @last the guest stays paused. */
+int ft_primary_take_epoch(struct ft_primary *p, bool last) FT_MUST_CHECK;
+bool ft_primary_may_take_epoch(const struct ft_primary *p);
+void ft_primary_on_ack(struct ft_primary *p, uint64_t epoch);
+void ft_primary_try_release(struct ft_primary *p);
+/* The link is gone, the backup's last whole epoch is @whole: older ones count as acknowledged, the rest is dirty. */
+void ft_primary_flight_lost(struct ft_primary *p, uint64_t whole);
+int ft_primary_hold(struct ft_primary *p) FT_MUST_CHECK;               /* close the output (again) */
+
+/* --- primary.c --- */
+void ft_primary_drop_link(struct ft_primary *p, const char *why);
+
+static inline uint64_t primary_now(const struct ft_primary *p)
+{
+	return p->ops->now_ns(p->cfg.ctx);
+}
+
+#endif
