@@ -40,12 +40,14 @@ enum ft_accel ft_qemu_probe_accel(void);
 
 /* --- qmp.c: a QMP client with a bound on every wait; one at a time per socket --- */
 struct ft_qmp;
+/* Connect and greet. A failure is logged, naming @path. -ETIMEDOUT also when another client holds the socket. */
 int ft_qmp_open(const char *path, unsigned timeout_ms, struct ft_qmp **out) FT_MUST_CHECK;
 void ft_qmp_close(struct ft_qmp *q);                            /* NULL is fine */
 int ft_qmp_fd(struct ft_qmp *q);                                /* for polling: events may be there */
 /*
  * Run @command with @args (stolen, may be NULL). 0 and *ret (may be NULL; caller frees), or -errno:
- * -ETIMEDOUT, -EPIPE (QEMU is gone), -EREMOTEIO (QEMU said error; text in ft_qmp_error).
+ * -ETIMEDOUT (a late answer is dropped), -EPIPE (QEMU is gone), -EREMOTEIO (QEMU said error), -EPROTO. Not logged:
+ * only the caller knows what the command was for; ft_qmp_error has the text.
  * Events that arrive meanwhile are queued for ft_qmp_event. @fd_to_pass: -1 or an fd sent along (getfd).
  */
 int ft_qmp_call(struct ft_qmp *q, const char *command, json_t *args, int fd_to_pass, unsigned timeout_ms, json_t **ret) FT_MUST_CHECK;
@@ -53,7 +55,10 @@ int ft_qmp_call(struct ft_qmp *q, const char *command, json_t *args, int fd_to_p
 int ft_qmp_send(struct ft_qmp *q, const char *command, json_t *args, int fd_to_pass) FT_MUST_CHECK;
 int ft_qmp_wait(struct ft_qmp *q, unsigned timeout_ms, json_t **ret) FT_MUST_CHECK;
 const char *ft_qmp_error(struct ft_qmp *q);
-/* The next queued event, NULL when none. Never blocks; reads what is there. Caller decrefs. */
+/*
+ * The next queued event, NULL when none. Never blocks; reads what is there. Caller decrefs. At most 1024 wait, then
+ * the oldest go: whoever pauses and resumes makes two an epoch, so look at them.
+ */
 json_t *ft_qmp_event(struct ft_qmp *q);
 
 #endif
