@@ -170,6 +170,7 @@ static int read_record(const char *path, json_t *root, const char *guest, struct
 	at->pid_start = take_number(&r, "pid_start", 0, INT64_MAX);
 	take_path(&r, "qmp", at->qmp, false);
 	take_path(&r, "qmp_guard", at->qmp_guard, false);
+	take_path(&r, "qmp_state", at->qmp_state, true);
 	take_path(&r, "ram", at->ram, false);
 	at->memory = take_number(&r, "memory", FT_PAGE_SIZE, 1ull << 40);
 	take_path(&r, "preload", at->preload, true);
@@ -240,9 +241,9 @@ static json_t *nics_json(const struct ft_attach *at)
 
 static json_t *attach_json(const struct ft_attach *at)
 {
-	return json_pack("{s:s, s:i, s:I, s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:o}",
+	return json_pack("{s:s, s:i, s:I, s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:o}",
 			 "guest", at->guest, "pid", (int)at->pid, "pid_start", (json_int_t)at->pid_start,
-			 "qmp", at->qmp, "qmp_guard", at->qmp_guard, "ram", at->ram, "memory", (json_int_t)at->memory,
+			 "qmp", at->qmp, "qmp_guard", at->qmp_guard, "qmp_state", at->qmp_state, "ram", at->ram, "memory", (json_int_t)at->memory,
 			 "preload", at->preload, "accel", at->accel == FT_ACCEL_KVM ? "kvm" : "tcg",
 			 "machine", at->machine, "qemu_version", at->qemu_version, "nics", nics_json(at));
 }

@@ -54,6 +54,15 @@ int ft_qmp_call(struct ft_qmp *q, const char *command, json_t *args, int fd_to_p
 /* The two halves of a call, so that other work overlaps with QEMU's. */
 int ft_qmp_send(struct ft_qmp *q, const char *command, json_t *args, int fd_to_pass) FT_MUST_CHECK;
 int ft_qmp_wait(struct ft_qmp *q, unsigned timeout_ms, json_t **ret) FT_MUST_CHECK;
+/*
+ * QEMU reads its monitor one byte a poll: a long command costs it half a millisecond before it begins. So a command
+ * that a pause will need is said beforehand, all but its last byte (arm); fire says that one, ft_qmp_wait takes the
+ * answer. In between nothing else may be sent, except by disarm, which takes the command back unexecuted.
+ */
+int ft_qmp_arm(struct ft_qmp *q, const char *command, json_t *args) FT_MUST_CHECK;
+int ft_qmp_fire(struct ft_qmp *q) FT_MUST_CHECK;
+int ft_qmp_disarm(struct ft_qmp *q, unsigned timeout_ms) FT_MUST_CHECK; /* nothing armed: nothing to do */
+bool ft_qmp_armed(const struct ft_qmp *q);
 const char *ft_qmp_error(struct ft_qmp *q);
 /*
  * The next queued event, NULL when none. Never blocks; reads what is there. Caller decrefs. At most 1024 wait, then

@@ -23,6 +23,7 @@ struct ft_qmp {
 	json_t *answer;                 /* to id, when it has come */
 	json_t *events;                 /* array, oldest first */
 	bool greeted, overflowed;
+	bool armed;                     /* a command is said, all but its last byte */
 	char error[256];
 };
 
@@ -237,20 +238,62 @@ static char *command_text(const char *command, json_t *args, uint64_t id)
 	return text;
 }
 
-int ft_qmp_send(struct ft_qmp *q, const char *command, json_t *args, int fd_to_pass)
+/* Say @command, leaving out the last @withheld bytes. */
+static int say(struct ft_qmp *q, const char *command, json_t *args, int fd_to_pass, size_t withheld)
 {
 	char *text;
 	int rc;
 
+	assert(!q->armed);
 	json_decref(q->answer);         /* of a call whose wait timed out */
 	q->answer = NULL;
 	q->error[0] = 0;
 	text = command_text(command, args, ++q->id);
 	if (!text)
 		return fail(q, -ENOMEM, "out of memory");
-	rc = send_text(q, text, strlen(text), fd_to_pass);
+	rc = send_text(q, text, strlen(text) - withheld, fd_to_pass);
 	free(text);
 	return rc;
+}
+
+int ft_qmp_send(struct ft_qmp *q, const char *command, json_t *args, int fd_to_pass)
+{
+	return say(q, command, args, fd_to_pass, 0);
+}
+
+int ft_qmp_arm(struct ft_qmp *q, const char *command, json_t *args)
+{
+	int rc = say(q, command, args, -1, 1);
+
+	q->armed = !rc;
+	return rc;
+}
+
+int ft_qmp_fire(struct ft_qmp *q)
+{
+	assert(q->armed);
+	q->armed = false;
+	return send_text(q, "}", 1, -1);
+}
+
+int ft_qmp_disarm(struct ft_qmp *q, unsigned timeout_ms)
+{
+	/* A member no command has: QEMU refuses the whole. */
+	static const char refuse[] = ",\"disarm\":0}";
+	int rc;
+
+	if (!q->armed)
+		return 0;
+	q->armed = false;
+	rc = send_text(q, refuse, strlen(refuse), -1);
+	if (!rc)
+		rc = ft_qmp_wait(q, timeout_ms, NULL);
+	return rc == -EREMOTEIO ? 0 : rc ? rc : fail(q, -EPROTO, "QEMU ran a command that was taken back");
+}
+
+bool ft_qmp_armed(const struct ft_qmp *q)
+{
+	return q->armed;
 }
 
 static int take_answer(struct ft_qmp *q, json_t **ret)

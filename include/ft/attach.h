@@ -16,6 +16,7 @@ struct ft_attach {
 	uint64_t pid_start;              /* field 22 of /proc/PID/stat: a recycled pid is not our guest */
 	char qmp[FT_SPEC_PATH_MAX];      /* QMP socket for the replicator */
 	char qmp_guard[FT_SPEC_PATH_MAX];/* QMP socket for the guard */
+	char qmp_state[FT_SPEC_PATH_MAX];/* QMP socket for the replicator's state command alone (see ft_qmp_arm) */
 	char ram[FT_SPEC_PATH_MAX];      /* RAM file, shared mapping */
 	uint64_t memory;                 /* bytes; equals the file's size */
 	char preload[FT_SPEC_PATH_MAX];  /* shared page of the preload (struct ft_preload_page), or empty */

@@ -25,7 +25,7 @@ static void use_test_dir(void)
 static struct ft_attach sample(pid_t pid)
 {
 	struct ft_attach at = {
-		.guest = "vm1", .qmp = "/run/q", .qmp_guard = "/run/g", .ram = "/dev/shm/r", .memory = 64 << 20,
+		.guest = "vm1", .qmp = "/run/q", .qmp_guard = "/run/g", .qmp_state = "/run/s", .ram = "/dev/shm/r", .memory = 64 << 20,
 		.preload = "/run/p", .accel = FT_ACCEL_TCG, .machine = "pc-i440fx-7.2", .qemu_version = "7.2.22",
 		.nr_nics = 1, .nic = { { .mac = { 0x52, 0x54, 0, 1, 2, 0xff }, .tap = "ft0", .bridge = "br0" } },
 	};

@@ -189,6 +189,64 @@ TEST(events_wait_in_order_whatever_the_pieces_they_come_in)
 	ft_qmp_close(q);
 }
 
+/* Reads what was said before the last byte, and what came then; plays QEMU's two answers. */
+static void waits_for_the_last_byte(int fd)
+{
+	char name[64], text[256] = "";
+	json_t *msg;
+
+	greet(fd, name);                        /* "ready?" */
+	say(fd, "{\"return\": {}, \"id\": 2}\r\n");
+	if (recv(fd, text, sizeof(text) - 1, 0) <= 0 || json_loads(text, 0, NULL))
+		_exit(1);                       /* armed: not whole yet */
+	say(fd, "{\"event\": \"HALF\"}\r\n");
+	if (recv(fd, text + strlen(text), 128, 0) <= 0)
+		_exit(1);
+	msg = json_loads(text, 0, NULL);
+	if (json_object_get(msg, "disarm"))
+		say(fd, "{\"error\": {\"desc\": \"QMP input member 'disarm' is unexpected\"}, \"id\": 3}\r\n");
+	else if (!strcmp(json_string_value(json_object_get(msg, "execute")), "stop"))
+		say(fd, "{\"return\": {}, \"id\": 3}\r\n");
+	json_decref(msg);
+	next_command(fd, name);
+}
+
+static struct ft_qmp *armed_qmp(void)
+{
+	struct ft_qmp *q;
+	json_t *event;
+
+	serve(waits_for_the_last_byte);
+	CHECK_OK(ft_qmp_open(path, 5000, &q));
+	CHECK_OK(ft_qmp_call(q, "ready?", NULL, -1, 5000, NULL));
+	CHECK_OK(ft_qmp_arm(q, "stop", NULL));
+	CHECK(ft_qmp_armed(q));
+	while (!(event = ft_qmp_event(q)))      /* the server has read the half */
+		usleep(1000);
+	json_decref(event);
+	return q;
+}
+
+TEST(an_armed_command_runs_when_it_is_fired)
+{
+	struct ft_qmp *q = armed_qmp();
+
+	CHECK_OK(ft_qmp_fire(q));
+	CHECK(!ft_qmp_armed(q));
+	CHECK_OK(ft_qmp_wait(q, 5000, NULL));
+	ft_qmp_close(q);
+}
+
+TEST(a_disarmed_command_never_runs)
+{
+	struct ft_qmp *q = armed_qmp();
+
+	CHECK_OK(ft_qmp_disarm(q, 5000));
+	CHECK(!ft_qmp_armed(q));
+	CHECK_OK(ft_qmp_disarm(q, 5000));
+	ft_qmp_close(q);
+}
+
 static void answers_before_the_wait(int fd)
 {
 	char name[64];
