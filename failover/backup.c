@@ -1,0 +1,652 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * backup.c - the backup's half of the protocol; see ft/backup.h. Functions stand in the order in which a
+ * session runs through them: greet, prepare, epochs, drill, verify, disarm, take over.
+ */
+#include "ft/backup.h"
+
+#include <stdio.h>
+
+struct ft_backup {
+	struct ft_backup_config cfg;
+	const struct ft_backup_ops *ops;        /* = cfg.ops */
+	enum ft_backup_state state;
+	struct ft_record record;                /* as it is on disk */
+
+	/* session: the link may be down while it lasts */
+	char peer[FT_NAME_MAX + 1];
+	bool link, greeted;
+	uint8_t session[16];
+	uint64_t session_generation;
+	uint64_t nr_pages;
+	uint32_t flags;                         /* FT_HELLO_* */
+	struct ft_blob session_firmware;        /* becomes @firmware with the first whole epoch */
+	bool session_whole;                     /* ... which has come */
+
+	/* what can be started: image and firmware of @generation */
+	struct ft_replica *replica;
+	struct ft_image *image;
+	struct ft_blob firmware;
+	uint64_t generation;
+	uint64_t epochs;
+	bool drilling;
+};
+
+const char *ft_backup_state_name(enum ft_backup_state s)
+{
+	static const char *const name[] = {
+		[FT_BACKUP_EMPTY] = "EMPTY", [FT_BACKUP_SYNCING] = "SYNCING", [FT_BACKUP_ARMED] = "ARMED",
+		[FT_BACKUP_RUNNING] = "RUNNING", [FT_BACKUP_DISARMED] = "DISARMED",
+	};
+
+	return name[s];
+}
+
+static void set_state(struct ft_backup *b, enum ft_backup_state to, const char *why)
+{
+	enum ft_backup_state from = b->state;
+
+	if (from == to)
+		return;
+	b->state = to;
+	b->ops->changed(b->cfg.ctx, from, to, why);
+}
+
+static bool usable(const struct ft_backup *b)
+{
+	return b->state != FT_BACKUP_RUNNING && b->state != FT_BACKUP_DISARMED && b->image && ft_image_usable(b->image);
+}
+
+static uint64_t max64(uint64_t a, uint64_t b)
+{
+	return a > b ? a : b;
+}
+
+static int save_role(struct ft_backup *b, uint64_t generation, enum ft_role role)
+{
+	struct ft_record r = { .generation = generation, .role = role };
+	int rc;
+
+	snprintf(r.peer, sizeof(r.peer), "%s", b->peer);
+	rc = ft_record_save(b->cfg.files, b->cfg.state_dir, b->cfg.guest, &r);
+	if (!rc)
+		b->record = r;
+	return rc;
+}
+
+/* --- parting --- */
+
+static void drop_link(struct ft_backup *b)
+{
+	if (b->link)
+		b->ops->disconnect(b->cfg.ctx);
+	b->link = b->greeted = false;
+	if (b->image)
+		ft_image_discard_partial(b->image);
+}
+
+static void part(struct ft_backup *b, enum ft_wire_reason reason, const char *why)
+{
+	uint8_t body[4 + FT_WIRE_TEXT_MAX];
+	size_t len = strnlen(why, FT_WIRE_TEXT_MAX);
+
+	ft_warn("%s: closing the session with %s: %s", b->cfg.guest, b->peer, why);
+	ft_put32(body, reason);
+	memcpy(body + 4, why, len);
+	(void)b->ops->send(b->cfg.ctx, FT_REC_ERROR, body, 4 + len);    /* a courtesy: the close says it too */
+	drop_link(b);
+}
+
+static void stop_drill(struct ft_backup *b, struct ft_drill_result *res)
+{
+	b->ops->watch_drill(b->cfg.ctx, -1);
+	b->replica->ops->drill_end(b->replica, res);
+	b->drilling = false;
+	ft_image_hold(b->image, false);
+}
+
+/* The replica and all it held are gone; the promise of its record is void without it. */
+static void destroy_replica(struct ft_backup *b)
+{
+	struct ft_drill_result ignored;
+
+	if (b->drilling)
+		stop_drill(b, &ignored);
+	ft_image_free(b->image);
+	b->image = NULL;
+	if (b->replica)
+		b->replica->ops->destroy(b->replica);
+	b->replica = NULL;
+	ft_blob_free(&b->firmware);
+	b->generation = 0;
+}
+
+/* --- greeting --- */
+
+bool ft_backup_may_link(const struct ft_backup *b, const char *peer)
+{
+	return !b->link || !b->greeted || !strcmp(b->peer, peer);
+}
+
+void ft_backup_link_up(struct ft_backup *b, const char *peer)
+{
+	drop_link(b);
+	snprintf(b->peer, sizeof(b->peer), "%s", peer);
+	b->link = true;
+}
+
+void ft_backup_link_down(struct ft_backup *b, const char *why)
+{
+	if (!b->link)
+		return;
+	ft_info("%s: link to %s lost: %s", b->cfg.guest, b->peer, why);
+	b->link = b->greeted = false;
+	if (b->image)
+		ft_image_discard_partial(b->image);
+}
+
+static int welcome(struct ft_backup *b, struct ft_wire_welcome *w, const char *text)
+{
+	uint8_t body[FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX];
+	size_t len = ft_wire_pack_welcome(w, body), text_len = strnlen(text, FT_WIRE_TEXT_MAX);
+
+	memcpy(body + len, text, text_len);
+	return b->ops->send(b->cfg.ctx, FT_REC_WELCOME, body, len + text_len);
+}
+
+static void refuse(struct ft_backup *b, enum ft_wire_reason reason, uint64_t generation, const char *why)
+{
+	struct ft_wire_welcome w = {
+		.reason = reason, .generation = generation,
+		.replica = reason == FT_REASON_TAKEN_OVER ? FT_REPLICA_RUNNING : FT_REPLICA_NONE,
+	};
+
+	ft_warn("%s: %s is refused: %s%s%s", b->cfg.guest, b->peer, ft_wire_reason_text(reason), *why ? ": " : "", why);
+	(void)welcome(b, &w, why);      /* the link closes next, whether it was sent or not */
+	drop_link(b);
+}
+
+static enum ft_wire_reason judge_hello(struct ft_backup *b, const struct ft_wire_hello *h, const char *spec, const char *facts,
+				       bool resume, char *why, size_t size)
+{
+	enum ft_wire_reason reason;
+
+	*why = 0;
+	if (h->version_min > FT_WIRE_VERSION_MAX || h->version_max < FT_WIRE_VERSION_MIN) {
+		snprintf(why, size, "we speak %u to %u", FT_WIRE_VERSION_MIN, FT_WIRE_VERSION_MAX);
+		return FT_REASON_VERSION;
+	}
+	reason = b->ops->admit(b->cfg.ctx, h, spec, facts, why, size);
+	if (reason != FT_REASON_OK)
+		return reason;
+	if (b->state == FT_BACKUP_RUNNING || b->ops->runs_here(b->cfg.ctx))
+		return FT_REASON_TAKEN_OVER;
+	if (!resume && h->generation <= max64(b->record.generation, b->session_generation))
+		return FT_REASON_GENERATION;
+	return FT_REASON_OK;
+}
+
+static int open_session(struct ft_backup *b, const struct ft_wire_hello *h, bool resume)
+{
+	struct ft_wire_welcome w = {
+		.version = h->version_max < FT_WIRE_VERSION_MAX ? h->version_max : FT_WIRE_VERSION_MAX,
+		.replica = FT_REPLICA_NONE, .silence_ms = b->cfg.silence_ms,
+	};
+
+	if (!resume) {
+		b->ops->random(b->cfg.ctx, b->session, sizeof(b->session));
+		b->session_generation = h->generation;
+		b->session_whole = false;
+		ft_blob_free(&b->session_firmware);
+	}
+	b->flags = h->flags;
+	b->nr_pages = h->nr_pages;
+	if (b->ops->echo_start(b->cfg.ctx, b->session, &w.udp_port))
+		return -EIO;
+	if (usable(b)) {
+		w.replica = FT_REPLICA_ARMED;
+		w.generation = b->generation;
+		w.epoch = ft_image_whole_epoch(b->image);
+		b->ops->echo_arm(b->cfg.ctx);
+	}
+	memcpy(w.session, b->session, sizeof(w.session));
+	b->greeted = true;
+	return welcome(b, &w, "");
+}
+
+static void greet(struct ft_backup *b, const struct ft_wire_hello *h, const char *spec, const char *facts)
+{
+	bool resume = usable(b) && b->session_whole && h->generation == b->session_generation &&
+		      !memcmp(h->resume, b->session, sizeof(b->session));
+	enum ft_wire_reason reason;
+	char why[FT_WIRE_TEXT_MAX];
+
+	reason = judge_hello(b, h, spec, facts, resume, why, sizeof(why));
+	if (reason != FT_REASON_OK) {
+		refuse(b, reason, max64(b->record.generation, b->session_generation), why);
+		return;
+	}
+	if (b->replica && b->nr_pages != h->nr_pages)
+		destroy_replica(b);     /* another guest by the same name: nothing here can serve it */
+	if (open_session(b, h, resume))
+		part(b, FT_REASON_INTERNAL, "the session could not be opened");
+	else if (resume)
+		ft_info("%s: session with %s resumed at epoch %llu", b->cfg.guest, b->peer,
+			(unsigned long long)ft_image_whole_epoch(b->image));
+	else
+		set_state(b, FT_BACKUP_SYNCING, "new session");
+}
+
+static void on_hello(struct ft_backup *b, const uint8_t *body, size_t len)
+{
+	struct ft_wire_hello h;
+	char *spec = NULL, *facts = NULL;
+
+	if (b->greeted || ft_wire_unpack_hello(body, len, &h)) {
+		part(b, FT_REASON_PROTO, "a HELLO that makes no sense");
+		return;
+	}
+	spec = strndup((const char *)body + FT_WIRE_HELLO_LEN, h.spec_len);
+	facts = strndup((const char *)body + FT_WIRE_HELLO_LEN + h.spec_len, h.facts_len);
+	if (spec && facts)
+		greet(b, &h, spec, facts);
+	else
+		part(b, FT_REASON_NO_ROOM, "out of memory");
+	free(spec);
+	free(facts);
+}
+
+/* --- the replica --- */
+
+static enum ft_wire_reason build_replica(struct ft_backup *b, char *why, size_t size)
+{
+	struct ft_image_config cfg = {
+		.staging_bound = b->cfg.staging_bound, .spill_dir = b->cfg.state_dir, .state_max = FT_WIRE_STATE_MAX,
+	};
+	enum ft_wire_reason reason;
+
+	reason = b->ops->prepare(b->cfg.ctx, &b->replica, why, size);
+	if (reason != FT_REASON_OK)
+		return reason;
+	cfg.ram = b->replica->ram;
+	cfg.nr_pages = b->replica->nr_pages;
+	if (b->replica->nr_pages != b->nr_pages) {
+		snprintf(why, size, "memory differs: %llu pages here, %llu there", (unsigned long long)b->replica->nr_pages,
+			 (unsigned long long)b->nr_pages);
+		reason = FT_REASON_MISMATCH;
+	} else if (ft_image_new(&cfg, &b->image)) {
+		snprintf(why, size, "no memory for staging");
+		reason = FT_REASON_NO_ROOM;
+	}
+	if (reason != FT_REASON_OK)
+		destroy_replica(b);
+	return reason;
+}
+
+static void on_firmware(struct ft_backup *b, const uint8_t *body, size_t len)
+{
+	enum ft_wire_reason reason = FT_REASON_OK;
+	char why[FT_WIRE_TEXT_MAX] = "";
+
+	if (b->session_whole || b->session_firmware.data) {
+		part(b, FT_REASON_PROTO, "FIRMWARE out of turn");
+		return;
+	}
+	if (ft_blob_copy(&b->session_firmware, body, len)) {
+		part(b, FT_REASON_NO_ROOM, "no memory for the firmware");
+		return;
+	}
+	if (!b->replica)
+		reason = build_replica(b, why, sizeof(why));
+	if (reason != FT_REASON_OK)
+		part(b, reason, why);
+	else if (b->ops->send(b->cfg.ctx, FT_REC_READY, NULL, 0))
+		part(b, FT_REASON_INTERNAL, "READY could not be sent");
+}
+
+void ft_backup_replica_died(struct ft_backup *b)
+{
+	if (!b->replica)
+		return;
+	ft_err("%s: the parked replica died: no acknowledgement until a new one holds a whole epoch", b->cfg.guest);
+	destroy_replica(b);
+	memset(b->session, 0, sizeof(b->session));
+	if (b->link)
+		part(b, FT_REASON_INTERNAL, "the parked replica died");
+	set_state(b, FT_BACKUP_EMPTY, "the parked replica died");
+}
+
+/* --- epochs --- */
+
+/* The first whole epoch of a session: from its acknowledgement on, this is what would be started. */
+static int arm(struct ft_backup *b)
+{
+	int rc = save_role(b, b->session_generation, FT_ROLE_ARMED);
+
+	if (rc)
+		return rc;
+	ft_blob_free(&b->firmware);
+	b->firmware = b->session_firmware;
+	b->session_firmware = (struct ft_blob){ 0 };
+	b->generation = b->session_generation;
+	b->session_whole = true;
+	b->ops->echo_arm(b->cfg.ctx);
+	set_state(b, FT_BACKUP_ARMED, "a whole epoch is here");
+	return 0;
+}
+
+static int epoch_end(struct ft_backup *b, const uint8_t *body, size_t len)
+{
+	uint8_t ack[16];
+	int rc = ft_image_end(b->image, body, len);
+
+	if (!rc && !b->session_whole)
+		rc = arm(b);
+	if (rc)
+		return rc;
+	ft_put64(ack, ft_image_whole_epoch(b->image));
+	ft_put64(ack + 8, ft_image_staging_used(b->image));
+	rc = b->ops->send(b->cfg.ctx, FT_REC_ACK, ack, sizeof(ack));
+	b->epochs++;
+	ft_image_commit(b->image);      /* after the acknowledgement: clients wait for that, not for this */
+	return rc;
+}
+
+static int epoch_begin(struct ft_backup *b, const uint8_t *body, size_t len)
+{
+	struct ft_wire_epoch_begin e;
+
+	if (ft_wire_unpack_epoch_begin(body, len, &e))
+		return -EPROTO;
+	/* A new session starts with all of memory, and brings the firmware that goes with it. */
+	if (!b->session_whole && (!(e.flags & FT_EPOCH_FULL) || !b->session_firmware.data))
+		return -EPROTO;
+	return ft_image_begin(b->image, e.epoch, e.base, e.flags);
+}
+
+static void on_epoch_record(struct ft_backup *b, uint32_t type, const uint8_t *body, size_t len)
+{
+	int rc = -EPROTO;
+
+	if (b->image && type == FT_REC_EPOCH_BEGIN)
+		rc = epoch_begin(b, body, len);
+	else if (b->image && type == FT_REC_PAGES)
+		rc = ft_image_pages(b->image, body, len);
+	else if (b->image && type == FT_REC_STATE)
+		rc = ft_image_state(b->image, body, len);
+	else if (b->image && type == FT_REC_EPOCH_END)
+		rc = epoch_end(b, body, len);
+	if (rc == -EPROTO)
+		part(b, FT_REASON_PROTO, "an epoch that makes no sense");
+	else if (rc == -ENOSPC || rc == -ENOMEM)
+		part(b, FT_REASON_NO_ROOM, "no room to stage the epoch: free memory or disk space in the state directory");
+	else if (rc)
+		part(b, FT_REASON_INTERNAL, strerror(-rc));
+}
+
+/* --- drill --- */
+
+static void drilled(struct ft_backup *b, const struct ft_drill_result *res)
+{
+	struct ft_wire_drilled d = { .ok = res->ok, .load_ms = res->load_ms, .dirtied_pages = res->dirtied_pages };
+	uint8_t body[FT_WIRE_DRILLED_LEN + sizeof(res->why)];
+	size_t len = ft_wire_pack_drilled(&d, body), text = res->ok ? 0 : strnlen(res->why, sizeof(res->why));
+
+	memcpy(body + len, res->why, text);
+	if (b->link && b->greeted && b->ops->send(b->cfg.ctx, FT_REC_DRILLED, body, len + text))
+		part(b, FT_REASON_INTERNAL, "DRILLED could not be sent");
+}
+
+static void on_drill(struct ft_backup *b)
+{
+	struct ft_drill_result res = { 0 };
+	int fd = -1, rc;
+
+	if (!usable(b) || b->drilling) {
+		part(b, FT_REASON_PROTO, "DRILL out of turn");
+		return;
+	}
+	ft_image_commit(b->image);
+	ft_image_hold(b->image, true);
+	rc = b->replica->ops->drill_start(b->replica, &b->firmware, ft_image_applied_state(b->image), &fd);
+	if (rc) {
+		ft_image_hold(b->image, false);
+		snprintf(res.why, sizeof(res.why), "the scratch guest could not be started: %s", strerror(-rc));
+		drilled(b, &res);
+		return;
+	}
+	b->drilling = true;
+	b->ops->watch_drill(b->cfg.ctx, fd);
+}
+
+void ft_backup_drilled(struct ft_backup *b)
+{
+	struct ft_drill_result res = { 0 };
+
+	if (!b->drilling)
+		return;
+	stop_drill(b, &res);
+	ft_image_commit(b->image);      /* what was staged meanwhile */
+	drilled(b, &res);
+}
+
+/* --- verify --- */
+
+static void on_verify(struct ft_backup *b, const uint8_t *body, size_t len)
+{
+	struct ft_wire_verified v = { .epoch = ft_le64(body) };
+	uint8_t answer[FT_WIRE_VERIFIED_LEN];
+	size_t nr = ft_hash_count(b->nr_pages);
+	uint64_t *hash;
+
+	if (!usable(b) || b->drilling || v.epoch != ft_image_applied_epoch(b->image) || len != 8 + 8 * nr) {
+		part(b, FT_REASON_PROTO, "a VERIFY that makes no sense");
+		return;
+	}
+	hash = malloc(nr * sizeof(*hash));
+	if (!hash) {
+		part(b, FT_REASON_NO_ROOM, "no memory to verify");
+		return;
+	}
+	ft_hash_ram(b->replica->ram, b->nr_pages, hash);
+	for (size_t i = 0; i < nr; i++)
+		if (hash[i] != ft_le64(body + 8 + 8 * i) && !v.differing++)
+			v.first_page = i * FT_HASH_PAGES;
+	free(hash);
+	ft_wire_pack_verified(&v, answer);
+	if (b->ops->send(b->cfg.ctx, FT_REC_VERIFIED, answer, sizeof(answer)))
+		part(b, FT_REASON_INTERNAL, "VERIFIED could not be sent");
+}
+
+/* --- the promise --- */
+
+static void on_disarm(struct ft_backup *b, uint64_t generation)
+{
+	uint8_t body[8];
+
+	if (generation != b->session_generation) {
+		part(b, FT_REASON_PROTO, "DISARM of a generation that is not this session's");
+		return;
+	}
+	if (save_role(b, generation, FT_ROLE_DISARMED)) {
+		part(b, FT_REASON_INTERNAL, "the promise could not be made durable");
+		return;
+	}
+	destroy_replica(b);
+	memset(b->session, 0, sizeof(b->session));
+	set_state(b, FT_BACKUP_DISARMED, "the primary ended protection in order");
+	ft_put64(body, generation);
+	if (b->ops->send(b->cfg.ctx, FT_REC_DISARMED, body, sizeof(body)))
+		drop_link(b);
+}
+
+/* --- takeover --- */
+
+static int start_guest(struct ft_backup *b, uint64_t generation)
+{
+	struct ft_drill_result ignored;
+	int rc;
+
+	if (b->drilling)
+		stop_drill(b, &ignored);
+	ft_image_discard_partial(b->image);
+	ft_image_commit(b->image);
+	rc = save_role(b, generation, FT_ROLE_RUNNING);         /* durable before it can be seen */
+	if (rc)
+		return rc;
+	return b->replica->ops->start(b->replica, &b->firmware, ft_image_applied_state(b->image));
+}
+
+static int take_over(struct ft_backup *b, const char *why)
+{
+	uint64_t generation = max64(max64(b->generation, b->session_generation), b->record.generation) + 1;
+	uint64_t epoch = ft_image_whole_epoch(b->image);
+	int rc;
+
+	ft_warn("%s: taking over at epoch %llu: %s", b->cfg.guest, (unsigned long long)epoch, why);
+	rc = start_guest(b, generation);
+	if (rc) {
+		/* Nothing runs here, and nothing may be started from this any more: if the primary lives, it goes on. */
+		ft_err("%s: TAKEOVER FAILED: the replica does not run: %s", b->cfg.guest, strerror(-rc));
+		destroy_replica(b);
+		memset(b->session, 0, sizeof(b->session));
+		if (save_role(b, generation, FT_ROLE_DISARMED))
+			ft_err("%s: ... and that could not be recorded", b->cfg.guest);
+		set_state(b, FT_BACKUP_EMPTY, "takeover failed");
+		return rc;
+	}
+	set_state(b, FT_BACKUP_RUNNING, why);
+	if (b->replica->ops->detach(b->replica))
+		ft_err("%s: runs, but its attach record could not be written: it cannot be protected again", b->cfg.guest);
+	b->replica = NULL;
+	ft_image_free(b->image);
+	b->image = NULL;
+	b->ops->took_over(b->cfg.ctx, generation, epoch);
+	return 0;
+}
+
+static void on_handover(struct ft_backup *b, uint64_t epoch)
+{
+	uint8_t body[8];
+
+	if (!usable(b) || (epoch && epoch != ft_image_whole_epoch(b->image))) {
+		part(b, FT_REASON_PROTO, "HANDOVER of an epoch that is not here");
+		return;
+	}
+	if (take_over(b, epoch ? "planned failover" : "the primary's guest process died")) {
+		part(b, FT_REASON_INTERNAL, "the replica does not run here");
+		return;
+	}
+	ft_put64(body, b->record.generation);
+	if (b->ops->send(b->cfg.ctx, FT_REC_RUNNING, body, sizeof(body)))
+		drop_link(b);
+}
+
+int ft_backup_force(struct ft_backup *b)
+{
+	if (!usable(b))
+		return -ENODATA;
+	drop_link(b);
+	return take_over(b, "forced by the operator");
+}
+
+void ft_backup_tick(struct ft_backup *b)
+{
+	if (usable(b) && !(b->flags & FT_HELLO_CONTINUE) && b->ops->silent(b->cfg.ctx)) {
+		drop_link(b);
+		(void)take_over(b, "the primary is silent on every path");      /* logged inside */
+	}
+	b->ops->timer(b->cfg.ctx, b->ops->now_ns(b->cfg.ctx) + b->cfg.tick_ns);
+}
+
+/* --- records --- */
+
+void ft_backup_record(struct ft_backup *b, uint32_t type, const uint8_t *body, size_t len)
+{
+	if (!b->link)
+		return;
+	if (!b->greeted && type != FT_REC_HELLO && type != FT_REC_ERROR && type != FT_REC_PING) {
+		part(b, FT_REASON_PROTO, "records before HELLO");
+		return;
+	}
+	if (b->greeted)
+		b->ops->life(b->cfg.ctx);
+	switch (type) {
+	case FT_REC_HELLO:
+		on_hello(b, body, len);
+		break;
+	case FT_REC_FIRMWARE:
+		on_firmware(b, body, len);
+		break;
+	case FT_REC_EPOCH_BEGIN:
+	case FT_REC_PAGES:
+	case FT_REC_STATE:
+	case FT_REC_EPOCH_END:
+		on_epoch_record(b, type, body, len);
+		break;
+	case FT_REC_DISARM:
+		on_disarm(b, ft_le64(body));
+		break;
+	case FT_REC_HANDOVER:
+		on_handover(b, ft_le64(body));
+		break;
+	case FT_REC_DRILL:
+		on_drill(b);
+		break;
+	case FT_REC_VERIFY:
+		on_verify(b, body, len);
+		break;
+	case FT_REC_PING:
+		(void)b->ops->send(b->cfg.ctx, FT_REC_PONG, body, len); /* a link that cannot is about to say so */
+		break;
+	case FT_REC_PONG:
+		break;
+	case FT_REC_ERROR:
+		ft_warn("%s: %s says: %s: %.*s", b->cfg.guest, b->peer, ft_wire_reason_text(ft_le32(body)), (int)(len - 4),
+			(const char *)body + 4);
+		drop_link(b);
+		break;
+	default:
+		part(b, FT_REASON_PROTO, "a record that a primary does not send");
+	}
+}
+
+/* --- life --- */
+
+int ft_backup_new(const struct ft_backup_config *cfg, struct ft_backup **out)
+{
+	struct ft_backup *b = calloc(1, sizeof(*b));
+	int rc;
+
+	if (!b)
+		return -ENOMEM;
+	b->cfg = *cfg;
+	b->ops = cfg->ops;
+	rc = ft_record_load(cfg->files, cfg->state_dir, cfg->guest, &b->record);
+	if (rc) {
+		ft_backup_free(b);
+		return rc;
+	}
+	*out = b;
+	return 0;
+}
+
+void ft_backup_free(struct ft_backup *b)
+{
+	if (!b)
+		return;
+	destroy_replica(b);
+	ft_blob_free(&b->session_firmware);
+	free(b);
+}
+
+void ft_backup_get_status(const struct ft_backup *b, struct ft_backup_status *out)
+{
+	*out = (struct ft_backup_status){
+		.state = b->state, .generation = b->record.generation, .peer = b->peer, .linked = b->link,
+		.drilling = b->drilling, .epochs = b->epochs,
+		.epoch = b->image ? ft_image_whole_epoch(b->image) : 0,
+		.applied_epoch = b->image ? ft_image_applied_epoch(b->image) : 0,
+		.staging_bytes = b->image ? ft_image_staging_used(b->image) : 0,
+	};
+}
