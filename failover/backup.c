@@ -368,6 +368,8 @@ static void on_epoch_record(struct ft_backup *b, uint32_t type, const uint8_t *b
 {
 	int rc = -EPROTO;
 
+	if (b->state == FT_BACKUP_DISARMED)
+		return;                 /* were on their way when the primary ended */
 	if (b->image && type == FT_REC_EPOCH_BEGIN)
 		rc = epoch_begin(b, body, len);
 	else if (b->image && type == FT_REC_PAGES)

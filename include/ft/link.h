@@ -38,6 +38,11 @@ int ft_link_connect(struct ev_loop *loop, const struct ft_link_config *cfg, cons
 		    struct ft_link **out) FT_MUST_CHECK;
 /* Serve a connected socket whose preamble was read. Takes over @fd also on failure. */
 int ft_link_accept(struct ev_loop *loop, const struct ft_link_config *cfg, int fd, struct ft_link **out) FT_MUST_CHECK;
+/*
+ * Down at once: no callback comes any more, blocked and later senders get -EPIPE. May be called inside a
+ * callback; ft_link_free follows outside of one.
+ */
+void ft_link_close(struct ft_link *l);
 /* Stop the thread, close. No callback comes after it. Queued bytes are dropped. NULL is fine. */
 void ft_link_free(struct ft_link *l);
 
