@@ -86,7 +86,7 @@ $(B)/bench/%: tests/bench/%.c $(TESTLIB) $(B)/libft.a
 
 tests: $(TESTS) $(TOOLS)
 
-check-unit: tests
+check-unit: all tests
 	tests/run.sh $(TESTS)
 
 clean:

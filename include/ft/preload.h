@@ -16,16 +16,20 @@
 
 #define FT_PRELOAD_MAGIC 0x6c70746675ull
 #define FT_PRELOAD_VERSION 1u
+#define FT_PRELOAD_SIZE 4096
 
 struct ft_preload_page {
 	_Atomic uint64_t magic;         /* written last by the preload: the rest above `hold` is valid */
 	uint32_t version;
+	_Atomic int32_t pid;            /* of the process whose preload has this page; 0: none yet */
 	int32_t uffd;                   /* fd number inside QEMU; -1: this kernel has none that serves */
 	uint64_t uffd_features;         /* of the UFFDIO_API answer */
 	/*
 	 * ft-protect writes. hold_seq even: time runs. Odd: time is to stand still; the first call of
 	 * clock_gettime that sees a new odd value latches its instant and every call answers with it until
 	 * hold_seq changes or hold_limit_ns have really passed (a dead ft-protect must not stop QEMU's time).
+	 * Hold before QMP stop and let go after cont has returned: the virtual clock takes its offset from
+	 * the clock in both, and must find the same instant there. hold_limit_ns is set first.
 	 */
 	_Atomic uint64_t hold_seq;
 	_Atomic uint64_t hold_limit_ns;
