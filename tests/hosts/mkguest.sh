@@ -1,0 +1,58 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-3.0-or-later
+# mkguest.sh DIR - make DIR/vmlinuz and DIR/initrd.img, the guest of the demo and of the host tests.
+# From distribution packages only: Debian's cloud kernel, busybox-static, Redis; and tests/guest/.
+set -eu
+src=$(cd "$(dirname "$0")/.." && pwd)
+out=${1:?usage: mkguest.sh DIR}
+kernel=${2:-$(dirname "$out")/kernel}
+# A dependency comes before what needs it. What is built into the kernel has no file and is left out.
+modules="virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover
+ virtio_net virtio_blk ipv6"
+
+need() {
+	command -v "$1" >/dev/null || { echo "mkguest.sh: $1 is missing; run scripts/deps.sh check" >&2; exit 1; }
+}
+
+# The libraries of program $1, with the loader, under the paths where the loader looks.
+copy_with_libraries() {
+	cp -L "$1" "$root/bin/$2"
+	ldd "$1" | grep -o '/[^ ]*' | while read -r lib; do
+		mkdir -p "$root$(dirname "$lib")"
+		cp -L "$lib" "$root$lib"
+	done
+}
+
+# Uncompressed: a guest under TCG spends seconds on unpacking.
+copy_module() {
+	file=$(find "$kernel" -path "*/kernel/*/$1.ko*" | head -1)
+	case $file in
+	'') return 0 ;;
+	*.ko) cp "$file" "$root/modules/" ;;
+	*.ko.xz) xz -dc "$file" >"$root/modules/$1.ko" ;;
+	*.ko.zst) zstd -dqc "$file" >"$root/modules/$1.ko" ;;
+	esac
+	echo "$1" >>"$root/modules/order"
+}
+
+for tool in busybox redis-server cpio cc; do need $tool; done
+vmlinuz=$(find "$kernel" -name 'vmlinuz*' 2>/dev/null | head -1)
+if [ -z "$vmlinuz" ]; then
+	"$src/kernel.sh" "$kernel" >&2
+	vmlinuz=$(find "$kernel" -name 'vmlinuz*' | head -1)
+fi
+
+mkdir -p "$out"
+root=$(mktemp -d "$out/root.XXXXXX")
+trap 'rm -rf "$root"' EXIT
+mkdir -p "$root/bin" "$root/lib64" "$root/modules" "$root/proc" "$root/sys" "$root/dev" "$root/tmp"
+cp -L "$(command -v busybox)" "$root/bin/busybox"
+cp "$src/guest/init" "$root/init"
+chmod 755 "$root/init"
+copy_with_libraries "$(command -v redis-server)" redis-server
+for m in $modules; do copy_module "$m"; done
+${CC:-cc} -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -static -pthread -o "$root/bin/agent" "$src/guest/agent.c"
+strip "$root/bin/agent"
+(cd "$root" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$out/initrd.tmp"
+cp "$vmlinuz" "$out/vmlinuz"
+mv "$out/initrd.tmp" "$out/initrd.img"
