@@ -28,7 +28,7 @@ override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIB
            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink -pthread
 
-.PHONY: all help deps check check-unit clean install lint tests
+.PHONY: all help deps check check-unit clean guest install lint stage tests
 all: $(PROGS) $(PRELOAD) $(SCRIPTS)
 
 help:
@@ -85,6 +85,25 @@ $(B)/bench/%: tests/bench/%.c $(TESTLIB) $(B)/libft.a
 	$(CC) $(CFLAGS) -Itests -o $@ $^ $(LDFLAGS) $(LDLIBS)
 
 tests: $(TESTS) $(TOOLS)
+
+# What a user's `make install` makes, for the hosts of the test world.
+STAGE   := $(B)/stage
+stage: all
+	@rm -rf $(STAGE)
+	@$(MAKE) -s --no-print-directory install DESTDIR=$(STAGE) PREFIX=/usr/local LIBEXEC=/usr/local/libexec/ft
+
+# Programs that other programs start live in libexec.
+HELPERS := $(filter %/ft-guard,$(PROGS)) $(PRELOAD)
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBEXEC)
+	install -m 755 $(filter-out $(HELPERS),$(PROGS)) $(SCRIPTS) $(DESTDIR)$(PREFIX)/bin
+	$(if $(HELPERS),install -m 755 $(HELPERS) $(DESTDIR)$(LIBEXEC))
+
+# The guest of the demo and of the host tests.
+GUEST   := $(BUILD)/guest
+guest: $(GUEST)/initrd.img
+$(GUEST)/initrd.img: tests/hosts/mkguest.sh tests/kernel.sh tests/guest/init tests/guest/agent.c
+	tests/hosts/mkguest.sh $(GUEST)
 
 check-unit: all tests
 	tests/run.sh $(TESTS)

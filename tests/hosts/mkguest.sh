@@ -5,7 +5,6 @@
 set -eu
 src=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:?usage: mkguest.sh DIR}
-kernel=${2:-$(dirname "$out")/kernel}
 # A dependency comes before what needs it. What is built into the kernel has no file and is left out.
 modules="virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover
  virtio_net virtio_blk ipv6"
@@ -25,7 +24,7 @@ copy_with_libraries() {
 
 # Uncompressed: a guest under TCG spends seconds on unpacking.
 copy_module() {
-	file=$(find "$kernel" -path "*/kernel/*/$1.ko*" | head -1)
+	file=$(find "$kernel/lib/modules" -name "$1.ko*" | head -1)
 	case $file in
 	'') return 0 ;;
 	*.ko) cp "$file" "$root/modules/" ;;
@@ -36,11 +35,7 @@ copy_module() {
 }
 
 for tool in busybox redis-server cpio cc; do need $tool; done
-vmlinuz=$(find "$kernel" -name 'vmlinuz*' 2>/dev/null | head -1)
-if [ -z "$vmlinuz" ]; then
-	"$src/kernel.sh" "$kernel" >&2
-	vmlinuz=$(find "$kernel" -name 'vmlinuz*' | head -1)
-fi
+kernel=$("$src/kernel.sh")
 
 mkdir -p "$out"
 root=$(mktemp -d "$out/root.XXXXXX")
@@ -54,5 +49,5 @@ for m in $modules; do copy_module "$m"; done
 ${CC:-cc} -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -static -pthread -o "$root/bin/agent" "$src/guest/agent.c"
 strip "$root/bin/agent"
 (cd "$root" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$out/initrd.tmp"
-cp "$vmlinuz" "$out/vmlinuz"
+cp "$kernel/vmlinuz" "$out/vmlinuz"
 mv "$out/initrd.tmp" "$out/initrd.img"
