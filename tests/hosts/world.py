@@ -14,6 +14,7 @@ it ends, however it ends, the kernel takes everything away, and only the directo
         w.alpha.run('ft-ctl list')
         w.power_cut(w.alpha)
 """
+import ctypes
 import json
 import os
 import random
@@ -35,6 +36,7 @@ STAGE = os.environ.get('FT_STAGE') or os.path.join(OBJ, 'stage')
 PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 LAN4, LAN6, REPL4, REPL6 = '10.77.0.', 'fd77::', '10.78.0.', 'fd78::'
 CONTROL_PORT, ECHO_PORT = 7001, 7002
+LIBC, CLONE_NEWNET = ctypes.CDLL(None, use_errno=True), 0x40000000
 
 
 class Failure(Exception):
@@ -445,23 +447,18 @@ class World:
     @staticmethod
     def _socket_at(node, family, kind):
         """A socket of the node's network in this process."""
-        parent, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                import ctypes
-                fd = os.open(f'/proc/{node.pid1}/ns/net', os.O_RDONLY)
-                if ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000) == 0:
-                    socket.send_fds(child, [b'x'], [socket.socket(family, kind).fileno()])
-            finally:
-                os._exit(0)
-        child.close()
-        with parent:
-            _, fds, _, _ = socket.recv_fds(parent, 1, 1)
-        os.waitpid(pid, 0)
-        if not fds:
+        made = []
+
+        def make():             # a thread has a network namespace of its own
+            with open(f'/proc/{node.pid1}/ns/net', encoding='ascii') as ns:
+                if LIBC.setns(ns.fileno(), CLONE_NEWNET) == 0:
+                    made.append(socket.socket(family, kind))
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        if not made:
             raise Failure(f'{node.name}: no socket there')
-        return socket.socket(family, kind, fileno=fds[0])
+        return made[0]
 
     def start_guest(self, host, guest):
         host.run(f'ft-guest start {guest}', 60)
