@@ -96,8 +96,8 @@ stage: all
 HELPERS := $(filter %/ft-guard,$(PROGS)) $(PRELOAD)
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBEXEC)
-	install -m 755 $(filter-out $(HELPERS),$(PROGS)) $(SCRIPTS) $(DESTDIR)$(PREFIX)/bin
-	$(if $(HELPERS),install -m 755 $(HELPERS) $(DESTDIR)$(LIBEXEC))
+	install -m 755 -t $(DESTDIR)$(PREFIX)/bin $(filter-out $(HELPERS),$(PROGS)) $(SCRIPTS)
+	install -m 755 -t $(DESTDIR)$(LIBEXEC) $(HELPERS)
 
 # The guest of the demo and of the host tests.
 GUEST   := $(BUILD)/guest
