@@ -512,7 +512,7 @@ static int take_over(struct ft_backup *b, const char *why)
 		ft_err("%s: TAKEOVER FAILED: the replica does not run: %s", b->cfg.guest, strerror(-rc));
 		destroy_replica(b);
 		memset(b->session, 0, sizeof(b->session));
-		if (save_role(b, generation, FT_ROLE_DISARMED))
+		if (save_role(b, generation + 1, FT_ROLE_DISARMED))
 			ft_err("%s: ... and that could not be recorded", b->cfg.guest);
 		set_state(b, FT_BACKUP_EMPTY, "takeover failed");
 		return rc;

@@ -111,8 +111,7 @@ static void end(struct ft_primary *p, enum ft_primary_end how, const char *why)
 {
 	if (p->state == FT_PRIMARY_ENDED)
 		return;
-	if (p->standing)
-		p->ops->session_down(p->cfg.ctx);
+	p->ops->beat_stop(p->cfg.ctx);
 	p->standing = p->link = false;
 	p->ops->disconnect(p->cfg.ctx);
 	ft_encoder_reset(p->cfg.encoder);
@@ -203,10 +202,7 @@ static void lost(struct ft_primary *p, const char *why)
 {
 	uint64_t now = primary_now(p);
 
-	p->link = false;
-	if (p->standing)
-		p->ops->session_down(p->cfg.ctx);
-	p->standing = false;
+	p->link = p->standing = false;
 	ft_encoder_reset(p->cfg.encoder);
 	fail_requests(p, why);
 	p->disarm_sent = false;
@@ -442,7 +438,7 @@ static void on_welcome(struct ft_primary *p, const uint8_t *body, size_t len)
 	p->silence_ms = w.silence_ms;
 	/* DIRECT spoils what the replica held; one that may be all there is must survive until ours is whole. */
 	p->direct = w.replica != FT_REPLICA_ARMED || p->state == FT_PRIMARY_ALONE;
-	if (p->ops->session_up(p->cfg.ctx, &w)) {
+	if (p->ops->beat(p->cfg.ctx, &w)) {
 		ft_primary_drop_link(p, "heartbeats could not be started");
 		return;
 	}
@@ -681,6 +677,7 @@ static void guest_crashed(struct ft_primary *p)
 		send_handover(p);
 	else
 		p->ops->hush(p->cfg.ctx);
+	p->ops->beat_stop(p->cfg.ctx);  /* should the handover not arrive, silence will do */
 }
 
 static void guest_off(struct ft_primary *p)

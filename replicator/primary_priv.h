@@ -34,7 +34,7 @@ struct ft_primary {
 	uint64_t generation;                    /* of this session */
 	uint8_t session[16];                    /* zero: none to resume */
 	bool link;                              /* up */
-	bool standing;                          /* WELCOME was accepted, session_up was called */
+	bool standing;                          /* WELCOME was accepted, heartbeats run */
 	bool maybe_armed;                       /* the backup may hold a whole epoch of ours: it may take over */
 	bool refusal_logged;
 	bool direct;                            /* the backup has nothing that a full copy could spoil */

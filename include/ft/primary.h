@@ -55,12 +55,16 @@ struct ft_primary_ops {
 	void (*disconnect)(void *ctx);
 	/* A control record, in order with the encoder's. */
 	int (*send)(void *ctx, uint32_t type, const void *body, size_t len);
-	/* A session stands: start heartbeats to the UDP port of @w. */
-	int (*session_up)(void *ctx, const struct ft_wire_welcome *w);
-	void (*session_down)(void *ctx);
+	/*
+	 * A session stands: start heartbeats to the UDP port of @w in place of the session's before, and let the
+	 * lease open the gate again. They go on while the link is down: a broken connection is not a dead host.
+	 */
+	int (*beat)(void *ctx, const struct ft_wire_welcome *w);
+	/* No more heartbeats: the guest is gone, the backup is to take over, or has no part in it any more. */
+	void (*beat_stop)(void *ctx);
 	/* Is the lease fresh? Asked just before each release. */
 	bool (*may_speak)(void *ctx);
-	/* Shut the kernel gate for good (the backup may speak from now on), whatever the lease says. */
+	/* Shut the kernel gate (the backup may speak from now on), whatever the lease says, until the next beat. */
 	void (*hush)(void *ctx);
 	/* The pause word. resume: -ECANCELED when the guard let the guest run on meanwhile. */
 	void (*pausing)(void *ctx);
