@@ -25,6 +25,8 @@
 #define FT_NAME_MAX   63          /* guest and peer names: [A-Za-z0-9][A-Za-z0-9._-]{0,62} */
 
 #define FT_MUST_CHECK  __attribute__((warn_unused_result))
+/* For the few results that change nothing; say why beside it. */
+#define ft_ignore(call) do { if (call) { /* nothing to do about it */ } } while (0)
 #define FT_PRINTF(f,a) __attribute__((format(printf, f, a)))
 #define FT_ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 #define ft_container_of(p, type, member) ((type *)((char *)(p) - offsetof(type, member)))

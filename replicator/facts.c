@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/* facts.c - see facts.h. */
+#include "facts.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#define DIGEST_TEXT 33
+
+/* A digest of a file's bytes: tells apart what should be equal, proves nothing against an attacker. */
+static int digest_file(const char *path, char text[DIGEST_TEXT])
+{
+	XXH128_hash_t h;
+	struct stat st;
+	void *map;
+	int fd, rc = 0;
+
+	strcpy(text, "none");
+	if (!*path)
+		return 0;
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	map = fstat(fd, &st) < 0 || !st.st_size ? MAP_FAILED : mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (map == MAP_FAILED) {
+		rc = errno ? -errno : -EINVAL;
+	} else {
+		h = XXH3_128bits(map, (size_t)st.st_size);
+		snprintf(text, DIGEST_TEXT, "%016llx%016llx", (unsigned long long)h.high64, (unsigned long long)h.low64);
+		munmap(map, (size_t)st.st_size);
+	}
+	close(fd);
+	return rc;
+}
+
+static int digest_or_complain(const char *path, char text[DIGEST_TEXT])
+{
+	int rc = digest_file(path, text);
+
+	if (rc)
+		ft_err("%s: cannot be read: %s", path, strerror(-rc));
+	return rc;
+}
+
+int ft_facts_format(const struct ft_spec *spec, const struct ft_attach *at, char *buf, size_t size)
+{
+	char kernel[DIGEST_TEXT], initrd[DIGEST_TEXT];
+	int rc, len;
+
+	rc = digest_or_complain(spec->kernel, kernel);
+	if (!rc)
+		rc = digest_or_complain(spec->initrd, initrd);
+	if (rc)
+		return rc;
+	len = snprintf(buf, size, "accel=%s\nmachine=%s\nqemu=%s\nmemory=%llu\nkernel=%s\ninitrd=%s\n",
+		       at->accel == FT_ACCEL_KVM ? "kvm" : "tcg", at->machine, at->qemu_version,
+		       (unsigned long long)at->memory, kernel, initrd);
+	return len < (int)size ? 0 : -ENAMETOOLONG;
+}
+
+/* The value of @key, or false. */
+static bool fact(const char *facts, const char *key, char *value, size_t size)
+{
+	size_t key_len = strlen(key);
+
+	for (const char *line = facts; line && *line; line = strchr(line, '\n'), line += line != NULL) {
+		if (strncmp(line, key, key_len) || line[key_len] != '=')
+			continue;
+		line += key_len + 1;
+		snprintf(value, size, "%.*s", (int)strcspn(line, "\n"), line);
+		return true;
+	}
+	return false;
+}
+
+static int same_file(const char *facts, const char *key, const char *path, char *why, size_t size)
+{
+	char theirs[DIGEST_TEXT], mine[DIGEST_TEXT];
+
+	if (!fact(facts, key, theirs, sizeof(theirs)))
+		return -EPROTO;
+	if (digest_or_complain(path, mine)) {
+		snprintf(why, size, "%s %s cannot be read on the backup", key, path);
+		return -ENOEXEC;
+	}
+	if (!strcmp(mine, theirs))
+		return 0;
+	snprintf(why, size, "%s differs: %s on the backup is not the file that the guest was started from", key,
+		 *path ? path : "none");
+	return -ENOEXEC;
+}
+
+int ft_facts_check(const char *facts, const struct ft_spec *mine, struct ft_attach *theirs, char *why, size_t size)
+{
+	char accel[8], memory[24], *end;
+	int rc;
+
+	*why = 0;
+	*theirs = (struct ft_attach){ .pid = 0 };
+	if (!fact(facts, "accel", accel, sizeof(accel)) || !fact(facts, "machine", theirs->machine, sizeof(theirs->machine)) ||
+	    !fact(facts, "qemu", theirs->qemu_version, sizeof(theirs->qemu_version)) ||
+	    !fact(facts, "memory", memory, sizeof(memory)))
+		return -EPROTO;
+	theirs->accel = !strcmp(accel, "kvm") ? FT_ACCEL_KVM : FT_ACCEL_TCG;
+	theirs->memory = strtoull(memory, &end, 10);
+	if (*end || strcmp(accel, theirs->accel == FT_ACCEL_KVM ? "kvm" : "tcg"))
+		return -EPROTO;
+	rc = same_file(facts, "kernel", mine->kernel, why, size);
+	return rc ? rc : same_file(facts, "initrd", mine->initrd, why, size);
+}

@@ -1,0 +1,692 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/* protect.c - see protect.h. The ops of ft_primary first, then making the parts, then the loop. */
+#include "protect.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#define SEND_BOUND (4u << 20)           /* bytes queued on the link: little, so that acknowledgements stay near */
+#define CONNECT_TIMEOUT_MS 3000
+
+/* --- time --- */
+
+static uint64_t op_now(void *ctx)
+{
+	(void)ctx;
+	return ft_now_ns();
+}
+
+static void on_timer(struct ev_loop *loop, ev_timer *w, int revents)
+{
+	struct protect *pr = w->data;
+
+	(void)revents;
+	ev_timer_stop(loop, w);
+	ft_primary_tick(pr->primary);
+}
+
+static void op_timer(void *ctx, uint64_t at_ns)
+{
+	struct protect *pr = ctx;
+	uint64_t now = ft_now_ns();
+
+	ev_timer_stop(pr->loop, &pr->timer);
+	ev_now_update(pr->loop);
+	ev_timer_set(&pr->timer, at_ns > now ? (double)(at_ns - now) / 1e9 : 0.0, 0.0);
+	ev_timer_start(pr->loop, &pr->timer);
+}
+
+/* --- the link --- */
+
+static void link_up(void *ctx, const char *peer_name)
+{
+	struct protect *pr = ctx;
+
+	(void)peer_name;                /* checked by TLS */
+	ft_primary_link_up(pr->primary);
+}
+
+static void link_record(void *ctx, uint32_t type, const uint8_t *body, size_t len)
+{
+	struct protect *pr = ctx;
+
+	ft_primary_record(pr->primary, type, body, len);
+}
+
+static void on_reap(struct ev_loop *loop, ev_timer *w, int revents)
+{
+	struct protect *pr = w->data;
+
+	(void)revents;
+	ev_timer_stop(loop, w);
+	ft_link_free(pr->dead_link);
+	pr->dead_link = NULL;
+}
+
+/*
+ * Order matters: the closed link turns blocked workers away, the reset waits for them, and only then, and
+ * never inside its own callback, is the link freed.
+ */
+static void op_disconnect(void *ctx)
+{
+	struct protect *pr = ctx;
+
+	if (!pr->link)
+		return;
+	ft_link_close(pr->link);
+	ft_encoder_reset(pr->encoder);
+	ft_link_free(pr->dead_link);
+	pr->dead_link = pr->link;
+	pr->link = NULL;
+	ev_timer_set(&pr->reaper, 0.0, 0.0);
+	ev_timer_start(pr->loop, &pr->reaper);
+}
+
+static void link_down(void *ctx, int rc, const char *why)
+{
+	struct protect *pr = ctx;
+
+	op_disconnect(pr);
+	ft_primary_link_down(pr->primary, rc, why);
+}
+
+static int op_connect(void *ctx)
+{
+	const struct ft_conf *conf = ft_conf();
+	struct protect *pr = ctx;
+	struct ft_link_config cfg = {
+		.tls = { conf->tls_ca, conf->tls_cert, conf->tls_key },
+		.primary = true, .guest = pr->guest, .peer = pr->peer, .connect_timeout_ms = CONNECT_TIMEOUT_MS,
+		.send_bound = SEND_BOUND, .on_up = link_up, .on_record = link_record, .on_down = link_down, .ctx = pr,
+	};
+
+	op_disconnect(pr);
+	return ft_link_connect(pr->loop, &cfg, pr->address, conf->port, &pr->link);
+}
+
+static int op_send(void *ctx, uint32_t type, const void *body, size_t len)
+{
+	struct protect *pr = ctx;
+	bool urgent = type == FT_REC_PING || type == FT_REC_PONG;
+
+	if (!pr->link)
+		return -EPIPE;
+	return ft_link_send(pr->link, urgent ? FT_LANE_URGENT : FT_LANE_BULK_NOWAIT, type, body, len);
+}
+
+/* Worker thread. The link cannot go away under it: see op_disconnect. */
+static int emit(void *ctx, uint32_t type, const void *body, size_t len)
+{
+	struct protect *pr = ctx;
+
+	return pr->link ? ft_link_send(pr->link, FT_LANE_BULK, type, body, len) : -EPIPE;
+}
+
+/* --- the right to speak --- */
+
+/* Heartbeat thread. */
+static void on_lease(void *ctx, uint64_t until_ns)
+{
+	struct protect *pr = ctx;
+
+	if (pr->netbuf && !pr->hushed)
+		ft_ignore(ft_netbuf_fresh(pr->netbuf, until_ns)); /* a gate that is not renewed closes by itself */
+}
+
+static int resolve(const char *host, uint16_t port, struct sockaddr_storage *out)
+{
+	struct addrinfo hints = { .ai_socktype = SOCK_DGRAM }, *res = NULL;
+	char service[8];
+
+	snprintf(service, sizeof(service), "%u", port);
+	if (getaddrinfo(host, service, &hints, &res) || !res)
+		return -EHOSTUNREACH;
+	memcpy(out, res->ai_addr, res->ai_addrlen);
+	freeaddrinfo(res);
+	return 0;
+}
+
+static int beat_paths(struct protect *pr, struct ft_beat_config *cfg, uint16_t port)
+{
+	const struct ft_peer *peer = ft_conf_peer(ft_conf(), pr->peer);
+	int rc = resolve(pr->address, port, &cfg->path[0]);
+
+	if (rc)
+		return rc;
+	cfg->nr_paths = 1;
+	for (unsigned i = 0; peer && i < peer->nr_heartbeat && cfg->nr_paths < FT_ARRAY_LEN(cfg->path); i++) {
+		if (resolve(peer->heartbeat[i], port, &cfg->path[cfg->nr_paths]))
+			ft_warn("%s: heartbeat address %s of %s cannot be resolved; not used", pr->guest, peer->heartbeat[i],
+				pr->peer);
+		else
+			cfg->nr_paths++;
+	}
+	return 0;
+}
+
+static void op_beat_stop(void *ctx)
+{
+	struct protect *pr = ctx;
+
+	ft_beat_stop(pr->beat);
+	pr->beat = NULL;
+	pr->beat_cfg.nr_paths = 0;
+	if (pr->guard && ft_guard_beat(pr->guard, NULL))
+		ft_warn("%s: the guard could not be told to stop its heartbeats", pr->guest);
+}
+
+static void guard_beats(struct protect *pr)
+{
+	struct ft_beat_config cfg = pr->beat_cfg;
+
+	cfg.guard = true;
+	cfg.on_lease = NULL;
+	if (!pr->guard || !cfg.nr_paths)
+		return;
+	if (ft_guard_beat(pr->guard, &cfg))
+		ft_warn("%s: the guard sends no heartbeats: a stall of ft-protect would look like a dead host", pr->guest);
+}
+
+static int op_beat(void *ctx, const struct ft_wire_welcome *w)
+{
+	struct protect *pr = ctx;
+	struct ft_beat_config cfg = {
+		.interval_ms = pr->policy.heartbeat_ms, .silence_ms = w->silence_ms, .on_lease = on_lease, .ctx = pr,
+	};
+	struct ft_beat *old = pr->beat;
+	int rc;
+
+	memcpy(cfg.session, w->session, sizeof(cfg.session));
+	rc = ft_link_export(pr->link, cfg.key);
+	if (!rc)
+		rc = beat_paths(pr, &cfg, w->udp_port);
+	if (rc)
+		return rc;
+	pr->beat = NULL;
+	ft_beat_stop(old);
+	pr->hushed = false;
+	rc = ft_beat_start(&cfg, &pr->beat);
+	if (rc)
+		return rc;
+	pr->beat_cfg = cfg;
+	guard_beats(pr);
+	return 0;
+}
+
+static bool op_may_speak(void *ctx)
+{
+	struct protect *pr = ctx;
+
+	return !pr->hushed && pr->beat && ft_beat_fresh(pr->beat);
+}
+
+static void op_hush(void *ctx)
+{
+	struct protect *pr = ctx;
+
+	pr->hushed = true;
+	if (pr->netbuf && ft_netbuf_fresh(pr->netbuf, 0))
+		ft_err("%s: the gate could not be shut at once; it closes by itself when the lease ends", pr->guest);
+}
+
+static void op_echoed(void *ctx, uint64_t sent_ns)
+{
+	struct protect *pr = ctx;
+
+	if (pr->beat && sent_ns <= ft_now_ns())
+		ft_beat_renew(pr->beat, sent_ns);
+}
+
+/* --- the pause word --- */
+
+static void op_pausing(void *ctx)
+{
+	struct protect *pr = ctx;
+
+	ft_guard_pause(pr->guard);
+}
+
+static int op_resuming(void *ctx)
+{
+	struct protect *pr = ctx;
+
+	return ft_guard_resume(pr->guard);
+}
+
+/* --- what happens --- */
+
+static void op_changed(void *ctx, enum ft_primary_state from, enum ft_primary_state to, const char *why)
+{
+	protect_changed(ctx, from, to, why);
+}
+
+static void op_ended(void *ctx, enum ft_primary_end end, const char *why)
+{
+	struct protect *pr = ctx;
+
+	(void)why;                      /* the change of state said it */
+	pr->end = end;
+	pr->ended = true;
+	ev_break(pr->loop, EVBREAK_ALL);
+}
+
+static const struct ft_primary_ops primary_ops = {
+	.now_ns = op_now, .timer = op_timer, .connect = op_connect, .disconnect = op_disconnect, .send = op_send,
+	.beat = op_beat, .beat_stop = op_beat_stop, .may_speak = op_may_speak, .hush = op_hush, .pausing = op_pausing,
+	.resuming = op_resuming, .echoed = op_echoed, .changed = op_changed, .ended = op_ended,
+};
+
+static void netbuf_held(void *ctx)
+{
+	struct protect *pr = ctx;
+
+	if (pr->primary)
+		ft_primary_held(pr->primary);
+}
+
+static void netbuf_breach(void *ctx, const char *why)
+{
+	struct protect *pr = ctx;
+
+	if (pr->primary)
+		ft_primary_breach(pr->primary, why);
+}
+
+static void on_vm_event(struct ev_loop *loop, ev_io *w, int revents)
+{
+	struct protect *pr = w->data;
+
+	(void)loop, (void)revents;
+	ft_primary_guest_event(pr->primary);
+}
+
+static int start_guard(struct protect *pr)
+{
+	struct ft_guard_config cfg = { .guest = pr->guest, .owner_fd = pr->netbuf ? ft_netbuf_owner_fd(pr->netbuf) : -1 };
+	int rc = ft_guard_start(&cfg, &pr->guard);
+
+	if (cfg.owner_fd >= 0)
+		close(cfg.owner_fd);
+	return rc;
+}
+
+static void on_guard_died(struct ev_loop *loop, ev_io *w, int revents)
+{
+	struct protect *pr = w->data;
+
+	(void)revents;
+	ev_io_stop(loop, w);
+	ft_warn("%s: the guard died; starting another", pr->guest);
+	ft_guard_free(pr->guard);
+	pr->guard = NULL;
+	if (start_guard(pr)) {
+		ft_err("%s: no guard can be started: ending, so that nothing is left to chance; output stays shut", pr->guest);
+		pr->end = FT_END_INTERNAL;
+		pr->ended = true;
+		ev_break(loop, EVBREAK_ALL);
+		return;
+	}
+	guard_beats(pr);
+	ev_io_set(w, ft_guard_fd(pr->guard), EV_READ);
+	ev_io_start(loop, w);
+}
+
+/* --- requests --- */
+
+static void request_done(void *ctx, int rc, const char *text)
+{
+	struct ft_control_req *req = ctx;
+
+	if (rc)
+		ft_control_fail(req, "%s", text);
+	else
+		ft_control_reply(req, json_pack("{s:b, s:s}", "ok", 1, "text", text));
+}
+
+static void on_request(void *ctx, struct ft_control_req *req, const char *cmd, const json_t *args)
+{
+	static const struct {
+		const char *cmd;
+		int (*start)(struct ft_primary *p, ft_primary_done *done, void *ctx);
+	} table[] = {
+		{ "failover", ft_primary_failover }, { "unprotect", ft_primary_unprotect },
+		{ "verify", ft_primary_verify }, { "drill", ft_primary_drill },
+	};
+	struct protect *pr = ctx;
+
+	(void)args;
+	if (!strcmp(cmd, "status")) {
+		ft_control_reply(req, protect_status_json(pr));
+		return;
+	}
+	for (size_t i = 0; i < FT_ARRAY_LEN(table); i++) {
+		int rc;
+
+		if (strcmp(cmd, table[i].cmd))
+			continue;
+		rc = table[i].start(pr->primary, request_done, req);
+		if (rc == -ENOTCONN)
+			ft_control_fail(req, "%s is not protected right now (ft-ctl status %s says why)", pr->guest, pr->guest);
+		else if (rc == -EBUSY)
+			ft_control_fail(req, "another request for %s is still running; try again when it is done", pr->guest);
+		else if (rc)
+			ft_control_fail(req, "%s: %s", cmd, strerror(-rc));
+		return;
+	}
+	ft_control_fail(req, "ft-protect does not know the command '%s'", cmd);
+}
+
+static void stopped(void *ctx, int rc, const char *text)
+{
+	struct protect *pr = ctx;
+
+	if (rc)
+		ft_err("%s: protection could not be ended: %s", pr->guest, text);
+}
+
+/* SIGINT and SIGTERM end protection in order; what cannot be ended in order is not ended. */
+static void on_stop(struct ev_loop *loop, ev_signal *w, int revents)
+{
+	struct protect *pr = w->data;
+
+	(void)loop, (void)revents;
+	pr->stop_signals++;
+	if (!ft_primary_unprotect(pr->primary, stopped, pr))
+		ft_info("%s: ending protection in order", pr->guest);
+	else if (pr->stop_signals < 2)
+		ft_warn("%s: protection cannot be ended in order now: %s has not promised to stay down. Once more to stop "
+			"ft-protect all the same: the guest's output will stay shut", pr->guest, pr->peer);
+	else
+		ev_break(loop, EVBREAK_ALL);
+}
+
+/* --- making the parts --- */
+
+static int take_lock(struct protect *pr)
+{
+	char path[FT_PATH_MAX];
+	int rc = ft_run_path(path, sizeof(path), pr->guest, "protect.lock");
+
+	if (rc)
+		return rc;
+	pr->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	if (pr->lock_fd < 0) {
+		ft_err("%s: %s", path, strerror(errno));
+		return -errno;
+	}
+	if (flock(pr->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+		ft_err("%s is protected already by another ft-protect on this host: see ft-ctl status %s", pr->guest, pr->guest);
+		return -EBUSY;
+	}
+	return 0;
+}
+
+static int load_guest(struct protect *pr)
+{
+	const struct ft_peer *peer = ft_conf_peer(ft_conf(), pr->peer);
+	int rc = ft_spec_load(pr->guest, &pr->spec);
+
+	if (rc == -ENOENT)
+		ft_err("no guest '%s' on this host: there is no %s/%s.conf", pr->guest, ft_conf()->guests_dir, pr->guest);
+	if (rc)
+		return rc;
+	rc = ft_attach_load(pr->guest, &pr->attach);
+	if (rc) {
+		if (rc == -ENOENT || rc == -ESRCH)
+			ft_err("%s does not run here: start it with `ft-guest start %s`", pr->guest, pr->guest);
+		return rc;
+	}
+	rc = ft_spec_format(&pr->spec, pr->spec_text, sizeof(pr->spec_text));
+	snprintf(pr->address, sizeof(pr->address), "%s", peer && *peer->address ? peer->address : pr->peer);
+	return rc < 0 ? rc : ft_facts_format(&pr->spec, &pr->attach, pr->facts, sizeof(pr->facts));
+}
+
+static void netbuf_config(struct protect *pr, struct ft_netbuf_config *cfg)
+{
+	*cfg = (struct ft_netbuf_config){
+		.guest = pr->guest, .nr_taps = pr->attach.nr_nics, .on_held = netbuf_held, .on_breach = netbuf_breach, .ctx = pr,
+	};
+	for (unsigned i = 0; i < cfg->nr_taps; i++) {
+		cfg->tap[i] = pr->attach.nic[i].tap;
+		cfg->bridge[i] = pr->attach.nic[i].bridge;
+	}
+}
+
+static void log_obstacle(void *ctx, const char *line)
+{
+	struct protect *pr = ctx;
+
+	ft_err("%s: %s", pr->guest, line);
+}
+
+static int make_netbuf(struct protect *pr)
+{
+	struct ft_netbuf_config cfg;
+
+	netbuf_config(pr, &cfg);
+	return cfg.nr_taps ? ft_netbuf_new(pr->loop, &cfg, &pr->netbuf) : 0;
+}
+
+static unsigned encode_threads(const struct ft_policy *policy)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (policy->encode_threads)
+		return policy->encode_threads;
+	return cpus < 1 ? 1 : cpus > 4 ? 4 : (unsigned)cpus;
+}
+
+static int make_data_path(struct protect *pr)
+{
+	struct ft_encoder_config cfg = {
+		.threads = encode_threads(&pr->policy), .nr_pages = pr->vm->nr_pages, .shadow = pr->policy.shadow,
+		.emit = emit, .ctx = pr,
+	};
+	int rc = ft_staging_new((size_t)pr->policy.staging_mb << 20, &pr->staging);
+
+	if (rc)
+		return rc;
+	cfg.staging = pr->staging;
+	return ft_encoder_new(&cfg, &pr->encoder);
+}
+
+static int make_primary(struct protect *pr)
+{
+	struct ft_primary_config cfg = {
+		.guest = pr->guest, .peer = pr->peer, .vm = pr->vm, .staging = pr->staging, .encoder = pr->encoder,
+		.policy = pr->policy, .vcpus = pr->spec.vcpus, .spec_text = pr->spec_text, .facts = pr->facts,
+		.state_dir = ft_conf()->state_dir, .output_shut = pr->netbuf && ft_netbuf_present(pr->guest),
+		.ops = &primary_ops, .ctx = pr,
+	};
+
+	if (pr->netbuf)
+		cfg.output[cfg.nr_outputs++] = ft_netbuf_output(pr->netbuf);
+	return ft_primary_new(&cfg, &pr->primary);
+}
+
+static int make_control(struct protect *pr)
+{
+	const struct ft_control_ops ops = { .request = on_request, .ctx = pr };
+	char path[FT_PATH_MAX];
+	int rc = ft_run_path(path, sizeof(path), pr->guest, "primary.sock");
+
+	return rc ? rc : ft_control_new(pr->loop, path, &ops, &pr->control);
+}
+
+static void watch(struct protect *pr)
+{
+	ev_timer_init(&pr->timer, on_timer, 0.0, 0.0);
+	ev_timer_init(&pr->reaper, on_reap, 0.0, 0.0);
+	ev_io_init(&pr->vm_event, on_vm_event, pr->vm->event_fd, EV_READ);
+	ev_io_init(&pr->guard_event, on_guard_died, ft_guard_fd(pr->guard), EV_READ);
+	ev_signal_init(&pr->sigint, on_stop, SIGINT);
+	ev_signal_init(&pr->sigterm, on_stop, SIGTERM);
+	pr->timer.data = pr->reaper.data = pr->vm_event.data = pr->guard_event.data = pr;
+	pr->sigint.data = pr->sigterm.data = pr;
+	ev_io_start(pr->loop, &pr->vm_event);
+	ev_io_start(pr->loop, &pr->guard_event);
+	ev_signal_start(pr->loop, &pr->sigint);
+	ev_signal_start(pr->loop, &pr->sigterm);
+}
+
+static int make_parts(struct protect *pr)
+{
+	const struct ft_qemu_options opt = { .tracker = pr->policy.tracker };
+	int rc = ft_qemu_open(&pr->attach, &opt, &pr->vm);
+
+	if (!rc)
+		rc = make_netbuf(pr);
+	if (!rc)
+		rc = make_data_path(pr);
+	if (!rc)
+		rc = make_primary(pr);
+	if (!rc)
+		rc = start_guard(pr);
+	if (!rc)
+		rc = make_control(pr);
+	return rc;
+}
+
+int protect_open(struct protect *pr, const char *guest, const char *peer, const struct ft_policy *policy)
+{
+	const struct ft_conf *conf = ft_conf();
+	const struct ft_tls_files tls = { conf->tls_ca, conf->tls_cert, conf->tls_key };
+	int rc;
+
+	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .loop = ev_default_loop(0) };
+	if (load_guest(pr) || take_lock(pr) || ft_tls_check(&tls) || ft_qemu_check(&pr->attach, log_obstacle, pr))
+		return FT_END_OBSTACLE;
+	rc = make_parts(pr);
+	if (rc) {
+		ft_err("%s cannot be protected: %s", guest, strerror(-rc));
+		return FT_END_OBSTACLE;
+	}
+	watch(pr);
+	return 0;
+}
+
+int protect_run(struct protect *pr)
+{
+	int rc;
+
+	protect_display_start(pr);
+	rc = ft_primary_start(pr->primary);
+	if (rc) {
+		ft_err("%s: protection could not be started: %s", pr->guest, strerror(-rc));
+		return FT_END_INTERNAL;
+	}
+	if (!pr->ended)
+		ev_run(pr->loop, 0);
+	return pr->ended ? (int)pr->end : FT_END_INTERNAL;
+}
+
+void protect_close(struct protect *pr)
+{
+	bool over = pr->ended && (pr->end == FT_END_OK || pr->end == FT_END_REFUSED || pr->end == FT_END_TAKEN_OVER);
+
+	ft_control_free(pr->control);
+	if (pr->encoder)
+		op_disconnect(pr);
+	ft_link_free(pr->dead_link);
+	ft_beat_stop(pr->beat);
+	if (pr->guard && over)
+		ft_guard_end(pr->guard);        /* else it stays: the output is shut and somebody must watch the guest */
+	ft_guard_free(pr->guard);
+	ft_primary_free(pr->primary);
+	ft_encoder_free(pr->encoder);
+	ft_staging_free(pr->staging);
+	if (pr->netbuf) {
+		struct ft_output *o = ft_netbuf_output(pr->netbuf);
+
+		o->ops->free(o);
+	}
+	if (pr->vm)
+		pr->vm->ops->close(pr->vm);
+	if (pr->lock_fd >= 0)
+		close(pr->lock_fd);
+}
+
+/* --- ft-protect --check --- */
+
+struct check {
+	struct protect *pr;
+	int count;
+	bool done;
+};
+
+static void count_obstacle(void *ctx, const char *line)
+{
+	struct check *ck = ctx;
+
+	printf("obstacle: %s\n", line);
+	ck->count++;
+}
+
+static void check_up(void *ctx, const char *peer_name)
+{
+	struct check *ck = ctx;
+
+	(void)peer_name;
+	ck->done = true;
+	ev_break(ck->pr->loop, EVBREAK_ALL);
+}
+
+static void check_record(void *ctx, uint32_t type, const uint8_t *body, size_t len)
+{
+	(void)ctx, (void)type, (void)body, (void)len;   /* nothing was said, so nothing is answered */
+}
+
+static void check_down(void *ctx, int rc, const char *why)
+{
+	struct check *ck = ctx;
+
+	(void)rc;
+	count_obstacle(ck, why);
+	ck->done = true;
+	ev_break(ck->pr->loop, EVBREAK_ALL);
+}
+
+static void check_peer(struct check *ck)
+{
+	const struct ft_conf *conf = ft_conf();
+	struct ft_link_config cfg = {
+		.tls = { conf->tls_ca, conf->tls_cert, conf->tls_key },
+		.primary = true, .guest = ck->pr->guest, .peer = ck->pr->peer, .connect_timeout_ms = CONNECT_TIMEOUT_MS,
+		.send_bound = SEND_BOUND, .on_up = check_up, .on_record = check_record, .on_down = check_down, .ctx = ck,
+	};
+	struct ft_link *link = NULL;
+
+	if (ft_link_connect(ck->pr->loop, &cfg, ck->pr->address, conf->port, &link)) {
+		count_obstacle(ck, "the backup cannot be connected to");
+		return;
+	}
+	while (!ck->done)
+		ev_run(ck->pr->loop, EVRUN_ONCE);
+	ft_link_free(link);
+}
+
+int protect_check(struct protect *pr, const char *guest, const char *peer)
+{
+	const struct ft_conf *conf = ft_conf();
+	const struct ft_tls_files tls = { conf->tls_ca, conf->tls_cert, conf->tls_key };
+	struct check ck = { .pr = pr };
+	struct ft_netbuf_config nb;
+
+	*pr = (struct protect){ .guest = guest, .peer = peer, .lock_fd = -1, .loop = ev_default_loop(0) };
+	if (ft_tls_check(&tls))
+		count_obstacle(&ck, "this host's certificate files cannot be used (see the line above)");
+	if (load_guest(pr)) {
+		count_obstacle(&ck, "the guest cannot be reached (see the line above)");
+		return ck.count;
+	}
+	(void)ft_qemu_check(&pr->attach, count_obstacle, &ck);  /* counted by the callback */
+	netbuf_config(pr, &nb);
+	if (nb.nr_taps)
+		(void)ft_netbuf_check(&nb, count_obstacle, &ck);
+	check_peer(&ck);
+	return ck.count;
+}
