@@ -25,7 +25,7 @@ void ft_hook_run(const char *command, const char *guest, const char *role, const
 {
 	const char *const key[] = { "FT_GUEST", "FT_ROLE", "FT_STATE", "FT_WAS", "FT_WHY" };
 	const char *const value[] = { guest, role, state, was, why };
-	char text[5][512], *env[7] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin" };
+	char path[] = "PATH=/usr/sbin:/usr/bin:/sbin:/bin", text[5][512], *env[7] = { path };
 	pid_t pid;
 
 	if (!command || !*command)
