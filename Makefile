@@ -28,7 +28,7 @@ override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIB
            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink -pthread
 
-.PHONY: all help deps check check-unit clean guest install lint stage tests
+.PHONY: all help deps check check-unit clean demo guest install lint stage tests
 all: $(PROGS) $(PRELOAD) $(SCRIPTS)
 
 help:
@@ -104,6 +104,11 @@ GUEST   := $(BUILD)/guest
 guest: $(GUEST)/initrd.img
 $(GUEST)/initrd.img: tests/hosts/mkguest.sh tests/kernel.sh tests/guest/init tests/guest/agent.c
 	tests/hosts/mkguest.sh $(GUEST)
+
+demo:
+	scripts/deps.sh build check
+	@$(MAKE) -s --no-print-directory all tests stage guest
+	@tests/hosts/demo.py
 
 check-unit: all tests
 	tests/run.sh $(TESTS)
