@@ -194,8 +194,8 @@ class Node:
         """The host's file as this process reaches it."""
         return f'/proc/{self.pid1}/root{path}'
 
-    def pids(self, part):
-        """PIDs (ours, not the host's) of programs here whose command line contains it, oldest first."""
+    def pids(self, command):
+        """PIDs (ours, not the host's) of programs here whose command line starts so, oldest first."""
         mine, found = os.readlink(f'/proc/{self.pid1}/ns/pid'), []
         for pid in filter(str.isdigit, os.listdir('/proc')):
             try:
@@ -204,7 +204,7 @@ class Node:
             except OSError:
                 continue
             args = read_file(f'/proc/{pid}/cmdline').split('\0')
-            if part in ' '.join([os.path.basename(args[0]), *args[1:]]):
+            if ' '.join([os.path.basename(args[0]), *args[1:]]).startswith(command):
                 found.append(int(pid))
         return sorted(found)
 
