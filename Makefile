@@ -28,7 +28,7 @@ override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIB
            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink -pthread
 
-.PHONY: all help deps check check-unit clean demo guest install lint stage tests
+.PHONY: all help deps check check-root check-unit clean demo guest install lint soak stage tests
 all: $(PROGS) $(PRELOAD) $(SCRIPTS)
 
 help:
@@ -112,6 +112,24 @@ demo:
 
 check-unit: all tests
 	tests/run.sh $(TESTS)
+
+# Host tests are programs that speak TAP too. HOSTS="tests/hosts/test_power.py" picks some.
+HOSTS   ?= $(sort $(wildcard tests/hosts/test_*.py))
+export BUILD
+export PYTHONDONTWRITEBYTECODE := 1
+check:
+	scripts/deps.sh build check
+	@$(MAKE) -s --no-print-directory all tests stage guest
+	@tests/run.sh $(TESTS) $(HOSTS)
+
+#: make check-root   host tests on real guests only (root)
+check-root: all tests stage guest
+	tests/run.sh $(HOSTS)
+
+#: make soak         power cuts and the whole table of dying processes (SOAK_CUTS=50)
+SOAK_CUTS ?= 50
+soak: all tests stage guest
+	SOAK_CUTS=$(SOAK_CUTS) SOAK_TABLE=1 TEST_TIMEOUT=36000 tests/run.sh tests/hosts/test_power.py tests/hosts/test_processes.py
 
 clean:
 	rm -rf build

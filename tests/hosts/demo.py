@@ -129,8 +129,8 @@ class Demo:
     def instants_of_takeover(self):
         """When beta decided, and when the guest ran: from ftd's own lines."""
         after = [(t, line) for t, line in self.ftd.lines if t >= self.cut_at]
-        decided = next((t for t, line in after if re.search(r'silen|taking over', line, re.I)), None)
-        runs = next((t for t, line in after if re.search(r'took over|runs here|RUNNING', line)), None)
+        decided = next((t for t, line in after if 'taking over' in line), None)
+        runs = next((t for t, line in after if '-> RUNNING' in line), None)
         return decided, runs
 
     def judge(self):
