@@ -355,7 +355,7 @@ class World:
         if not os.path.exists(cert):
             return
         ca = os.path.join(self.dir, 'ca')
-        commands = [[cert, 'ca', ca], [cert, 'host', ca, 'alpha'], [cert, 'host', ca, 'beta']]
+        commands = [[cert, 'ca', ca], [cert, 'host', 'alpha', ca], [cert, 'host', 'beta', ca]]
         for command in commands:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for host in (self.alpha, self.beta):
