@@ -116,6 +116,7 @@ check-unit: all tests
 # Host tests are programs that speak TAP too. HOSTS="tests/hosts/test_power.py" picks some.
 HOSTS   ?= $(sort $(wildcard tests/hosts/test_*.py))
 export BUILD
+export FT_OBJ = $(abspath $(B))
 export PYTHONDONTWRITEBYTECODE := 1
 check:
 	scripts/deps.sh build check

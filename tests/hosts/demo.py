@@ -173,13 +173,6 @@ def print_verdict(r, good):
     print(f'\nVERDICT: {"nothing was lost" if good else "FAILED"}', flush=True)
 
 
-def save_logs(w):
-    for process in w.processes:
-        path = os.path.join(OUT, process.name.replace(' ', '-') + '.log')
-        with open(path, 'a', encoding='utf-8') as f:
-            f.writelines(f'{t - start:9.4f} {line}\n' for t, line in process.lines)
-
-
 def run(w):
     demo = Demo(w)
     try:
@@ -191,10 +184,7 @@ def run(w):
         demo.take_over()
         good = demo.judge()
     finally:
-        save_logs(w)
-        for logged in (getattr(demo, name, None) for name in ('incr', 'udp', 'watch')):
-            if logged:
-                shutil.move(logged.log, os.path.join(OUT, f'client-{logged.process.name}.txt'))
+        w.save_logs(OUT)
     with open(os.path.join(OUT, 'report.json'), 'w', encoding='utf-8') as f:
         json.dump(demo.report, f, indent=2)
         f.write('\n')

@@ -9,6 +9,7 @@
 A test that fails takes the shared world with it: the next one starts from nothing.
 """
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -117,11 +118,14 @@ class Lab:
         self.incr.wait_replies(50, limit)
         return self.check_client()
 
-    def explain(self):
-        """What the programs said, for a failed test."""
+    def explain(self, name):
+        """What the programs said, for a failed test; all of it goes into build/failed/NAME."""
         if not self.w:
             return []
-        lines = []
+        directory = os.path.join(world.BUILD, 'failed', name)
+        shutil.rmtree(directory, ignore_errors=True)
+        self.w.save_logs(directory)
+        lines = [f'logs: {directory}']
         for process in self.w.processes:
             if process.name.split()[-1] in ('ftd', 'ft-protect'):
                 lines += [f'{process.name}: {t:.3f} {line}' for t, line in process.lines[-15:]]
@@ -172,12 +176,15 @@ def main(lab=None):
                 skipped = str(e)
             if why:
                 failed += 1
-                for line in why + lab.explain():
+                for line in why + lab.explain(function.__name__):
                     print('# ' + line)
                 lab.close()
             print(f'{"not ok" if why else "ok"} {n} {function.__name__}' + (f' # SKIP {skipped}' if skipped else ''))
             print(f'# {now() - began:.1f} s', flush=True)
         print(f'1..{len(wanted)}')
+    except KeyboardInterrupt:
+        print('Bail out! interrupted')
+        failed += 1
     finally:
         lab.close()
     sys.exit(1 if failed else 0)

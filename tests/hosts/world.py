@@ -165,7 +165,7 @@ class Node:
         argv = ['sh', '-c', command] if isinstance(command, str) else list(command)
         # The program dies with nsenter, nsenter with this process.
         return ['setpriv', '--pdeathsig', 'KILL', 'nsenter', '-t', str(self.pid1), '-n', '-m', '-p', '-u', '-i', '--',
-                'setpriv', '--pdeathsig', 'KILL', 'env', '-C', '/', 'PATH=' + PATH, *argv]
+                'setpriv', '--pdeathsig', 'KILL', 'env', '-C', '/', '-u', 'MALLOC_PERTURB_', 'PATH=' + PATH, *argv]
 
     def call(self, command, limit=30):
         """Run it to its end: a CompletedProcess with text output, both streams together in stdout."""
@@ -316,7 +316,7 @@ class World:
                 shutil.rmtree(os.path.join(parent, pid), ignore_errors=True)
 
     def _make(self):
-        os.makedirs(self.dir)
+        os.makedirs(os.path.join(self.dir, 'logs'))
         self.switch = self._node(Node(self, 'switch'))
         self.client = self._node(Node(self, 'client'))
         self.switch.net('ip link add sw0 type bridge forward_delay 0 mcast_snooping 0 && ip link set sw0 up && '
@@ -502,9 +502,15 @@ class World:
         return FrameWatch(self, node, self.guests[guest].mac, interfaces)
 
     def log_path(self, kind):
-        path = os.path.join(BUILD, 'logs')
-        os.makedirs(path, exist_ok=True)
-        return os.path.join(path, f'{os.getpid()}-{len(self.processes)}-{kind}.log')
+        return os.path.join(self.dir, 'logs', f'{len(self.processes)}-{kind}.log')
+
+    def save_logs(self, directory):
+        """What every program said and saw, for people."""
+        shutil.copytree(os.path.join(self.dir, 'logs'), directory, dirs_exist_ok=True)
+        for n, process in enumerate(self.processes):
+            if process.lines:
+                with open(os.path.join(directory, f'{n}-{process.name.replace(" ", "-")}.out'), 'w', encoding='utf-8') as f:
+                    f.writelines(f'{t:.4f} {line}\n' for t, line in list(process.lines))
 
 
 class Logged:
@@ -523,10 +529,6 @@ class Logged:
 
     def stop(self):
         return self.process.stop()
-
-    def forget(self):
-        if os.path.exists(self.log):
-            os.unlink(self.log)
 
 
 class IncrClient(Logged):
