@@ -1,0 +1,527 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * standby.c - see standby.h. ft_backup is the protocol; this file gives it TLS links, heartbeats, QEMU, a
+ * clock and a control socket.
+ */
+#include "standby.h"
+
+#include "facts.h"
+#include "fdpass.h"
+#include "ft/attach.h"
+#include "ft/backup.h"
+#include "ft/conf.h"
+#include "ft/control.h"
+#include "ft/heartbeat.h"
+#include "ft/link.h"
+#include "ft/netbuf.h"
+#include "hook.h"
+
+#include <ev.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define CONNS_MAX 4                     /* one session, a successor, and some that never get that far */
+#define LINGER_S 1.0                    /* what was sent last gets out */
+#define IDLE_S 15.0                     /* nothing to keep and nobody here: end */
+#define SEND_BOUND (1u << 20)
+#define STAGING_BOUND_MB 128u
+
+struct standby;
+
+struct conn {
+	struct standby *sb;
+	struct ft_link *link;           /* NULL: free slot */
+	bool closing;                   /* no callback matters any more; freed when the linger is over */
+	ev_timer linger;
+};
+
+struct standby {
+	const char *guest;
+	struct ev_loop *loop;
+	struct ft_backup *backup;
+	struct conn conn[CONNS_MAX];
+	struct conn *current;           /* whose records ft_backup gets */
+	struct ft_echo *echo;
+	struct ft_control *control;
+	int door;
+	struct ft_spec spec;
+	struct ft_attach theirs;        /* what the primary said of its guest */
+	ev_io door_event, replica_event, drill_event;
+	ev_timer timer, idle;
+	ev_signal sigterm;
+	bool took_over;
+};
+
+/* --- connections --- */
+
+static void conn_free(struct conn *c)
+{
+	ev_timer_stop(c->sb->loop, &c->linger);
+	ft_link_free(c->link);
+	c->link = NULL;
+	c->closing = false;
+}
+
+static void on_linger(struct ev_loop *loop, ev_timer *w, int revents)
+{
+	(void)loop, (void)revents;
+	conn_free(w->data);
+}
+
+static void conn_close(struct conn *c)
+{
+	if (c->closing)
+		return;
+	if (c->sb->current == c)
+		c->sb->current = NULL;
+	c->closing = true;
+	ev_timer_set(&c->linger, LINGER_S, 0.0);
+	ev_timer_start(c->sb->loop, &c->linger);
+}
+
+static void conn_refuse(struct conn *c, enum ft_wire_reason reason, const char *why)
+{
+	struct ft_wire_welcome w = { .reason = reason };
+	uint8_t body[FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX];
+	size_t len = ft_wire_pack_welcome(&w, body), text = strnlen(why, FT_WIRE_TEXT_MAX);
+
+	memcpy(body + len, why, text);
+	ft_warn("%s: %s", c->sb->guest, why);
+	ft_ignore(ft_link_send(c->link, FT_LANE_BULK_NOWAIT, FT_REC_WELCOME, body, len + text)); /* it closes either way */
+	conn_close(c);
+}
+
+static void conn_up(void *ctx, const char *peer)
+{
+	struct conn *c = ctx;
+	struct standby *sb = c->sb;
+	char why[256];
+
+	if (c->closing)
+		return;
+	if (!ft_name_ok(peer) || !ft_conf_permits(ft_conf(), peer, sb->guest)) {
+		snprintf(why, sizeof(why), "%s may not replicate %s to %s: add it to 'guests' of [peer %s] there", peer,
+			 sb->guest, ft_conf()->host, peer);
+		conn_refuse(c, FT_REASON_NOT_PERMITTED, why);
+		return;
+	}
+	if (!ft_backup_may_link(sb->backup, peer)) {
+		snprintf(why, sizeof(why), "%s is being replicated by another host; %s has to wait", sb->guest, peer);
+		conn_refuse(c, FT_REASON_BUSY, why);
+		return;
+	}
+	ft_backup_link_up(sb->backup, peer);    /* closes the link it replaces */
+	sb->current = c;
+}
+
+static void conn_record(void *ctx, uint32_t type, const uint8_t *body, size_t len)
+{
+	struct conn *c = ctx;
+
+	if (!c->closing && c->sb->current == c)
+		ft_backup_record(c->sb->backup, type, body, len);
+}
+
+static void conn_down(void *ctx, int rc, const char *why)
+{
+	struct conn *c = ctx;
+	struct standby *sb = c->sb;
+
+	(void)rc;
+	if (sb->current == c) {
+		sb->current = NULL;
+		ft_backup_link_down(sb->backup, why);
+	} else if (!c->closing) {
+		ft_warn("%s: a connection ended before its session: %s", sb->guest, why);
+	}
+	conn_close(c);
+}
+
+static void serve(struct standby *sb, int fd)
+{
+	const struct ft_conf *conf = ft_conf();
+	struct ft_link_config cfg = {
+		.tls = { conf->tls_ca, conf->tls_cert, conf->tls_key },
+		.guest = sb->guest, .connect_timeout_ms = 5000, .send_bound = SEND_BOUND,
+		.on_up = conn_up, .on_record = conn_record, .on_down = conn_down,
+	};
+	struct conn *c = NULL;
+
+	for (unsigned i = 0; i < CONNS_MAX && !c; i++)
+		if (!sb->conn[i].link)
+			c = &sb->conn[i];
+	if (!c) {
+		ft_warn("%s: too many connections at once; one was turned away", sb->guest);
+		close(fd);
+		return;
+	}
+	*c = (struct conn){ .sb = sb };
+	ev_timer_init(&c->linger, on_linger, 0.0, 0.0);
+	c->linger.data = c;
+	cfg.ctx = c;
+	if (ft_link_accept(sb->loop, &cfg, fd, &c->link))
+		c->link = NULL;
+}
+
+static void on_door(struct ev_loop *loop, ev_io *w, int revents)
+{
+	struct standby *sb = w->data;
+	int door = accept4(sb->door, NULL, NULL, SOCK_CLOEXEC);
+	struct timeval limit = { .tv_sec = 1 };
+	int fd;
+
+	(void)loop, (void)revents;
+	if (door < 0)
+		return;
+	/* ftd sends at once; the bound is for a stranger with our rights. */
+	setsockopt(door, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+	fd = ft_fd_receive(door);
+	close(door);
+	if (fd >= 0)
+		serve(sb, fd);
+}
+
+/* --- ops of ft_backup --- */
+
+static uint64_t op_now(void *ctx)
+{
+	(void)ctx;
+	return ft_now_ns();
+}
+
+static void on_timer(struct ev_loop *loop, ev_timer *w, int revents)
+{
+	struct standby *sb = w->data;
+
+	(void)revents;
+	ev_timer_stop(loop, w);
+	ft_backup_tick(sb->backup);
+}
+
+static void op_timer(void *ctx, uint64_t at_ns)
+{
+	struct standby *sb = ctx;
+	uint64_t now = ft_now_ns();
+
+	ev_timer_stop(sb->loop, &sb->timer);
+	ev_now_update(sb->loop);
+	ev_timer_set(&sb->timer, at_ns > now ? (double)(at_ns - now) / 1e9 : 0.0, 0.0);
+	ev_timer_start(sb->loop, &sb->timer);
+}
+
+static int op_send(void *ctx, uint32_t type, const void *body, size_t len)
+{
+	struct standby *sb = ctx;
+
+	return sb->current ? ft_link_send(sb->current->link, FT_LANE_BULK_NOWAIT, type, body, len) : -EPIPE;
+}
+
+static void op_disconnect(void *ctx)
+{
+	struct standby *sb = ctx;
+
+	if (sb->current)
+		conn_close(sb->current);
+}
+
+static void op_random(void *ctx, uint8_t *buf, size_t len)
+{
+	(void)ctx;
+	if (getrandom(buf, len, 0) != (ssize_t)len)
+		abort();                /* a session id that can be guessed is no session id */
+}
+
+static int op_echo_start(void *ctx, const uint8_t session[16], uint16_t *port)
+{
+	struct standby *sb = ctx;
+	struct ft_echo_config cfg = {
+		.port_min = ft_conf()->heartbeat_port_min, .port_max = ft_conf()->heartbeat_port_max,
+		.silence_ms = ft_conf()->policy.silence_ms,
+	};
+	int rc = ft_link_export(sb->current->link, cfg.key);
+
+	if (rc)
+		return rc;
+	memcpy(cfg.session, session, sizeof(cfg.session));
+	ft_echo_stop(sb->echo);
+	sb->echo = NULL;
+	return ft_echo_start(&cfg, port, &sb->echo);
+}
+
+static void op_echo_arm(void *ctx)
+{
+	struct standby *sb = ctx;
+
+	if (sb->echo)
+		ft_echo_arm(sb->echo);
+}
+
+static void op_life(void *ctx)
+{
+	struct standby *sb = ctx;
+
+	if (sb->echo)
+		ft_echo_life(sb->echo);
+}
+
+static bool op_silent(void *ctx)
+{
+	struct standby *sb = ctx;
+
+	return sb->echo && ft_echo_try_takeover(sb->echo);
+}
+
+static enum ft_wire_reason op_admit(void *ctx, const struct ft_wire_hello *h, const char *spec, const char *facts,
+				    char *why, size_t size)
+{
+	struct standby *sb = ctx;
+	struct ft_spec theirs;
+	int rc = ft_spec_load(sb->guest, &sb->spec);
+
+	if (rc) {
+		snprintf(why, size, "%s/%s.conf on %s %s", ft_conf()->guests_dir, sb->guest, ft_conf()->host,
+			 rc == -ENOENT ? "does not exist: copy it from the primary" : "cannot be used: see the log there");
+		return FT_REASON_UNKNOWN_GUEST;
+	}
+	rc = ft_spec_parse(spec, strlen(spec), "the primary's guest file", &theirs);
+	if (rc || strcmp(theirs.name, sb->guest)) {
+		snprintf(why, size, "the guest's description is not valid");
+		return FT_REASON_PROTO;
+	}
+	if (ft_spec_compatible(&sb->spec, &theirs, why, size))
+		return FT_REASON_MISMATCH;
+	rc = ft_facts_check(facts, &sb->spec, &sb->theirs, why, size);
+	if (rc == -EPROTO)
+		snprintf(why, size, "the facts about the running guest are not valid");
+	if (rc)
+		return rc == -EPROTO ? FT_REASON_PROTO : FT_REASON_MISMATCH;
+	return h->nr_pages == sb->theirs.memory / FT_PAGE_SIZE ? FT_REASON_OK : FT_REASON_PROTO;
+}
+
+static bool op_runs_here(void *ctx)
+{
+	struct standby *sb = ctx;
+	struct ft_attach at;
+
+	return ft_attach_load(sb->guest, &at) == 0;
+}
+
+static void on_replica(struct ev_loop *loop, ev_io *w, int revents)
+{
+	struct standby *sb = w->data;
+
+	(void)revents;
+	ev_io_stop(loop, w);
+	ft_backup_replica_died(sb->backup);
+}
+
+static enum ft_wire_reason op_prepare(void *ctx, struct ft_replica **out, char *why, size_t size)
+{
+	struct standby *sb = ctx;
+	int rc = ft_qemu_replica_prepare(&sb->spec, &sb->theirs, out);
+
+	if (!rc) {
+		ev_io_stop(sb->loop, &sb->replica_event);
+		ev_io_set(&sb->replica_event, (*out)->watch_fd, EV_READ);
+		ev_io_start(sb->loop, &sb->replica_event);
+		return FT_REASON_OK;
+	}
+	snprintf(why, size, "%s could not build the replica: %s (its log says more)", ft_conf()->host, strerror(-rc));
+	if (rc == -ENOMEM || rc == -ENOSPC)
+		return FT_REASON_NO_ROOM;
+	if (rc == -ENOEXEC)
+		return FT_REASON_MISMATCH;
+	return rc == -ENOENT ? FT_REASON_NO_HYPERVISOR : FT_REASON_INTERNAL;
+}
+
+static void on_drill(struct ev_loop *loop, ev_io *w, int revents)
+{
+	struct standby *sb = w->data;
+
+	(void)loop, (void)revents;
+	ft_backup_drilled(sb->backup);
+}
+
+static void op_watch_drill(void *ctx, int fd)
+{
+	struct standby *sb = ctx;
+
+	ev_io_stop(sb->loop, &sb->drill_event);
+	if (fd < 0)
+		return;
+	ev_io_set(&sb->drill_event, fd, EV_READ);
+	ev_io_start(sb->loop, &sb->drill_event);
+}
+
+static void op_took_over(void *ctx, uint64_t generation, uint64_t epoch)
+{
+	struct standby *sb = ctx;
+	struct ft_attach at;
+
+	ev_io_stop(sb->loop, &sb->replica_event);
+	sb->took_over = true;
+	ft_info("%s: RUNNING here since epoch %llu, generation %llu", sb->guest, (unsigned long long)epoch,
+		(unsigned long long)generation);
+	if (ft_attach_load(sb->guest, &at)) {
+		ft_warn("%s: not announced: no attach record", sb->guest);
+		return;
+	}
+	for (unsigned i = 0; i < at.nr_nics; i++)
+		if (ft_announce(sb->loop, at.nic[i].tap, at.nic[i].mac))
+			ft_warn("%s: the takeover is not announced on %s: switches learn it from the guest's own frames",
+				sb->guest, at.nic[i].tap);
+}
+
+static void op_changed(void *ctx, enum ft_backup_state from, enum ft_backup_state to, const char *why)
+{
+	struct standby *sb = ctx;
+
+	ft_info("%s: %s -> %s: %s", sb->guest, ft_backup_state_name(from), ft_backup_state_name(to), why);
+	ft_hook_run(ft_conf()->policy.hook, sb->guest, "backup", ft_backup_state_name(to), ft_backup_state_name(from), why);
+}
+
+static const struct ft_backup_ops backup_ops = {
+	.now_ns = op_now, .timer = op_timer, .send = op_send, .disconnect = op_disconnect, .random = op_random,
+	.echo_start = op_echo_start, .echo_arm = op_echo_arm, .life = op_life, .silent = op_silent, .admit = op_admit,
+	.runs_here = op_runs_here, .prepare = op_prepare, .watch_drill = op_watch_drill, .took_over = op_took_over,
+	.changed = op_changed,
+};
+
+/* --- ft-ctl --- */
+
+static json_t *status_json(struct standby *sb)
+{
+	struct ft_backup_status s;
+
+	ft_backup_get_status(sb->backup, &s);
+	return json_pack("{s:b, s:s, s:s, s:s, s:I, s:s, s:s, s:I, s:I, s:I, s:b, s:b, s:I}",
+			 "ok", 1, "guest", sb->guest, "role", "backup", "state", ft_backup_state_name(s.state),
+			 "generation", (json_int_t)s.generation, "peer", s.peer, "backend", "qemu",
+			 "epoch", (json_int_t)s.epoch, "acked_epoch", (json_int_t)s.epoch,
+			 "applied_epoch", (json_int_t)s.applied_epoch, "linked", s.linked, "drilling", s.drilling,
+			 "staging_bytes", (json_int_t)s.staging_bytes);
+}
+
+static void force(struct standby *sb, struct ft_control_req *req)
+{
+	int rc = ft_backup_force(sb->backup);
+
+	if (rc == -ENODATA)
+		ft_control_fail(req, "there is no whole epoch of %s here to start", sb->guest);
+	else if (rc)
+		ft_control_fail(req, "the replica does not run: %s", strerror(-rc));
+	else
+		ft_control_reply(req, json_pack("{s:b, s:s}", "ok", 1, "text", "the guest runs here now"));
+}
+
+static void on_request(void *ctx, struct ft_control_req *req, const char *cmd, const json_t *args)
+{
+	struct standby *sb = ctx;
+
+	if (!strcmp(cmd, "status"))
+		ft_control_reply(req, status_json(sb));
+	else if (!strcmp(cmd, "failover") && json_is_true(json_object_get(args, "force")))
+		force(sb, req);
+	else if (!strcmp(cmd, "failover"))
+		ft_control_fail(req, "this host is the backup: run ft-ctl failover on the primary, or, if that is dead for "
+				"certain, ft-ctl failover --force %s here", sb->guest);
+	else
+		ft_control_fail(req, "this host is the backup of %s: run ft-ctl %s on the primary", sb->guest, cmd);
+}
+
+/* --- life --- */
+
+static bool worth_keeping(const struct standby *sb)
+{
+	struct ft_backup_status s;
+
+	for (unsigned i = 0; i < CONNS_MAX; i++)
+		if (sb->conn[i].link)
+			return true;
+	ft_backup_get_status(sb->backup, &s);
+	return s.state == FT_BACKUP_ARMED || (s.state == FT_BACKUP_SYNCING && s.epoch);
+}
+
+static void on_idle(struct ev_loop *loop, ev_timer *w, int revents)
+{
+	(void)revents;
+	if (!worth_keeping(w->data))
+		ev_break(loop, EVBREAK_ALL);
+}
+
+static void on_sigterm(struct ev_loop *loop, ev_signal *w, int revents)
+{
+	struct standby *sb = w->data;
+
+	(void)revents;
+	if (worth_keeping(sb))
+		ft_warn("%s: ended by a signal: the replica is given up, the guest is unprotected", sb->guest);
+	ev_break(loop, EVBREAK_ALL);
+}
+
+static void watch(struct standby *sb)
+{
+	ev_io_init(&sb->door_event, on_door, sb->door, EV_READ);
+	ev_io_init(&sb->replica_event, on_replica, 0, EV_READ);
+	ev_io_init(&sb->drill_event, on_drill, 0, EV_READ);
+	ev_timer_init(&sb->timer, on_timer, 0.0, 0.0);
+	ev_timer_init(&sb->idle, on_idle, IDLE_S, IDLE_S);
+	ev_signal_init(&sb->sigterm, on_sigterm, SIGTERM);
+	sb->door_event.data = sb->replica_event.data = sb->drill_event.data = sb;
+	sb->timer.data = sb->idle.data = sb->sigterm.data = sb;
+	ev_io_start(sb->loop, &sb->door_event);
+	ev_timer_start(sb->loop, &sb->idle);
+	ev_signal_start(sb->loop, &sb->sigterm);
+}
+
+static int make_parts(struct standby *sb)
+{
+	const struct ft_control_ops control_ops = { .request = on_request, .ctx = sb };
+	uint32_t silence_ms = ft_conf()->policy.silence_ms;
+	struct ft_backup_config cfg = {
+		.guest = sb->guest, .state_dir = ft_conf()->state_dir, .staging_bound = (size_t)STAGING_BOUND_MB << 20,
+		.silence_ms = silence_ms, .tick_ns = silence_ms * FT_MS_NS / 30, .ops = &backup_ops, .ctx = sb,
+	};
+	char path[FT_PATH_MAX];
+	int rc = ft_backup_new(&cfg, &sb->backup);
+
+	if (!rc)
+		rc = ft_run_path(path, sizeof(path), sb->guest, "backup.sock");
+	return rc ? rc : ft_control_new(sb->loop, path, &control_ops, &sb->control);
+}
+
+int ft_standby_door(const char *guest, char *buf, unsigned long size)
+{
+	return ft_run_path(buf, size, guest, "standby.sock");
+}
+
+int ft_standby_run(const char *guest, int listen_fd, int tcp_fd)
+{
+	static struct standby sb;
+	char door[FT_PATH_MAX];
+
+	sb = (struct standby){ .guest = guest, .loop = ev_default_loop(0), .door = listen_fd };
+	if (make_parts(&sb)) {
+		close(tcp_fd);
+		return 1;
+	}
+	watch(&sb);
+	ft_backup_tick(sb.backup);
+	serve(&sb, tcp_fd);
+	ev_run(sb.loop, 0);
+
+	/* The door goes first: from here on ftd starts another child. */
+	if (!ft_standby_door(guest, door, sizeof(door)))
+		unlink(door);
+	close(sb.door);
+	ft_control_free(sb.control);
+	for (unsigned i = 0; i < CONNS_MAX; i++)
+		if (sb.conn[i].link)
+			conn_free(&sb.conn[i]);
+	ft_echo_stop(sb.echo);
+	ft_backup_free(sb.backup);
+	return 0;
+}
