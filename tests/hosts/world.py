@@ -350,18 +350,17 @@ class World:
         self.certify()
 
     def certify(self):
-        """A CA on the admin's machine (here: a directory of its own), a certificate for each host."""
-        cert = os.path.join(STAGE, 'usr/local/bin/ft-cert')
-        if not os.path.exists(cert):
-            return
-        ca = os.path.join(self.dir, 'ca')
-        commands = [[cert, 'ca', ca], [cert, 'host', 'alpha', ca], [cert, 'host', 'beta', ca]]
-        for command in commands:
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for host in (self.alpha, self.beta):
-            for source, target in (('ca.pem', 'ca.pem'), (f'{host.name}.pem', 'cert.pem'), (f'{host.name}.key', 'key.pem')):
-                shutil.copy(os.path.join(ca, source), os.path.join(host.disk, 'etc/ft/tls', target))
-            os.chmod(os.path.join(host.disk, 'etc/ft/tls/key.pem'), 0o600)
+            self.issue(os.path.join(self.dir, 'ca'), host.name, host)
+
+    @staticmethod
+    def issue(ca, name, host):
+        """A certificate for `name` of that CA (made if need be, on the admin's machine), installed on the host."""
+        cert = os.path.join(STAGE, 'usr/local/bin/ft-cert')
+        for command in ([] if os.path.exists(ca) else [[cert, 'ca', ca]]) + [[cert, 'host', name, ca]]:
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        for source, target in (('ca.pem', 'ca.pem'), (f'{name}.pem', 'cert.pem'), (f'{name}.key', 'key.pem')):
+            shutil.copy(os.path.join(ca, source), os.path.join(host.disk, 'etc/ft/tls', target))
 
     def close(self):
         for node in reversed(self.nodes):

@@ -1,0 +1,181 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What cannot work is refused in one clear line that names the object, with a documented exit status, and the
+guest does not notice.
+"""
+import contextlib
+import os
+import shutil
+
+from lab import Lab, check, main, test
+from world import read_file, wait_for
+
+OBSTACLE, REFUSED, USAGE = 3, 4, 2
+
+
+def restart_ftd(lab):
+    ftd = lab.ftd[lab.backup.name]
+    ftd.stop()
+    lab.ftd[lab.backup.name] = lab.w.start_ftd(lab.backup)
+
+
+@contextlib.contextmanager
+def edited(lab, host, path, edit, restart=False):
+    """The file reads otherwise for a while."""
+    before = read_file(host.path(path))
+    mode = os.stat(host.path(path)).st_mode & 0o777
+    host.write(path, edit(before), mode)
+    try:
+        if restart:
+            restart_ftd(lab)
+        yield
+    finally:
+        host.write(path, before, mode)
+        if restart:
+            restart_ftd(lab)
+
+
+@contextlib.contextmanager
+def no_ftd(lab):
+    lab.ftd[lab.backup.name].stop()
+    try:
+        yield
+    finally:
+        lab.ftd[lab.backup.name] = lab.w.start_ftd(lab.backup)
+
+
+@contextlib.contextmanager
+def readable_key(lab):
+    lab.primary.run('chmod 644 /etc/ft/tls/key.pem')
+    try:
+        yield
+    finally:
+        lab.primary.run('chmod 600 /etc/ft/tls/key.pem')
+
+
+@contextlib.contextmanager
+def certificate_of(lab, host, name, ca=None):
+    """The host presents the certificate of somebody else, or one of another CA."""
+    tls = os.path.join(host.disk, 'etc/ft/tls')
+    saved = tls + '.saved'
+    shutil.copytree(tls, saved)
+    lab.w.issue(ca or os.path.join(lab.w.dir, 'ca'), name, host)
+    try:
+        restart_ftd(lab)
+        yield
+    finally:
+        for file in os.listdir(saved):
+            shutil.copy(os.path.join(saved, file), tls)
+        shutil.rmtree(saved)
+        restart_ftd(lab)
+
+
+@contextlib.contextmanager
+def small_shm(lab):
+    lab.backup.run('mount -o remount,size=64M /dev/shm')
+    try:
+        yield
+    finally:
+        lab.backup.run('mount -o remount,size=50% /dev/shm')
+
+
+@contextlib.contextmanager
+def as_it_is(lab):
+    yield
+
+
+def conf_of(host, old, new):
+    return lambda lab: edited(lab, getattr(lab, host), '/etc/ft/ft.conf', lambda text: text.replace(old, new), host == 'backup')
+
+
+def guest_file(host, old, new):
+    return lambda lab: edited(lab, getattr(lab, host), '/etc/ft/guests/vm1.conf', lambda text: text.replace(old, new))
+
+
+# name: how things are, the command, its status, and what its output must name
+TABLE = {
+    'an_unknown_guest': (as_it_is, 'ft-protect nobody beta', OBSTACLE, ['nobody']),
+    'a_guest_that_does_not_run': (as_it_is, 'ft-protect vm2 beta', OBSTACLE, ['vm2', 'ft-guest start']),
+    'no_arguments': (as_it_is, 'ft-protect', USAGE, ['usage']),
+    'an_unknown_host': (as_it_is, 'ft-protect vm1 gamma', REFUSED, ['gamma']),
+    'a_backup_where_nobody_listens': (no_ftd, 'ft-protect vm1 beta', REFUSED, ['beta']),
+    'a_key_that_all_can_read': (readable_key, 'ft-protect vm1 beta', OBSTACLE, ['/etc/ft/tls/key.pem']),
+    'a_backup_with_another_name': (lambda lab: certificate_of(lab, lab.backup, 'delta'), 'ft-protect vm1 beta', REFUSED, ['beta']),
+    'a_backup_of_another_ca': (lambda lab: certificate_of(lab, lab.backup, 'beta', os.path.join(lab.w.dir, 'ca2')),
+                               'ft-protect vm1 beta', REFUSED, ['beta', 'certificate']),
+    'a_guest_that_is_not_permitted': (conf_of('backup', 'guests = *', 'guests = vm2'), 'ft-protect vm1 beta', REFUSED, ['vm1']),
+    'a_backup_without_the_guest_file': (lambda lab: edited(lab, lab.backup, '/etc/ft/guests/vm1.conf',
+                                                            lambda text: text.replace('vm1', 'vm9')),
+                                        'ft-protect vm1 beta', REFUSED, ['vm1']),
+    'a_guest_file_that_differs': (guest_file('backup', 'vcpus = 2', 'vcpus = 1'), 'ft-protect vm1 beta', REFUSED, ['vcpus']),
+    'a_backup_without_room': (small_shm, 'ft-protect vm1 beta', REFUSED, ['/dev/shm']),
+    'a_backup_without_qemu': (conf_of('backup', '[ft]', '[ft]\nqemu = /nowhere/qemu'), 'ft-protect vm1 beta', REFUSED, ['/nowhere/qemu']),
+    'a_wrong_word_in_the_configuration': (conf_of('primary', '[policy]', '[policy]\nsilence-ms = soon'), 'ft-protect vm1 beta', USAGE,
+                                          ['ft.conf:4', 'silence-ms']),
+    'a_wrong_word_in_the_guest_file': (guest_file('primary', 'vcpus = 2', 'vcpus = two'), 'ft-protect vm1 beta', OBSTACLE,
+                                       ['vm1.conf:4', 'vcpus']),
+}
+
+
+def check_untouched(lab):
+    """The guest answers as before, and nothing of ours is left on either host."""
+    incr = lab.w.incr('vm1', 'untouched')
+    incr.wait_replies(20, 20)
+    incr.stop()
+    rules = lab.primary.call('nft list ruleset; iptables-save; ip6tables-save').stdout
+    check('NFQUEUE' not in rules and 'queue' not in rules, f'rules are left: {rules}')
+    wait_for('the parked replica to go', lambda: not lab.backup.pids('qemu'), 20)
+
+
+def make_test(name, how, command, status, words):
+    def refusal(lab):
+        lab.running()
+        with how(lab):
+            done = lab.primary.call(command, 60)
+        said = done.stdout.strip()
+        check(done.returncode == status, f'"{command}" ended with {done.returncode}, not {status}: {said}')
+        for word in words:
+            check(word in said, f'"{command}" does not name {word}: {said}')
+        check_untouched(lab)
+    refusal.__name__ = f'{name}_is_refused'
+    return refusal
+
+
+for the_name, row in TABLE.items():
+    test(limit=120)(make_test(the_name, *row))
+
+
+@test(limit=120)
+def the_same_guest_is_not_protected_twice(lab):
+    lab.protected()
+    done = lab.primary.call('ft-protect vm1 beta', 30)
+    check(done.returncode == OBSTACLE and 'vm1' in done.stdout, f'status {done.returncode}: {done.stdout}')
+    lab.wait_state('PROTECTED')
+    lab.check_goes_on()
+
+
+@test(limit=60)
+def noise_on_the_port_harms_nobody(lab):
+    lab.protected()
+    for noise in ('head -c 100000 /dev/urandom', 'head -c 3 /dev/urandom', 'printf "GET / HTTP/1.0\\r\\n\\r\\n"', 'true'):
+        lab.primary.call(f'{noise} | timeout 5 busybox nc {lab.backup.name} 7800 >/dev/null', 20)
+    lab.wait_state('PROTECTED')
+    check(lab.ftd[lab.backup.name].running(), 'ftd died of noise')
+    lab.check_goes_on()
+
+
+@test(limit=120)
+def check_names_every_obstacle_and_touches_nothing(lab):
+    lab.close()
+    lab.running()
+    before = lab.primary.run('nft list ruleset; iptables-save; find /run/ft /var/lib/ft /dev/shm | sort')
+    done = lab.primary.call('ft-protect --check vm1 beta', 60)
+    check(done.returncode == 0, f'--check finds obstacles where there are none: {done.stdout}')
+    with readable_key(lab), no_ftd(lab):
+        done = lab.primary.call('ft-protect --check vm1 beta', 60)
+    check(done.returncode == OBSTACLE and 'key.pem' in done.stdout, f'status {done.returncode}: {done.stdout}')
+    after = lab.primary.run('nft list ruleset; iptables-save; find /run/ft /var/lib/ft /dev/shm | sort')
+    check(before == after, f'--check left something:\n{before}\n---\n{after}')
+
+
+main(Lab())
