@@ -512,7 +512,7 @@ TEST(the_port_comes_from_the_configured_range)
 
 TEST(after_the_decision_no_echo_and_no_lease)
 {
-	for (int round = 0; round < 12; round++) {
+	for (int round = 0; round < 6; round++) {
 		struct pair p = pair_new(false);
 
 		ft_echo_arm(p.echo);
@@ -608,7 +608,7 @@ TEST(a_backup_that_was_stopped_does_not_take_over_from_the_living)
 	CHECK_EQ(read(backup.from, &port, sizeof(port)), sizeof(port));
 	b = beat_to(port, false);
 	EVENTUALLY(ft_beat_fresh(b));
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < 2; i++) {
 		peer_stop(&backup);
 		pause_ms(3 * SILENCE_MS);
 		CHECK(!ft_beat_fresh(b));               /* no echo: our output is shut meanwhile */
@@ -631,7 +631,7 @@ TEST(a_backup_whose_whole_host_slept_gives_the_primary_time_to_be_heard)
 	CHECK_EQ(read(backup.from, &port, sizeof(port)), sizeof(port));
 	w = wire_new(port);
 	b = beat_to(w->port, false);
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < 2; i++) {
 		EVENTUALLY(ft_beat_fresh(b));
 		w->cut = true;                          /* its network card slept too: nothing waits in the socket */
 		peer_stop(&backup);
