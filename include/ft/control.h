@@ -22,12 +22,26 @@ struct ft_control_ops {
 	void *ctx;
 };
 
+/*
+ * Serve @path, made with its directory; @ops is copied. -EADDRINUSE: another live process serves it; what a dead one left is
+ * replaced.
+ */
 int ft_control_new(struct ev_loop *loop, const char *path, const struct ft_control_ops *ops, struct ft_control **out) FT_MUST_CHECK;
-void ft_control_free(struct ft_control *c);     /* unlinks; pending requests get an error */
-void ft_control_reply(struct ft_control_req *req, json_t *answer);      /* steals @answer; client gone: freed */
+/*
+ * Unlinks the socket. An answer just given still goes out; who waits for one gets an error, and replying to
+ * that request later only frees it. May be called inside the request callback.
+ */
+void ft_control_free(struct ft_control *c);
+void ft_control_reply(struct ft_control_req *req, json_t *answer);      /* steals @answer; sets "ok" unless it is there */
 void ft_control_fail(struct ft_control_req *req, const char *fmt, ...) FT_PRINTF(2, 3);
 
-/* Client side, for ft-ctl: one request, one answer. -ETIMEDOUT, -ECONNREFUSED. */
-int ft_control_call(const char *path, json_t *request, unsigned timeout_ms, json_t **answer) FT_MUST_CHECK;
+/* One line of a client: 0 and *args (the caller's) with its *cmd (inside *args), or -EPROTO and why. */
+int ft_control_parse(const char *line, size_t len, json_t **args, const char **cmd, const char **why) FT_MUST_CHECK;
+
+/*
+ * Client side, for ft-ctl: one request (borrowed), one answer (the caller's). -ENOENT and -ECONNREFUSED: nobody
+ * serves @path; -ETIMEDOUT; -ECONNRESET: closed without an answer; -EPROTO: the answer makes no sense.
+ */
+int ft_control_call(const char *path, const json_t *request, unsigned timeout_ms, json_t **answer) FT_MUST_CHECK;
 
 #endif
