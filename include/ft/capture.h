@@ -33,6 +33,8 @@ void ft_staging_put(struct ft_staging *st, struct ft_chunk *c);
 void ft_staging_cancel(struct ft_staging *st, bool cancelled);  /* wakes every waiter, and later ones, until false */
 size_t ft_staging_used(struct ft_staging *st);                  /* bytes now out of the pool */
 size_t ft_staging_bound(struct ft_staging *st);
+/* An empty bitmap kept for the one capture that uses this pool, so that no epoch has to allocate. Borrowed. */
+int ft_staging_scratch(struct ft_staging *st, uint64_t nr_bits, struct ft_bitmap **out) FT_MUST_CHECK;
 
 /* Where filled chunks go. Takes ownership also on failure. */
 struct ft_chunk_sink {
@@ -50,7 +52,7 @@ struct ft_capture_stats {
  * The body of an epoch, guest paused: state_begin, take the dirty set, copy its pages, state_end, take
  * once more what serialising wrote and copy that again (as a later batch). @dirty holds pages carried
  * over from before (a failed epoch, a copy round) and is empty on success; on failure it holds all that
- * must be copied next time, so no dirty bit is ever lost.
+ * must be copied next time, so no dirty bit is ever lost. -ETIMEDOUT: staging gave no chunk for @timeout_ms.
  */
 int ft_capture_epoch(struct ft_vm *vm, struct ft_staging *st, uint64_t epoch, unsigned timeout_ms,
 		     struct ft_bitmap *dirty, const struct ft_chunk_sink *sink,
@@ -58,7 +60,8 @@ int ft_capture_epoch(struct ft_vm *vm, struct ft_staging *st, uint64_t epoch, un
 /*
  * One copy round with the guest running (first full copy): copies up to @max_pages pages of @todo from
  * @cursor on and clears their bits; *cursor moves on, nr_pages when the round is through. Torn pages
- * are no harm: whatever was written meanwhile is dirty again.
+ * are no harm: whatever was written meanwhile is dirty again. Ends early when staging gives no more chunks;
+ * -ETIMEDOUT when it gave none at all.
  */
 int ft_capture_round(struct ft_vm *vm, struct ft_staging *st, uint64_t epoch, uint32_t batch, unsigned timeout_ms,
 		     struct ft_bitmap *todo, uint64_t *cursor, uint64_t max_pages,

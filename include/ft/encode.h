@@ -23,19 +23,31 @@ struct ft_encoder_config {
 	bool shadow;                    /* keep a shadow copy: deltas, at the price of RAM */
 	/* Called by one thread at a time, in order. -errno stops the stream until ft_encoder_reset. */
 	int (*emit)(void *ctx, uint32_t type, const void *body, size_t len);
-	/* EPOCH_END of @epoch was emitted (worker thread) - statistics only. May be NULL. */
+	/*
+	 * The same, but never blocking: lets ft_encoder_end send the last records of an epoch from the calling
+	 * thread when the workers have nothing left to do. NULL: only workers emit.
+	 */
+	int (*emit_nowait)(void *ctx, uint32_t type, const void *body, size_t len);
+	/* EPOCH_END of @epoch was emitted (any thread) - statistics only. May be NULL. */
 	void (*epoch_done)(void *ctx, uint64_t epoch, const struct ft_codec_stats *st);
 	void *ctx;
 };
 
 int ft_encoder_new(const struct ft_encoder_config *cfg, struct ft_encoder **out) FT_MUST_CHECK;
 void ft_encoder_free(struct ft_encoder *en);
-/* Begin, chunk..., end: one epoch. chunk is an ft_chunk_sink member. end takes over @state. */
+/*
+ * Begin, chunk..., end: one epoch. All from one thread, and without waiting for a worker. chunk is an
+ * ft_chunk_sink member. end takes over @state, also on failure. An error of emit comes back from whichever is
+ * called next. -EBUSY: too many epochs are queued.
+ */
 int ft_encoder_begin(struct ft_encoder *en, uint64_t epoch, uint64_t base, uint32_t flags) FT_MUST_CHECK;
 int ft_encoder_chunk(void *en, struct ft_chunk *c);
 int ft_encoder_end(struct ft_encoder *en, struct ft_blob *state) FT_MUST_CHECK;
-/* Throw away all that is queued, give chunks back, forget the shadow: the link is gone. Waits for workers. */
+/*
+ * Throw away all that is queued and the epoch begun, give chunks back, forget the shadow: the link is gone.
+ * Waits for workers, so a blocked emit must have been made to return.
+ */
 void ft_encoder_reset(struct ft_encoder *en);
-void ft_encoder_get_stats(struct ft_encoder *en, struct ft_codec_stats *out);   /* since new */
+void ft_encoder_get_stats(struct ft_encoder *en, struct ft_codec_stats *out);   /* of all epochs emitted since new */
 
 #endif

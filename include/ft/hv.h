@@ -3,7 +3,7 @@
  * hv.h - what a checkpoint needs from a hypervisor, and what a replica needs from one.
  *
  * Two ops tables, one for the running guest on the primary (struct ft_vm), one for the replica on the
- * backup (struct ft_replica). Backends: qemu (checkpoint/qemu_*.c), fake (checkpoint/fake.c: a
+ * backup (struct ft_replica). Backends: qemu (checkpoint/qemu_*.c), fake (ft/fake.h: a
  * deterministic guest in process, for tests and the simulation). xen has its own issue.
  * All members are set; int ones return 0 or -errno; every call has a bound on its time inside.
  */
@@ -111,18 +111,5 @@ struct ft_replica_ops {
 
 /* Build the RAM file and park a QEMU with incoming migration deferred. */
 int ft_qemu_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out) FT_MUST_CHECK;
-
-/* The fake guest; see checkpoint/fake.c for what it writes. */
-struct ft_fake_config {
-	uint64_t nr_pages;
-	uint64_t seed;
-};
-int ft_fake_open(const struct ft_fake_config *cfg, struct ft_vm **out) FT_MUST_CHECK;
-int ft_fake_replica_prepare(const struct ft_fake_config *cfg, struct ft_replica **out) FT_MUST_CHECK;
-/* Let the guest run for a step: it writes some pages, moves its state on, and may "send" packets. */
-void ft_fake_step(struct ft_vm *vm);
-/* Digest of RAM and state as they are now: what P2 compares. */
-uint64_t ft_fake_digest(struct ft_vm *vm);
-uint64_t ft_fake_replica_digest(struct ft_replica *r, const struct ft_blob *state);
 
 #endif

@@ -28,6 +28,9 @@ void ft_image_free(struct ft_image *im);
 #define FT_EPOCH_DIRECT 2u  /* with FULL: apply blocks as they arrive; the image is no epoch until the end */
 
 /*
+ * Order of an epoch: begin, pages..., state, end; anything else is -EPROTO. Whatever fails in begin..end
+ * discards the epoch: the next call must be a begin. -ENOSPC: the spill file's disk is full.
+ *
  * @base is the epoch the pages build on and must be the last whole one (0 with FULL); @epoch > @base: numbers
  * may be skipped, because a primary that resumes a broken session sends what the lost epochs held as one
  * later epoch. A partial epoch is discarded. -EPROTO: wrong base, DIRECT over a usable image.
@@ -37,9 +40,12 @@ int ft_image_pages(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST
 int ft_image_state(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST_CHECK;
 /* @body is an EPOCH_END record. 0: whole and verified - may be acknowledged. */
 int ft_image_end(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST_CHECK;
-/* Apply every whole epoch staged. While held (a drill reads RAM) it does nothing until released. */
+/*
+ * Apply every whole epoch staged. While held (a drill reads RAM) it does nothing until released. Only a
+ * spill file that cannot be read back can stop it: then the image is no longer usable, and says so.
+ */
 void ft_image_commit(struct ft_image *im);
-void ft_image_hold(struct ft_image *im, bool held);
+void ft_image_hold(struct ft_image *im, bool held);             /* false: the next commit applies again */
 /* Throw away the epoch that is not whole. Whole ones stay: they may have been acknowledged. */
 void ft_image_discard_partial(struct ft_image *im);
 /* Forget everything: the next epoch must be FULL. */
@@ -49,7 +55,7 @@ bool ft_image_usable(const struct ft_image *im);                /* RAM plus stag
 uint64_t ft_image_whole_epoch(const struct ft_image *im);       /* last whole one: what may be acked */
 uint64_t ft_image_applied_epoch(const struct ft_image *im);     /* what RAM holds now */
 const struct ft_blob *ft_image_applied_state(const struct ft_image *im); /* borrowed until the next call */
-size_t ft_image_staging_used(const struct ft_image *im);
+size_t ft_image_staging_used(const struct ft_image *im);        /* in memory, not spilled */
 
 /* --- verification: one 64-bit XXH3 per FT_HASH_PAGES pages, the same on both sides --- */
 #define FT_HASH_PAGES 256u
