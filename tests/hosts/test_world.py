@@ -4,7 +4,7 @@
 import time
 
 from lab import Lab, check, main, test
-from world import now, wait_for
+from world import judge, now, wait_for
 
 
 def reaches(host, peer):
@@ -38,6 +38,18 @@ def the_wire_can_be_cut_each_way_and_delayed(lab):
     began = now()
     check(reaches(w.alpha, w.beta) and now() - began > 0.1, 'a delayed wire delays nothing')
     w.heal()
+
+
+@test(limit=10)
+def the_judge_sees_what_is_lost_or_done_twice(lab):
+    def verdict(*values, broke=()):
+        v = judge([(n, n + 0.5, value) for n, value in enumerate(values)], list(broke))
+        return v['lost'], v['repeated'], v['survived']
+    check(verdict(1, 2, 3) == (0, 0, True), 'a good log is not good')
+    check(verdict(1, 2, 3, 3, 4) == (1, 0, True), 'a forgotten INCR is not seen')
+    check(verdict(1, 2, 3, 1) == (3, 0, True), 'three forgotten INCR are not seen')
+    check(verdict(1, 2, 4) == (0, 1, True), 'an INCR done twice is not seen')
+    check(verdict(1, 2, broke=['B']) == (0, 0, False), 'a broken connection is not seen')
 
 
 @test(limit=150)
