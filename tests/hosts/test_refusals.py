@@ -56,7 +56,7 @@ def readable_key(lab):
 @contextlib.contextmanager
 def certificate_of(lab, host, name, ca=None):
     """The host presents the certificate of somebody else, or one of another CA."""
-    tls = os.path.join(host.disk, 'etc/ft/tls')
+    tls = os.path.join(host.etc, 'ft/tls')
     saved = tls + '.saved'
     shutil.copytree(tls, saved)
     lab.w.issue(ca or os.path.join(lab.w.dir, 'ca'), name, host)

@@ -3,8 +3,8 @@
 
 Each of them has its own network, mounts, processes and name (tests/tools/hostinit.c is its PID 1), its own
 /etc, /var/lib, /run, /dev/shm and /tmp; nothing is shared but the wire. All of it hangs on this process: when
-it ends, however it ends, the kernel takes everything away, and only the directory of the hosts' "disks"
-(build/world/PID) has to be removed, if need be by the next world.
+it ends, however it ends, the kernel takes everything away, and only the files of the hosts' "disks"
+(build/world/PID, /dev/shm/ft-worlds/PID) have to be removed, if need be by the next world.
 
     client ---- switch ---- br0 alpha eth1 ==wire== eth1 beta br0 ---- switch
       10.77.0.100            10.77.0.1  10.78.0.1    10.78.0.2  10.77.0.2
@@ -15,6 +15,7 @@ it ends, however it ends, the kernel takes everything away, and only the directo
         w.power_cut(w.alpha)
 """
 import bisect
+import contextlib
 import ctypes
 import json
 import os
@@ -34,6 +35,7 @@ OBJ = os.environ.get('FT_OBJ') or os.path.join(BUILD, 'obj')
 TOOLS = os.environ.get('FT_TOOLS') or os.path.join(OBJ, 'tools')
 GUEST = os.path.join(BUILD, 'guest')
 STAGE = os.environ.get('FT_STAGE') or os.path.join(OBJ, 'stage')
+WORLDS, WORLDS_RAM = os.path.join(BUILD, 'world'), '/dev/shm/ft-worlds'
 PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 LAN4, LAN6, REPL4, REPL6 = '10.77.0.', 'fd77::', '10.78.0.', 'fd78::'
 CONTROL_PORT, ECHO_PORT = 7001, 7002
@@ -214,11 +216,10 @@ class Host(Node):
     """alpha or beta: a node with disks that outlive a power cut, a bridge br0 and the programs installed."""
 
     def __init__(self, world, name, number):
-        self.number, self.disk = number, os.path.join(world.dir, name)
-        shutil.copytree('/etc', os.path.join(self.disk, 'etc'), symlinks=True, ignore_dangling_symlinks=True)
-        os.makedirs(os.path.join(self.disk, 'var'))
-        mounts = ['-b', os.path.join(self.disk, 'etc'), '/etc', '-b', os.path.join(self.disk, 'var'), '/var/lib',
-                  '-b', GUEST, '/srv']
+        self.number, self.etc, var = number, os.path.join(world.ram, name), os.path.join(world.dir, name)
+        shutil.copytree('/etc', self.etc, symlinks=True, ignore_dangling_symlinks=True)
+        os.makedirs(var)
+        mounts = ['-b', self.etc, '/etc', '-b', var, '/var/lib', '-b', GUEST, '/srv']
         if os.path.isdir(STAGE):
             mounts += ['-b', os.path.join(STAGE, 'usr/local'), '/usr/local']
         else:
@@ -289,7 +290,8 @@ class World:
         """policy: lines for [policy] of both hosts. tell: called with a line for each thing done."""
         self.guests = dict(guests or GUESTS)
         self.policy, self.tell = policy, tell or (lambda line: None)
-        self.dir = os.path.join(BUILD, 'world', str(os.getpid()))
+        self.dir = os.path.join(WORLDS, str(os.getpid()))       # what must feel like a disk
+        self.ram = os.path.join(WORLDS_RAM, str(os.getpid()))   # many small files that must not
         self.processes, self.nodes = [], []
         self._wire = None
         self.wire_on = True
@@ -309,12 +311,17 @@ class World:
         self.close()
 
     def _sweep(self):
-        """What a world left that was killed before it could tidy up: only its disks."""
-        parent = os.path.dirname(self.dir)
-        os.makedirs(parent, exist_ok=True)
-        for pid in os.listdir(parent):
-            if not os.path.exists(f'/proc/{pid}') or int(pid) == os.getpid():
-                shutil.rmtree(os.path.join(parent, pid), ignore_errors=True)
+        """What a world left that was killed before it could tidy up: only files."""
+        for parent in (WORLDS, WORLDS_RAM):
+            for pid in os.listdir(parent) if os.path.isdir(parent) else ():
+                if not os.path.exists(f'/proc/{pid}') or pid == str(os.getpid()):
+                    shutil.rmtree(os.path.join(parent, pid), ignore_errors=True)
+
+    def _remove_files(self):
+        for directory in (self.dir, self.ram):
+            shutil.rmtree(directory, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(directory))    # unless another world is there
 
     def _make(self):
         os.makedirs(os.path.join(self.dir, 'logs'))
@@ -361,7 +368,7 @@ class World:
         for command in ([] if os.path.exists(ca) else [[cert, 'ca', ca]]) + [[cert, 'host', name, ca]]:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         for source, target in (('ca.pem', 'ca.pem'), (f'{name}.pem', 'cert.pem'), (f'{name}.key', 'key.pem')):
-            shutil.copy(os.path.join(ca, source), os.path.join(host.disk, 'etc/ft/tls', target))
+            shutil.copy(os.path.join(ca, source), os.path.join(host.etc, 'ft/tls', target))
 
     def close(self):
         for node in reversed(self.nodes):
@@ -376,7 +383,7 @@ class World:
             process.popen.wait()
             process.popen.stdout.close()
         self.nodes, self.processes, self._wire = [], [], None
-        shutil.rmtree(self.dir, ignore_errors=True)
+        self._remove_files()
 
     # -- the cable --
 
