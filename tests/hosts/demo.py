@@ -116,10 +116,10 @@ class Demo:
 
     def take_over(self):
         w = self.w
-        wait_for('beta to take over', lambda: w.beta.state('vm1') == 'RUNNING', 30)
         reply = wait_for("the client's next reply", lambda: self.incr.reply_after(self.cut_at + 0.05) or self.incr.broken(), 30)
         if reply is not True:
             say('client', f'first reply {1000 * (reply - self.cut_at):.0f} ms after the cut')
+        w.beta.wait_state('vm1', 'RUNNING', 30)
         time.sleep(AFTERWARDS_S)
 
     def instants_of_takeover(self):

@@ -83,8 +83,7 @@ class Lab:
         return w
 
     def wait_state(self, state, host=None, limit=60):
-        host = host or self.primary
-        wait_for(f'vm1 on {host.name} to be {state}', lambda: host.state('vm1') == state, limit)
+        (host or self.primary).wait_state('vm1', state, limit)
 
     # -- what tests do --
 

@@ -69,7 +69,7 @@ def reach(lab, phase):
         return
     w = lab.running()
     lab.incr = w.incr('vm1')
-    w.wire('rate 20000000')         # so that the first copy takes a while
+    w.wire('rate 4000000')          # so that the first copy takes a while
     lab.ft_protect = lab.primary.spawn(f'ft-protect vm1 {lab.backup.name}', name=f'{lab.primary.name} ft-protect')
     lab.wait_state('SYNCING')
 

@@ -37,6 +37,7 @@ GUEST = os.path.join(BUILD, 'guest')
 STAGE = os.environ.get('FT_STAGE') or os.path.join(OBJ, 'stage')
 WORLDS, WORLDS_RAM = os.path.join(BUILD, 'world'), '/dev/shm/ft-worlds'
 PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+ENVIRONMENT = {**{k: v for k, v in os.environ.items() if k.startswith(('FT_', 'ASAN_', 'UBSAN_', 'TSAN_'))}, 'PATH': PATH}
 LAN4, LAN6, REPL4, REPL6 = '10.77.0.', 'fd77::', '10.78.0.', 'fd78::'
 CONTROL_PORT, ECHO_PORT = 7001, 7002
 LIBC, CLONE_NEWNET = ctypes.CDLL(None, use_errno=True), 0x40000000
@@ -51,7 +52,7 @@ def now():
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
-def wait_for(what, predicate, limit):
+def wait_for(what, predicate, limit, every=0.02):
     """The predicate's first true value. The limit is generous: it only ends a test that is lost."""
     end = now() + limit
     while True:
@@ -60,7 +61,7 @@ def wait_for(what, predicate, limit):
             return value
         if now() > end:
             raise Failure(f'{what}: not within {limit} s')
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def tool(name):
@@ -87,7 +88,7 @@ class Process:
                         self.show(self.name, line)
 
     def pid(self):
-        """The program itself: nsenter is its parent."""
+        """The program itself: tests/tools/enter is its parent."""
         me = self.popen.pid
         path = f'/proc/{me}/task/{me}/children'
         return wait_for(f'{self.name} to start', lambda: [int(p) for p in read_file(path).split()], 10)[0]
@@ -166,16 +167,14 @@ class Node:
 
     def _enter(self, command):
         argv = ['sh', '-c', command] if isinstance(command, str) else list(command)
-        # The program dies with nsenter, nsenter with this process.
-        return ['setpriv', '--pdeathsig', 'KILL', 'nsenter', '-t', str(self.pid1), '-n', '-m', '-p', '-u', '-i', '--',
-                'setpriv', '--pdeathsig', 'KILL', 'env', '-C', '/', '-u', 'MALLOC_PERTURB_', 'PATH=' + PATH, *argv]
+        return [tool('enter'), str(self.pid1), *argv]
 
     def call(self, command, limit=30):
         """Run it to its end: a CompletedProcess with text output, both streams together in stdout."""
         try:
             return subprocess.run(self._enter(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                   stderr=subprocess.STDOUT, timeout=limit, text=True, errors='replace',
-                                  start_new_session=True, check=False)
+                                  start_new_session=True, env=ENVIRONMENT, check=False)
         except subprocess.TimeoutExpired as e:
             raise Failure(f'{self.name}: "{command}" hangs for more than {limit} s: {e.output}') from None
 
@@ -188,7 +187,7 @@ class Node:
     def spawn(self, command, show=None, name=None):
         words = shlex.split(command) if isinstance(command, str) else command
         popen = subprocess.Popen(self._enter(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT, start_new_session=True)
+                                 stderr=subprocess.STDOUT, start_new_session=True, env=ENVIRONMENT)
         process = Process(name or os.path.basename(words[0]), popen, show)
         self.world.processes.append(process)
         return process
@@ -262,6 +261,9 @@ class Host(Node):
     def state(self, guest):
         answer = self.status(guest)
         return str(answer.get('state', '')).upper() if answer else ''
+
+    def wait_state(self, guest, state, limit=60):
+        wait_for(f'{guest} on {self.name} to be {state}', lambda: self.state(guest) == state, limit, every=0.25)
 
 
 # ---- what a guest is ----
@@ -490,11 +492,10 @@ class World:
         """`ft-protect GUEST PEER` typed on the host, until the state is PROTECTED."""
         process = host.spawn(f'ft-protect {guest} {peer.name}', show, f'{host.name} ft-protect')
 
-        def protected():
-            if not process.running():
-                raise Failure(f'ft-protect ended with status {process.wait(5)}: {process.tail()}')
-            return host.state(guest) == 'PROTECTED'
-        wait_for(f'{guest} to be protected', protected, limit)
+        wait_for(f'{guest} to be protected', lambda: process.logged('-> PROTECTED') or not process.running(), limit)
+        if not process.running():
+            raise Failure(f'ft-protect ended with status {process.wait(5)}: {process.tail()}')
+        host.wait_state(guest, 'PROTECTED')
         return process
 
     # -- clients --
