@@ -17,6 +17,7 @@ SCRIPTS := $(patsubst replicator/%.sh,$(B)/bin/%,$(wildcard replicator/ft-*.sh))
 LIB     := $(patsubst %.c,$(B)/%.o,$(filter-out $(MAINS) checkpoint/preload.c,$(wildcard $(MODULES:%=%/*.c))))
 TESTS   := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 TESTLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib/*.c))
+SIMLIB  := $(patsubst %.c,$(B)/%.o,$(wildcard tests/sim/*.c))
 TOOLS   := $(patsubst tests/tools/%.c,$(B)/tools/%,$(wildcard tests/tools/*.c))
 BENCHES := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
 
@@ -74,7 +75,9 @@ $(B)/bin/ft-%: replicator/ft-%.sh
 
 $(B)/tests/%: tests/unit/%.c $(TESTLIB) $(B)/libft.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -Itests -o $@ $^ $(LDFLAGS) $(LDLIBS)
+	$(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o,$^) $(B)/libft.a $(LDFLAGS) $(LDLIBS)
+
+$(B)/tests/test_sim: $(SIMLIB)
 
 $(B)/tools/%: tests/tools/%.c
 	@mkdir -p $(@D)

@@ -346,7 +346,7 @@ static void resume_session(struct ft_primary *p, uint64_t whole)
 	unfreeze(p);
 	protected_again(p);
 	ft_pacer_held(&p->pacer);
-	set_state(p, p->first_drill_done ? FT_PRIMARY_PROTECTED : FT_PRIMARY_DRILLING, "session resumed");
+	set_state(p, FT_PRIMARY_DRILLING, "session resumed");
 }
 
 static int send_firmware(struct ft_primary *p)
@@ -476,21 +476,13 @@ static void start_drill(struct ft_primary *p)
 		p->drilling = true;
 }
 
-static void after_sync(struct ft_primary *p)
-{
-	if (p->first_drill_done) {
-		set_state(p, FT_PRIMARY_PROTECTED, "full copy acknowledged");
-		return;
-	}
-	set_state(p, FT_PRIMARY_DRILLING, "full copy done, first drill");
-}
-
 static void sync_slice(struct ft_primary *p)
 {
 	int rc = ft_primary_sync_slice(p);
 
+	p->sync_epoch = p->epoch;
 	if (rc == 1)
-		after_sync(p);
+		set_state(p, FT_PRIMARY_DRILLING, "full copy sent");
 	else if (rc)
 		ft_primary_drop_link(p, "the full copy failed");
 }
@@ -500,8 +492,12 @@ static void settled(struct ft_primary *p)
 {
 	bool all = p->standing && !p->nr_flight && p->released == p->acked;
 
-	if (p->state == FT_PRIMARY_DRILLING && p->acked && !p->drilling && !p->first_drill_done)
-		start_drill(p);
+	if (p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch && !p->drilling) {
+		if (p->first_drill_done)
+			set_state(p, FT_PRIMARY_PROTECTED, "full copy acknowledged");
+		else
+			start_drill(p);
+	}
 	if (p->verify_epoch && p->acked >= p->verify_epoch && p->verify_body.data) {
 		if (p->ops->send(p->cfg.ctx, FT_REC_VERIFY, p->verify_body.data, p->verify_body.len))
 			ft_primary_drop_link(p, "VERIFY could not be sent");

@@ -55,6 +55,7 @@ struct ft_primary {
 
 	/* the full copy of a new session */
 	uint64_t cursor, sync_total, sync_done;
+	uint64_t sync_epoch;                    /* the epoch that carries it */
 	uint32_t batch;
 	unsigned round;
 

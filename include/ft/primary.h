@@ -24,7 +24,7 @@ enum ft_primary_state {
 	FT_PRIMARY_GREETING,            /* HELLO is out */
 	FT_PRIMARY_PREPARING,           /* the backup builds the replica */
 	FT_PRIMARY_SYNCING,             /* first full copy; output open the first time, held after that */
-	FT_PRIMARY_DRILLING,            /* epochs run; the first drill has not answered */
+	FT_PRIMARY_DRILLING,            /* epochs run; the copy is not acknowledged, or the first drill has not answered */
 	FT_PRIMARY_PROTECTED,
 	FT_PRIMARY_CUT_OFF,             /* no session: output shut, reconnecting */
 	FT_PRIMARY_ALONE,               /* policy `continue`: peer lost, output open, unprotected, reconnecting */
@@ -108,7 +108,6 @@ void ft_primary_record(struct ft_primary *p, uint32_t type, const uint8_t *body,
 void ft_primary_held(struct ft_primary *p);                     /* an output holds something new */
 void ft_primary_breach(struct ft_primary *p, const char *why);  /* an output is no longer complete */
 void ft_primary_guest_event(struct ft_primary *p);              /* vm->event_fd */
-/* Called by the chunk sink of the program or by the sim: none; the primary owns its sink. */
 
 /* --- requests of the operator. Answered once through @done (rc 0, or -errno and a line). --- */
 typedef void ft_primary_done(void *ctx, int rc, const char *text);
