@@ -1241,7 +1241,7 @@ static void guests_run(struct sim *s, uint64_t unused)
 	if (s->b_guest)
 		ft_fake_step(s->b_guest);
 	alpha_settle(s);
-	after(s, FT_MS_NS + rnd(s, 4 * FT_MS_NS), guests_run, 0);
+	after(s, 2 * FT_MS_NS + rnd(s, 8 * FT_MS_NS), guests_run, 0);
 }
 
 static void client_asks(struct sim *s, uint64_t unused)
@@ -1254,7 +1254,7 @@ static void client_asks(struct sim *s, uint64_t unused)
 	else if (s->a_host_up)
 		ft_fake_request(s->guest, id);
 	alpha_settle(s);
-	after(s, rnd(s, 20 * FT_MS_NS) + FT_MS_NS, client_asks, 0);
+	after(s, rnd(s, 40 * FT_MS_NS) + FT_MS_NS, client_asks, 0);
 }
 
 /* --- the chaos monkey: one fault, then time to recover, because more is not promised --- */
@@ -1372,9 +1372,15 @@ static void fault_guest_reboots(struct sim *s)
 	alpha_settle(s);
 }
 
+/* The operator's socket is served by the same thread as all the rest. */
+static bool answers(struct sim *s)
+{
+	return s->a.up && s->a.stalled_until <= s->now;
+}
+
 static void request_failover(struct sim *s)
 {
-	if (!s->a.up || ft_primary_failover(s->primary, done, s))
+	if (!answers(s) || ft_primary_failover(s->primary, done, s))
 		return;
 	s->excuse = true;
 	alpha_settle(s);
@@ -1382,21 +1388,21 @@ static void request_failover(struct sim *s)
 
 static void request_verify(struct sim *s)
 {
-	if (s->a.up)
+	if (answers(s))
 		ft_ignore(ft_primary_verify(s->primary, done, s));     /* not now: another time */
 	alpha_settle(s);
 }
 
 static void request_drill(struct sim *s)
 {
-	if (s->a.up)
+	if (answers(s))
 		ft_ignore(ft_primary_drill(s->primary, done, s));
 	alpha_settle(s);
 }
 
 static void request_unprotect(struct sim *s)
 {
-	if (s->a.up)
+	if (answers(s))
 		ft_ignore(ft_primary_unprotect(s->primary, done, s));
 	alpha_settle(s);
 }

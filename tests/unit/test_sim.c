@@ -6,6 +6,7 @@
 #include "tests/sim/sim.h"
 #include "tests/test.h"
 
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -19,12 +20,27 @@ static unsigned long from_env(const char *name, unsigned long otherwise)
 	return text ? strtoul(text, NULL, 10) : otherwise;
 }
 
+static uint64_t current;                /* seed under way, for the line that a crash leaves behind */
+
+static void crashed(int sig)
+{
+	char line[80];
+	int len = snprintf(line, sizeof(line), "# signal %d; see it again: SIM_SEED=%llu\n", sig, (unsigned long long)current);
+
+	if (write(STDOUT_FILENO, line, (size_t)len) != len)
+		_exit(2);
+	_exit(1);
+}
+
 /* Seeds @first, @first + 2, ...: 0, or the first one that broke an invariant. */
 static uint64_t run_half(uint64_t first, uint64_t last)
 {
 	struct sim_result total = { 0 }, r;
 
+	signal(SIGABRT, crashed);
+	signal(SIGSEGV, crashed);
 	for (uint64_t seed = first; seed <= last; seed += 2) {
+		current = seed;
 		sim_run(seed, SIM_HONEST, false, &r);
 		if (!r.ok) {
 			printf("# seed %llu: %s\n# see it again: SIM_SEED=%llu\n", (unsigned long long)seed, r.why,
