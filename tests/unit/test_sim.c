@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define SEEDS 2000u
+#define SEEDS 150u
 #define MUTANT_SEEDS 1500u
 
 static unsigned long from_env(const char *name, unsigned long otherwise)
