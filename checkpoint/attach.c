@@ -12,7 +12,7 @@
 
 #define ATTACH_TEXT_MAX 16384
 
-/* Field 22 of /proc/PID/stat, in clock ticks since boot. The name in field 2 may hold anything. */
+/* Field 22 of /proc/PID/stat, in clock ticks since boot; -ESRCH for a zombie. The name in field 2 may hold anything. */
 static int read_start(pid_t pid, uint64_t *start)
 {
 	struct ft_blob stat;
@@ -25,12 +25,14 @@ static int read_start(pid_t pid, uint64_t *start)
 	if (rc)
 		return -ESRCH;
 	p = strrchr((const char *)stat.data, ')');
+	if (p && (!strncmp(p, ") Z", 3) || !strncmp(p, ") X", 3)))
+		rc = -ESRCH;
 	for (int field = 2; p && field < 22; field++) {
 		p = strchr(p, ' ');
 		if (p)
 			p++;
 	}
-	if (!p || sscanf(p, "%" SCNu64, start) != 1)
+	if (!rc && (!p || sscanf(p, "%" SCNu64, start) != 1))
 		rc = -EIO;
 	ft_blob_free(&stat);
 	return rc;

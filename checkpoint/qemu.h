@@ -13,35 +13,50 @@
 /* --- qemu_launch.c: one way to build the command line and to start the process --- */
 enum ft_qemu_kind {
 	FT_QEMU_GUEST,                  /* runs from its kernel or firmware */
-	FT_QEMU_PARKED,                 /* -incoming defer, taps made but down */
-	FT_QEMU_SCRATCH,                /* -incoming defer, no network (each nic on a hubport), private copy of RAM */
+	FT_QEMU_PARKED,                 /* -incoming defer; taps on their bridges, but down */
+	FT_QEMU_SCRATCH,                /* -incoming defer, in an empty network namespace; private copy of RAM; dies with our thread */
 };
 
 struct ft_qemu_launch {
 	const struct ft_spec *spec;
 	enum ft_qemu_kind kind;
-	enum ft_accel accel;            /* AUTO: probe KVM by really starting something, else TCG */
-	const char *machine;            /* resolved versioned type, or NULL: the default of this QEMU for the spec */
-	char dir[FT_SPEC_PATH_MAX];     /* for sockets, log, preload page: RUN_DIR/guests/NAME or a scratch directory */
-	char ram[FT_SPEC_PATH_MAX];     /* RAM file; created and posix_fallocate'd by the launcher unless it exists */
+	enum ft_accel accel;            /* what a replica's guest runs with; AUTO: as the spec says, or what works */
+	const char *machine;            /* what a replica's guest runs on; NULL: as the spec says, or this QEMU's "pc" */
+	char dir[FT_SPEC_PATH_MAX];     /* for sockets, logs, preload page; empty: RUN_DIR/guests/NAME, or RUN_DIR/drill/NAME for SCRATCH */
+	char ram[FT_SPEC_PATH_MAX];     /* RAM file; empty: SHM_DIR/NAME.ram. See ft_qemu_start */
 };
 
 /*
- * Make RAM file, taps (named "ft" + hash of guest and nic; attached to the bridge; for PARKED left down),
- * preload page, and start QEMU as a session of its own that outlives us; wait until its QMP answers.
- * On success @out is filled (not saved). On failure everything made is undone and one line was logged,
- * with QEMU's own last words.
+ * Make taps and preload page and start QEMU as a session of its own that is nobody's child and outlives us; wait
+ * until its QMP answers. The RAM file is made and every page of it allocated (tmpfs full later is SIGBUS), unless
+ * one of the right size is there; GUEST always starts with a fresh one.
+ *
+ * A PARKED QEMU that a dead owner left in @dir is ended first. Any other QEMU there: -EEXIST.
+ * On success @out is filled (not saved; @out->ram is empty for SCRATCH, which has no file of its own), and QEMU's console goes to DIR/console.log, its own messages to DIR/qemu.log,
+ * each at most FT_QEMU_LOG_MAX bytes. On failure everything made is undone and one line was logged.
  */
+#define FT_QEMU_LOG_MAX (16u << 20)
 int ft_qemu_start(const struct ft_qemu_launch *l, struct ft_attach *out) FT_MUST_CHECK;
-/* Kill (SIGKILL by pidfd), wait, remove taps, RAM file and directory contents. Idempotent. */
+/*
+ * Set the taps up (true) or down. A PARKED guest's taps stay down until takeover: bring them up after the durable
+ * record says RUNNING and before the guest runs, so that its announcement is heard.
+ */
+int ft_qemu_net(const struct ft_attach *at, bool up) FT_MUST_CHECK;
+/*
+ * Kill (SIGKILL by pidfd), wait until it is dead; remove RAM file, sockets, logs, preload page and, when nothing
+ * else is in it, the directory. Taps vanish with their QEMU. Idempotent; the attach record is its owner's.
+ */
 void ft_qemu_cleanup(const struct ft_attach *at);
-/* KVM only where it really works: starts a tiny guest once, remembers the answer in RUN_DIR. */
+/* KVM only where it really works: runs firmware in it once, with a time limit; the answer is kept in RUN_DIR/accel. */
 enum ft_accel ft_qemu_probe_accel(void);
 
 /* --- qmp.c: a QMP client with a bound on every wait; one at a time per socket --- */
 struct ft_qmp;
+bool ft_qmp_listening(const char *path);                        /* does a process listen there? */
 /* Connect and greet. A failure is logged, naming @path. -ETIMEDOUT also when another client holds the socket. */
 int ft_qmp_open(const char *path, unsigned timeout_ms, struct ft_qmp **out) FT_MUST_CHECK;
+/* The same, but the reason goes to @why instead of the log. */
+int ft_qmp_try(const char *path, unsigned timeout_ms, struct ft_qmp **out, char *why, size_t size) FT_MUST_CHECK;
 void ft_qmp_close(struct ft_qmp *q);                            /* NULL is fine */
 int ft_qmp_fd(struct ft_qmp *q);                                /* for polling: events may be there */
 /*

@@ -354,7 +354,16 @@ static int unix_connect(const char *path)
 	return rc;
 }
 
-int ft_qmp_open(const char *path, unsigned timeout_ms, struct ft_qmp **out)
+bool ft_qmp_listening(const char *path)
+{
+	int fd = unix_connect(path);
+
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0 || fd == -EBUSY;
+}
+
+int ft_qmp_try(const char *path, unsigned timeout_ms, struct ft_qmp **out, char *why, size_t size)
 {
 	uint64_t deadline = ft_now_ns() + timeout_ms * FT_MS_NS;
 	struct ft_qmp *q = calloc(1, sizeof(*q));
@@ -370,14 +379,23 @@ int ft_qmp_open(const char *path, unsigned timeout_ms, struct ft_qmp **out)
 		rc = receive_until(q, has_greeting, deadline);
 	if (!rc)
 		rc = ft_qmp_call(q, "qmp_capabilities", NULL, -1, timeout_ms, NULL);
-	if (rc) {
-		ft_err("QMP socket %s: %s%s", path, q->error,
-		       rc == -ETIMEDOUT ? " (QEMU hangs, or another client holds this socket)" : "");
-		ft_qmp_close(q);
-		return rc;
+	if (!rc) {
+		*out = q;
+		return 0;
 	}
-	*out = q;
-	return 0;
+	snprintf(why, size, "%s%s", q->error, rc == -ETIMEDOUT ? " (QEMU hangs, or another client holds this socket)" : "");
+	ft_qmp_close(q);
+	return rc;
+}
+
+int ft_qmp_open(const char *path, unsigned timeout_ms, struct ft_qmp **out)
+{
+	char why[320] = "out of memory";
+	int rc = ft_qmp_try(path, timeout_ms, out, why, sizeof(why));
+
+	if (rc)
+		ft_err("QMP socket %s: %s", path, why);
+	return rc;
 }
 
 void ft_qmp_close(struct ft_qmp *q)

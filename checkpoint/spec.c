@@ -18,6 +18,10 @@ static const char *const accel_words[] = {
 	[FT_ACCEL_AUTO] = "auto", [FT_ACCEL_KVM] = "kvm", [FT_ACCEL_TCG] = "tcg", NULL
 };
 
+static const char *const virtio_words[] = {
+	[FT_VIRTIO_LEGACY] = "legacy", [FT_VIRTIO_MODERN] = "modern", NULL
+};
+
 /* --- values of their own kind --- */
 
 /* True when @value has 1..size-1 bytes, all alphanumeric or in @extra, the first alphanumeric. */
@@ -121,6 +125,7 @@ static const struct ft_ini_key guest_keys[] = {
 static const struct ft_ini_key nic_keys[] = {
 	{ .key = "mac", .type = FT_INI_FUNC, .offset = offsetof(struct ft_nic, mac), .parse = parse_mac },
 	{ .key = "bridge", .type = FT_INI_FUNC, .offset = offsetof(struct ft_nic, bridge), .parse = parse_bridge },
+	{ .key = "virtio", .type = FT_INI_WORD, .offset = offsetof(struct ft_nic, virtio), .words = virtio_words },
 	{ 0 }
 };
 
@@ -261,7 +266,8 @@ int ft_spec_format(const struct ft_spec *s, char *buf, size_t size)
 	for (unsigned i = 0; i < s->nr_nics; i++) {
 		const uint8_t *m = s->nic[i].mac;
 
-		add(&t, "\n[nic]\nmac = %02x:%02x:%02x:%02x:%02x:%02x\nbridge = %s\n", m[0], m[1], m[2], m[3], m[4], m[5], s->nic[i].bridge);
+		add(&t, "\n[nic]\nmac = %02x:%02x:%02x:%02x:%02x:%02x\nbridge = %s\nvirtio = %s\n",
+		    m[0], m[1], m[2], m[3], m[4], m[5], s->nic[i].bridge, virtio_words[s->nic[i].virtio]);
 	}
 	return t.len < size ? (int)t.len : -ENOSPC;
 }
@@ -308,6 +314,8 @@ int ft_spec_compatible(const struct ft_spec *mine, const struct ft_spec *theirs,
 			snprintf(why, size, "'mac' of [nic] number %u differs", i + 1);
 			return -ENOEXEC;
 		}
+		if (mine->nic[i].virtio != theirs->nic[i].virtio)
+			return differs(why, size, "virtio", virtio_words[mine->nic[i].virtio], virtio_words[theirs->nic[i].virtio]);
 	}
 	return 0;
 }

@@ -18,7 +18,14 @@
 
 enum ft_accel { FT_ACCEL_AUTO, FT_ACCEL_KVM, FT_ACCEL_TCG };
 
+/*
+ * Legacy is the default: the modern interface alone makes 45 KB of device state per nic (QEMU keeps room for 1,024
+ * queues), legacy 1 KB, and every pause serialises it.
+ */
+enum ft_virtio { FT_VIRTIO_LEGACY, FT_VIRTIO_MODERN };
+
 struct ft_nic {
+	enum ft_virtio virtio;
 	uint8_t mac[6];                 /* unicast */
 	char bridge[16];                /* IFNAMSIZ; a bridge of this host */
 };

@@ -75,6 +75,7 @@ TEST(a_process_that_ended_is_gone_and_its_pidfd_says_so)
 	CHECK_EQ(poll(&p, 1, 0), 0);
 	kill(pid, SIGKILL);
 	CHECK_EQ(poll(&p, 1, 10000), 1);
+	CHECK_EQ(ft_attach_load("vm1", &back), -ESRCH); /* a zombie */
 	waitpid(pid, NULL, 0);
 	CHECK_EQ(ft_attach_load("vm1", &back), -ESRCH);
 	CHECK_STR(back.ram, "/dev/shm/r");

@@ -30,7 +30,7 @@ TEST(every_key_arrives)
 
 	CHECK_OK(parse("[guest]\r\nname = vm1\r\nmemory = 4G\nvcpus = 8\naccel = tcg\nmachine = pc-q35-7.2\ncpu = max,-avx2\n"
 		       "kernel = /boot/vmlinuz\ninitrd = /boot/initrd\ncmdline = a=b c=\"d # e\" ; f\n"
-		       "[nic]\nmac = 52:54:00:00:00:01\nbridge = br0\n[nic]\nbridge = br-lan.7\nmac = 02:AB:cd:ef:00:09"));
+		       "[nic]\nmac = 52:54:00:00:00:01\nbridge = br0\n[nic]\nbridge = br-lan.7\nmac = 02:AB:cd:ef:00:09\nvirtio = modern"));
 	CHECK_EQ(s.memory, 4ull << 30);
 	CHECK_EQ(s.vcpus, 8);
 	CHECK_EQ(s.accel, FT_ACCEL_TCG);
@@ -41,6 +41,8 @@ TEST(every_key_arrives)
 	CHECK_STR(s.cmdline, "a=b c=\"d # e\" ; f");
 	CHECK_EQ(s.nr_nics, 2);
 	CHECK_STR(s.nic[0].bridge, "br0");
+	CHECK_EQ(s.nic[0].virtio, FT_VIRTIO_LEGACY);
+	CHECK_EQ(s.nic[1].virtio, FT_VIRTIO_MODERN);
 	CHECK_STR(s.nic[1].bridge, "br-lan.7");
 	CHECK(!memcmp(s.nic[1].mac, mac2, 6));
 }
@@ -154,6 +156,7 @@ TEST(a_replica_must_be_the_same_machine_but_may_have_its_own_paths)
 		{ GUEST "kernel = /k\ninitrd = /i\ncmdline = r\n", "cmdline" },
 		{ GUEST "kernel = /k\ninitrd = /i\ncmdline = q\n", "[nic]" },
 		{ GUEST "kernel = /k\ninitrd = /i\ncmdline = q\n[nic]\nmac = 52:54:00:00:00:02\nbridge = br0\n", "mac" },
+		{ GUEST "kernel = /k\ninitrd = /i\ncmdline = q\n[nic]\nmac = 52:54:00:00:00:01\nbridge = br0\nvirtio = modern\n", "virtio" },
 	};
 	struct ft_spec mine, theirs;
 	char why[160];

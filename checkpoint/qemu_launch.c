@@ -1,0 +1,701 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/* qemu_launch.c - starting and ending a QEMU; see checkpoint/qemu.h. */
+#include "checkpoint/qemu_start.h"
+#include "ft/conf.h"
+#include "ft/preload.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/close_range.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/pidfd.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define START_TIMEOUT_MS 60000          /* TCG on a busy host */
+#define END_TIMEOUT_MS 10000
+#define LISTEN_BACKLOG 4
+
+static const char *const dir_files[] = { "qmp.sock", "qmp-guard.sock", "console.log", "qemu.log", "preload", "qemu.pid" };
+enum { F_QMP, F_QMP_GUARD, F_CONSOLE, F_LOG, F_PRELOAD, F_PID };
+
+/* One start, from the plan to a QEMU that answers; what was made so far can be undone at any point. */
+struct start {
+	const struct ft_qemu_launch *l;
+	struct ft_qemu_plan plan;
+	struct ft_attach at;
+	char dir[FT_SPEC_PATH_MAX];
+	char ram[FT_SPEC_PATH_MAX];
+	char machine[64];
+	char path[FT_ARRAY_LEN(dir_files)][FT_SPEC_PATH_MAX];
+	char preload_so[FT_SPEC_PATH_MAX];
+	char **argv, **envp;
+	char env_preload[FT_SPEC_PATH_MAX + 16], env_page[FT_SPEC_PATH_MAX + 32];
+	int log_fd, null_fd;
+	bool ram_made;
+};
+
+#define NAME(s) ((s)->l->spec->name)
+
+static void kill_and_wait(const struct ft_attach *at)
+{
+	struct pollfd p = { .fd = ft_attach_pidfd(at), .events = POLLIN };
+	siginfo_t info;
+
+	if (p.fd < 0)
+		return;
+	pidfd_send_signal(p.fd, SIGKILL, NULL, 0);
+	if (poll(&p, 1, END_TIMEOUT_MS) != 1)
+		ft_warn("guest %s: its QEMU (pid %d) does not end", at->guest, (int)at->pid);
+	waitid(P_PIDFD, (id_t)p.fd, &info, WEXITED | WNOHANG);  /* a scratch guest is our child */
+	close(p.fd);
+}
+
+/* --- what the start needs, settled before anything is made --- */
+
+static bool set_path(char out[FT_SPEC_PATH_MAX], const char *fmt, ...) FT_PRINTF(2, 3);
+static bool set_path(char out[FT_SPEC_PATH_MAX], const char *fmt, ...)
+{
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vsnprintf(out, FT_SPEC_PATH_MAX, fmt, ap);
+	va_end(ap);
+	return n > 0 && n < FT_SPEC_PATH_MAX;
+}
+
+static bool paths_fit(struct start *s)
+{
+	const struct ft_qemu_launch *l = s->l;
+	bool fit;
+
+	fit = l->dir[0] ? set_path(s->dir, "%s", l->dir) :
+	      set_path(s->dir, "%s/%s/%s", ft_conf()->run_dir, l->kind == FT_QEMU_SCRATCH ? "drill" : "guests", NAME(s));
+	fit = fit && (l->ram[0] ? set_path(s->ram, "%s", l->ram) : set_path(s->ram, "%s/%s.ram", ft_conf()->shm_dir, NAME(s)));
+	for (unsigned i = 0; i < FT_ARRAY_LEN(dir_files) && fit; i++)
+		fit = set_path(s->path[i], "%s/%s", s->dir, dir_files[i]);
+	return fit && strlen(s->path[F_QMP_GUARD]) < sizeof(((struct sockaddr_un *)0)->sun_path);
+}
+
+static int set_paths(struct start *s)
+{
+	if (!paths_fit(s)) {
+		ft_err("guest %s: the path of its directory or memory is too long: set shorter ones in ft.conf ('run-dir', 'shm-dir')", NAME(s));
+		return -ENAMETOOLONG;
+	}
+	if (strchr(s->dir, ',') || strchr(s->ram, ',')) {
+		ft_err("guest %s: QEMU takes no comma in a path: change 'run-dir' or 'shm-dir' in ft.conf", NAME(s));
+		return -EINVAL;
+	}
+	strcpy(s->at.guest, NAME(s));
+	strcpy(s->at.qmp, s->path[F_QMP]);
+	strcpy(s->at.qmp_guard, s->path[F_QMP_GUARD]);
+	if (s->l->kind != FT_QEMU_SCRATCH)
+		strcpy(s->at.ram, s->ram);
+	return 0;
+}
+
+static int set_accel(struct start *s)
+{
+	enum ft_accel want = s->l->accel != FT_ACCEL_AUTO ? s->l->accel : s->l->spec->accel;
+
+	s->at.accel = want == FT_ACCEL_TCG ? FT_ACCEL_TCG : ft_qemu_probe_accel();
+	if (want == FT_ACCEL_KVM && s->at.accel != FT_ACCEL_KVM) {
+		ft_err("guest %s: KVM does not work on this host: say accel = tcg in the guest file, or repair KVM and remove %s/accel",
+		       NAME(s), ft_conf()->run_dir);
+		return -ENODEV;
+	}
+	return 0;
+}
+
+static int set_machine(struct start *s)
+{
+	const char *m = s->l->machine ? s->l->machine : s->l->spec->machine;
+
+	if (*m)
+		return snprintf(s->machine, sizeof(s->machine), "%s", m) < (int)sizeof(s->machine) ? 0 : -EINVAL;
+	return ft_qemu_default_machine(s->machine, sizeof(s->machine));
+}
+
+/* Without a TSC that follows its clock, a TCG guest must keep time by a device clock: pauses do not stop the TSC. */
+static void warn_about_clock(const struct start *s)
+{
+	const char *c = s->l->spec->cmdline;
+
+	if (s->l->kind == FT_QEMU_GUEST && s->at.accel == FT_ACCEL_TCG && s->l->spec->kernel[0] &&
+	    !strstr(c, "clocksource=hpet") && !strstr(c, "clocksource=acpi_pm"))
+		ft_warn("guest %s: under TCG its clock loses the time of every pause unless 'cmdline' has clocksource=hpet tsc=unstable",
+			NAME(s));
+}
+
+static int plan_start(struct start *s)
+{
+	int rc = set_paths(s);
+
+	if (!rc)
+		rc = set_accel(s);
+	if (!rc)
+		rc = set_machine(s);
+	if (rc)
+		return rc;
+	strcpy(s->at.machine, s->machine);
+	s->at.memory = s->l->spec->memory;
+	s->plan.spec = s->l->spec;
+	s->plan.kind = s->l->kind;
+	s->plan.accel = s->at.accel;
+	s->plan.machine = s->machine;
+	s->plan.dir = s->dir;
+	s->plan.ram = s->ram;
+	warn_about_clock(s);
+	return 0;
+}
+
+/* --- a QEMU that is already there --- */
+
+/* Whose the socket is cannot be asked of the socket (we made it), so the pid lies in a file beside it. */
+static int save_pid(const struct start *s)
+{
+	char text[64];
+	int n = snprintf(text, sizeof(text), "%d %" PRIu64 "\n", (int)s->at.pid, s->at.pid_start);
+	int rc = ft_write_file(s->path[F_PID], text, (size_t)n, 0600);
+
+	if (rc)
+		ft_err("guest %s: cannot write %s: %s", NAME(s), s->path[F_PID], strerror(-rc));
+	return rc;
+}
+
+static int load_pid(const struct start *s, struct ft_attach *at)
+{
+	struct ft_blob text;
+	int rc = ft_read_file(s->path[F_PID], 64, &text), pid;
+
+	if (rc)
+		return rc;
+	*at = (struct ft_attach){ 0 };
+	strcpy(at->guest, NAME(s));
+	rc = sscanf((const char *)text.data, "%d %" SCNu64, &pid, &at->pid_start) == 2 ? 0 : -EINVAL;
+	at->pid = pid;
+	ft_blob_free(&text);
+	return rc;
+}
+
+static bool is_parked(const struct start *s, char *state, size_t size)
+{
+	struct ft_qmp *q;
+	json_t *status = NULL;
+	int rc = ft_qmp_try(s->path[F_QMP], 5000, &q, state, size);
+
+	if (rc)
+		return false;
+	rc = ft_qmp_call(q, "query-status", NULL, -1, 5000, &status);
+	snprintf(state, size, "%s", rc ? ft_qmp_error(q) : json_string_value(json_object_get(status, "status")));
+	json_decref(status);
+	ft_qmp_close(q);
+	return !rc && !strcmp(state, "inmigrate");
+}
+
+/* A parked QEMU whose owner died would keep memory for nothing; one that runs a guest is never touched. */
+static int end_leftover(struct start *s)
+{
+	struct ft_attach left;
+	char state[160] = "";
+
+	if (!ft_qmp_listening(s->path[F_QMP]))
+		return 0;
+	if (s->l->kind != FT_QEMU_GUEST && !load_pid(s, &left) && is_parked(s, state, sizeof(state))) {
+		ft_warn("guest %s: ending a parked QEMU (pid %d) that was left behind", NAME(s), (int)left.pid);
+		kill_and_wait(&left);
+		return 0;
+	}
+	ft_err("guest %s: a QEMU already has %s%s%s", NAME(s), s->path[F_QMP], *state ? ": " : "", state);
+	return -EEXIST;
+}
+
+/* --- making what QEMU is given --- */
+
+static void say_no_room(const struct start *s)
+{
+	struct statvfs v;
+	uint64_t left = statvfs(s->ram, &v) ? 0 : (uint64_t)v.f_bavail * v.f_frsize;
+
+	ft_err("guest %s: no room for its memory of %" PRIu64 " MiB in %s (%" PRIu64 " MiB free): free some, or mount a larger tmpfs there",
+	       NAME(s), s->at.memory >> 20, s->ram, left >> 20);
+}
+
+static int make_ram(struct start *s)
+{
+	struct stat st;
+	int fd, rc = 0;
+
+	if (s->l->kind == FT_QEMU_GUEST)
+		unlink(s->ram);
+	fd = open(s->ram, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0 && errno == EEXIST) {
+		if (stat(s->ram, &st) == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size == s->at.memory)
+			return 0;
+		ft_err("guest %s: %s is no file of %" PRIu64 " bytes", NAME(s), s->ram, s->at.memory);
+		return -EINVAL;
+	}
+	if (fd < 0) {
+		rc = -errno;
+		ft_err("guest %s: cannot make its memory %s: %s", NAME(s), s->ram, strerror(-rc));
+		return rc;
+	}
+	s->ram_made = true;
+	do
+		rc = -posix_fallocate(fd, 0, (off_t)s->at.memory);
+	while (rc == -EINTR);
+	if (rc == -ENOSPC || rc == -EFBIG)
+		say_no_room(s);
+	else if (rc)
+		ft_err("guest %s: cannot allocate its memory %s: %s", NAME(s), s->ram, strerror(-rc));
+	close(fd);
+	return rc;
+}
+
+static int make_dirs(struct start *s)
+{
+	char ram_dir[FT_SPEC_PATH_MAX];
+	int rc = ft_mkdir_p(s->dir, 0700);
+
+	strcpy(ram_dir, s->ram);
+	*strrchr(ram_dir, '/') = 0;
+	if (!rc && ram_dir[0])
+		rc = ft_mkdir_p(ram_dir, 0700);
+	if (rc)
+		ft_err("guest %s: cannot make %s or %s: %s", NAME(s), s->dir, ram_dir, strerror(-rc));
+	for (unsigned i = 0; i < FT_ARRAY_LEN(dir_files); i++)
+		unlink(s->path[i]);
+	return rc;
+}
+
+static int listen_at(const char *path, int *out)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), rc = 0;
+
+	if (fd < 0)
+		return -errno;
+	strcpy(a.sun_path, path);
+	/* The directory is ours alone (0700), so there is no moment at which others could connect. */
+	if (bind(fd, (struct sockaddr *)&a, sizeof(a)) < 0 || chmod(path, 0600) < 0 || listen(fd, LISTEN_BACKLOG) < 0) {
+		rc = -errno;
+		close(fd);
+		return rc;
+	}
+	*out = fd;
+	return 0;
+}
+
+/* We make the sockets, so that a connection waits in the backlog from the first moment: no polling for QEMU. */
+static int make_sockets(struct start *s)
+{
+	for (unsigned i = 0; i < 2; i++) {
+		int rc = listen_at(s->path[F_QMP + i], &s->plan.qmp_fd[i]);
+
+		if (rc) {
+			ft_err("guest %s: cannot make the socket %s: %s", NAME(s), s->path[F_QMP + i], strerror(-rc));
+			return rc;
+		}
+	}
+	return 0;
+}
+
+static int make_preload(struct start *s)
+{
+	int fd;
+
+	if (snprintf(s->preload_so, sizeof(s->preload_so), "%s/ft-preload.so", ft_conf()->libexec_dir) >= (int)sizeof(s->preload_so) ||
+	    access(s->preload_so, R_OK) < 0) {
+		ft_warn("guest %s: there is no %s/ft-preload.so: it will run, but protected its clock falls behind and tracking is slow",
+			NAME(s), ft_conf()->libexec_dir);
+		s->preload_so[0] = 0;
+		return 0;
+	}
+	fd = open(s->path[F_PRELOAD], O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0 || ftruncate(fd, FT_PRELOAD_SIZE) < 0) {
+		int rc = -errno;
+
+		ft_err("guest %s: cannot make %s: %s", NAME(s), s->path[F_PRELOAD], strerror(-rc));
+		if (fd >= 0)
+			close(fd);
+		return rc;
+	}
+	close(fd);
+	strcpy(s->at.preload, s->path[F_PRELOAD]);
+	return 0;
+}
+
+static int make_tap(struct start *s, unsigned i)
+{
+	const char *tap = s->at.nic[i].tap;
+	int rc;
+
+	if (s->l->kind == FT_QEMU_SCRATCH) {
+		/* Only the number: the tap itself is made by the child in a network namespace of its own. */
+		s->plan.tap_fd[i] = open("/dev/null", O_RDWR | O_CLOEXEC);
+		return s->plan.tap_fd[i] < 0 ? -errno : 0;
+	}
+	rc = ft_tap_open(NAME(s), tap, &s->l->spec->nic[i], &s->plan.tap_fd[i]);
+	if (rc || s->l->kind == FT_QEMU_PARKED)
+		return rc;
+	rc = ft_tap_set(tap, true);
+	if (rc)
+		ft_err("guest %s: cannot set tap %s up: %s", NAME(s), tap, strerror(-rc));
+	return rc;
+}
+
+static int make_nics(struct start *s)
+{
+	int rc = 0;
+
+	s->at.nr_nics = s->l->spec->nr_nics;
+	for (unsigned i = 0; i < s->at.nr_nics && !rc; i++) {
+		memcpy(s->at.nic[i].mac, s->l->spec->nic[i].mac, 6);
+		strcpy(s->at.nic[i].bridge, s->l->spec->nic[i].bridge);
+		ft_tap_name(NAME(s), i, s->at.nic[i].tap);
+		rc = make_tap(s, i);
+	}
+	return rc;
+}
+
+static int make_environment(struct start *s)
+{
+	unsigned n = 0, used = 0;
+
+	while (environ[n])
+		n++;
+	s->envp = calloc(n + 3, sizeof(*s->envp));
+	if (!s->envp)
+		return -ENOMEM;
+	for (unsigned i = 0; i < n; i++)
+		if (strncmp(environ[i], "LD_PRELOAD=", 11) && strncmp(environ[i], "FT_PRELOAD_PAGE=", 16))
+			s->envp[used++] = environ[i];
+	if (s->preload_so[0]) {
+		snprintf(s->env_preload, sizeof(s->env_preload), "LD_PRELOAD=%s", s->preload_so);
+		snprintf(s->env_page, sizeof(s->env_page), "FT_PRELOAD_PAGE=%s", s->path[F_PRELOAD]);
+		s->envp[used++] = s->env_preload;
+		s->envp[used++] = s->env_page;
+	}
+	return 0;
+}
+
+static int make_all(struct start *s)
+{
+	int rc = make_dirs(s);
+
+	if (!rc)
+		rc = make_ram(s);
+	if (!rc)
+		rc = make_sockets(s);
+	if (!rc)
+		rc = make_preload(s);
+	if (!rc)
+		rc = make_nics(s);
+	if (!rc)
+		rc = make_environment(s);
+	if (!rc)
+		rc = ft_qemu_argv(&s->plan, &s->argv);
+	if (rc)
+		return rc;
+	s->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	s->log_fd = open(s->path[F_LOG], O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	if (s->null_fd < 0 || s->log_fd < 0) {
+		rc = -errno;
+		ft_err("guest %s: cannot open %s: %s", NAME(s), s->path[F_LOG], strerror(-rc));
+	}
+	return rc;
+}
+
+/* --- the child: nothing but system calls from here to exec --- */
+
+static void child_signals(void)
+{
+	sigset_t none;
+
+	for (int sig = 1; sig < NSIG; sig++)
+		signal(sig, SIG_DFL);
+	signal(SIGXFSZ, SIG_IGN);       /* a full log is a short write, not the guest's death */
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* QEMU in a network namespace where there is nothing: its taps lead nowhere. */
+static int child_scratch(const struct start *s)
+{
+	int rc = 0;
+
+	if (unshare(CLONE_NEWNET) < 0)
+		return -errno;
+	for (unsigned i = 0; i < s->l->spec->nr_nics && rc >= 0; i++)
+		rc = ft_tap_open_raw(s->at.nic[i].tap, s->plan.tap_fd[i]);
+	return rc < 0 ? rc : 0;
+}
+
+static void keep_open(int fd)
+{
+	fcntl(fd, F_SETFD, fcntl(fd, F_GETFD) & ~FD_CLOEXEC);
+}
+
+static int child_files(const struct start *s)
+{
+	const struct rlimit bound = { FT_QEMU_LOG_MAX, FT_QEMU_LOG_MAX };
+
+	if (dup2(s->null_fd, 0) < 0 || dup2(s->log_fd, 1) < 0 || dup2(s->log_fd, 2) < 0)
+		return -errno;
+	if (close_range(3, ~0u, CLOSE_RANGE_CLOEXEC) < 0 || setrlimit(RLIMIT_FSIZE, &bound) < 0)
+		return -errno;
+	keep_open(s->plan.qmp_fd[0]);
+	keep_open(s->plan.qmp_fd[1]);
+	for (unsigned i = 0; i < s->l->spec->nr_nics; i++)
+		keep_open(s->plan.tap_fd[i]);
+	umask(077);
+	return chdir("/") < 0 ? -errno : 0;
+}
+
+static void child_exec(const struct start *s, int status_fd) __attribute__((noreturn));
+static void child_exec(const struct start *s, int status_fd)
+{
+	int rc = 0, n;
+
+	child_signals();
+	if (s->l->kind == FT_QEMU_SCRATCH)
+		rc = child_scratch(s);
+	if (!rc)
+		rc = child_files(s);
+	if (!rc) {
+		execvpe(s->argv[0], s->argv, s->envp);
+		rc = -errno;
+	}
+	n = (int)write(status_fd, &rc, sizeof(rc));
+	_exit(n < 0 ? 126 : 127);
+}
+
+/* --- starting --- */
+
+/*
+ * The status pipe carries QEMU's pid, then an errno if it could not be executed. A guest and a replica are born by a
+ * process that ends at once: they are nobody's child. A scratch guest dies with the thread that started it.
+ */
+static void child(const struct start *s, int status_fd, pid_t parent)
+{
+	pid_t pid;
+
+	setsid();
+	if (s->l->kind == FT_QEMU_SCRATCH) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (getppid() != parent)
+			_exit(125);
+	} else {
+		pid = _Fork();
+		if (pid)
+			_exit(pid < 0 ? 125 : 0);
+	}
+	pid = getpid();
+	if (write(status_fd, &pid, sizeof(pid)) != sizeof(pid))
+		_exit(125);
+	child_exec(s, status_fd);
+}
+
+static bool read_int(int fd, int *v)
+{
+	ssize_t n;
+
+	do
+		n = read(fd, v, sizeof(*v));
+	while (n < 0 && errno == EINTR);
+	return n == sizeof(*v);
+}
+
+static int read_status(int fd, pid_t *pid)
+{
+	int rc;
+
+	if (!read_int(fd, pid))
+		return -EAGAIN;
+	return read_int(fd, &rc) ? rc : 0;
+}
+
+static int spawn(struct start *s, pid_t *qemu)
+{
+	pid_t parent = getpid(), pid;
+	int p[2], rc;
+
+	if (pipe2(p, O_CLOEXEC) < 0)
+		return -errno;
+	pid = fork();
+	if (pid == 0)
+		child(s, p[1], parent);
+	rc = pid < 0 ? -errno : 0;
+	close(p[1]);
+	if (!rc)
+		rc = read_status(p[0], qemu);
+	close(p[0]);
+	if (pid > 0 && (rc || s->l->kind != FT_QEMU_SCRATCH))
+		while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+			;
+	if (rc)
+		ft_err("guest %s: cannot run %s: %s", NAME(s), s->argv[0],
+		       rc == -ENOENT ? "there is no such program (install qemu-system-x86, or set 'qemu' in ft.conf)" : strerror(-rc));
+	return rc;
+}
+
+/* Our copies go, so that a QEMU that dies is seen as a closed connection. */
+static void close_given(struct start *s)
+{
+	int *fds[] = { &s->plan.qmp_fd[0], &s->plan.qmp_fd[1], &s->log_fd, &s->null_fd };
+
+	for (unsigned i = 0; i < FT_ARRAY_LEN(fds); i++) {
+		if (*fds[i] >= 0)
+			close(*fds[i]);
+		*fds[i] = -1;
+	}
+	for (unsigned i = 0; i < FT_SPEC_NICS_MAX; i++) {
+		if (s->plan.tap_fd[i] >= 0)
+			close(s->plan.tap_fd[i]);
+		s->plan.tap_fd[i] = -1;
+	}
+}
+
+/* What in its log says best why QEMU ended: its last line of its own that is no warning, or else the last line. */
+static const char *last_words(const struct start *s, char *log)
+{
+	const char *prog = strrchr(s->argv[0], '/'), *words = NULL, *last = NULL;
+	size_t n;
+
+	prog = prog ? prog + 1 : s->argv[0];
+	n = strlen(prog);
+	for (char *save, *line = strtok_r(log, "\r\n", &save); line; line = strtok_r(NULL, "\r\n", &save)) {
+		const char *own = strstr(line, prog);
+
+		last = line;
+		if (own && !strncmp(own + n, ": ", 2) && !strstr(own, "warning: "))
+			words = own + n + 2;
+	}
+	return words ? words : last;
+}
+
+static void say_last_words(const struct start *s, const char *why)
+{
+	struct ft_blob log = { 0 };
+	const char *words = NULL;
+
+	if (!ft_read_file(s->path[F_LOG], FT_QEMU_LOG_MAX, &log))
+		words = last_words(s, (char *)log.data);
+	ft_err("guest %s: QEMU did not start: %s", NAME(s), words ? words : why);
+	ft_blob_free(&log);
+}
+
+static int take_version(struct ft_attach *at, json_t *version)
+{
+	json_t *q = json_object_get(version, "qemu");
+	json_int_t major = json_integer_value(json_object_get(q, "major")), minor = json_integer_value(json_object_get(q, "minor")),
+		   micro = json_integer_value(json_object_get(q, "micro"));
+
+	if (!json_is_object(q) || snprintf(at->qemu_version, sizeof(at->qemu_version), "%lld.%lld.%lld", (long long)major,
+					   (long long)minor, (long long)micro) >= (int)sizeof(at->qemu_version))
+		return -EPROTO;
+	return 0;
+}
+
+/* QEMU is up when it answers; a QEMU that died closes the connection. */
+static int greet(struct start *s)
+{
+	char why[320] = "out of memory";
+	struct ft_qmp *q;
+	json_t *version = NULL;
+	int rc = ft_qmp_try(s->path[F_QMP], START_TIMEOUT_MS, &q, why, sizeof(why));
+
+	if (!rc) {
+		rc = ft_qmp_call(q, "query-version", NULL, -1, START_TIMEOUT_MS, &version);
+		snprintf(why, sizeof(why), "%s", ft_qmp_error(q));
+	}
+	if (!rc)
+		rc = take_version(&s->at, version);
+	json_decref(version);
+	ft_qmp_close(q);
+	if (rc)
+		say_last_words(s, why);
+	return rc;
+}
+
+static int start_qemu(struct start *s)
+{
+	pid_t pid;
+	int rc = spawn(s, &pid);
+
+	close_given(s);
+	if (rc)
+		return rc;
+	rc = ft_attach_fill_pid(&s->at, pid);
+	if (rc) {
+		say_last_words(s, "it ended at once");
+		return rc;
+	}
+	rc = save_pid(s);
+	return rc ? rc : greet(s);
+}
+
+static void free_start(struct start *s)
+{
+	close_given(s);
+	ft_qemu_argv_free(s->argv);
+	free(s->envp);
+}
+
+int ft_qemu_start(const struct ft_qemu_launch *l, struct ft_attach *out)
+{
+	struct start s = { .l = l, .plan = { .qmp_fd = { -1, -1 } }, .log_fd = -1, .null_fd = -1 };
+	int rc;
+
+	memset(s.plan.tap_fd, 0xff, sizeof(s.plan.tap_fd));
+	*out = (struct ft_attach){ 0 };
+	rc = plan_start(&s);
+	if (!rc)
+		rc = end_leftover(&s);
+	if (!rc) {
+		rc = make_all(&s);
+		if (!rc)
+			rc = start_qemu(&s);
+		if (rc) {
+			if (!s.ram_made)        /* it was there before us */
+				s.at.ram[0] = 0;
+			ft_qemu_cleanup(&s.at);
+		}
+	}
+	if (!rc)
+		*out = s.at;
+	free_start(&s);
+	return rc;
+}
+
+/* --- ending --- */
+
+void ft_qemu_cleanup(const struct ft_attach *at)
+{
+	char dir[FT_SPEC_PATH_MAX], path[FT_SPEC_PATH_MAX + 32], *slash;
+
+	kill_and_wait(at);
+	if (at->ram[0])
+		unlink(at->ram);
+	strcpy(dir, at->qmp);
+	slash = strrchr(dir, '/');
+	if (!slash || slash == dir)
+		return;
+	*slash = 0;
+	for (unsigned i = 0; i < FT_ARRAY_LEN(dir_files); i++) {
+		snprintf(path, sizeof(path), "%s/%s", dir, dir_files[i]);
+		unlink(path);
+	}
+	rmdir(dir);                     /* if it is empty now */
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/* qemu_probe.c - what QEMU can do on this host, found out by running it. */
+#include "checkpoint/qemu_start.h"
+#include "ft/conf.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define OUTPUT_MAX (256u << 10)
+#define HELP_TIMEOUT_MS 20000
+#define KVM_TIMEOUT_MS 5000
+
+struct output {
+	char text[OUTPUT_MAX + 1];
+	size_t len;
+};
+
+/* Read until the end, @needle, or the deadline; true when @needle came. */
+static bool read_output(int fd, const char *needle, unsigned timeout_ms, struct output *o)
+{
+	uint64_t deadline = ft_now_ns() + timeout_ms * FT_MS_NS;
+
+	for (;;) {
+		struct pollfd p = { .fd = fd, .events = POLLIN };
+		uint64_t now = ft_now_ns();
+		ssize_t n;
+
+		if (now >= deadline || o->len == OUTPUT_MAX)
+			return false;
+		if (poll(&p, 1, (int)((deadline - now) / FT_MS_NS) + 1) <= 0)
+			continue;
+		n = read(fd, o->text + o->len, OUTPUT_MAX - o->len);
+		if (n <= 0)
+			return false;
+		o->len += (size_t)n;
+		o->text[o->len] = 0;
+		if (needle && strstr(o->text, needle))
+			return true;
+	}
+}
+
+static int spawn_with_output(char *const argv[], int *out, pid_t *pid)
+{
+	posix_spawn_file_actions_t fa;
+	int p[2], rc;
+
+	if (pipe2(p, O_CLOEXEC) < 0)
+		return -errno;
+	posix_spawn_file_actions_init(&fa);
+	posix_spawn_file_actions_addopen(&fa, 0, "/dev/null", O_RDONLY, 0);
+	posix_spawn_file_actions_adddup2(&fa, p[1], 1);
+	posix_spawn_file_actions_addopen(&fa, 2, "/dev/null", O_WRONLY, 0);
+	rc = -posix_spawnp(pid, argv[0], &fa, NULL, argv, environ);
+	posix_spawn_file_actions_destroy(&fa);
+	close(p[1]);
+	if (rc) {
+		close(p[0]);
+		return rc;
+	}
+	*out = p[0];
+	return 0;
+}
+
+/* Run @argv for at most @timeout_ms and collect what it says. 1 when @needle came, else 0 or -errno. */
+static int run(const char *const argv[], const char *needle, unsigned timeout_ms, struct output *o)
+{
+	int fd = -1, rc;
+	pid_t pid;
+
+	o->len = 0;
+	o->text[0] = 0;
+	rc = spawn_with_output((char *const *)argv, &fd, &pid);
+	if (rc)
+		return rc;
+	rc = read_output(fd, needle, timeout_ms, o);
+	kill(pid, SIGKILL);
+	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+		;
+	close(fd);
+	return rc;
+}
+
+/* "pc   Standard PC (...) (alias of pc-i440fx-7.2)" */
+static bool find_alias(const char *help, char *machine, size_t size)
+{
+	const char *line = strstr(help, "\npc "), *alias, *end;
+
+	if (!line)
+		return false;
+	end = strchrnul(line + 1, '\n');
+	alias = strstr(line, "(alias of ");
+	if (!alias || alias > end)
+		return false;
+	alias += strlen("(alias of ");
+	end = strchr(alias, ')');
+	return end && (size_t)snprintf(machine, size, "%.*s", (int)(end - alias), alias) < size;
+}
+
+int ft_qemu_default_machine(char *machine, size_t size)
+{
+	const char *argv[] = { ft_conf()->qemu, "-machine", "help", NULL };
+	struct output *o = malloc(sizeof(*o));
+	int rc = o ? run(argv, NULL, HELP_TIMEOUT_MS, o) : -ENOMEM;
+
+	if (rc < 0)
+		ft_err("cannot run %s: %s (install qemu-system-x86, or set 'qemu' in ft.conf)", argv[0], strerror(-rc));
+	else if (!find_alias(o->text, machine, size)) {
+		ft_err("%s -machine help names no machine type for 'pc': set 'machine' in the guest file", argv[0]);
+		rc = -ENOTSUP;
+	}
+	free(o);
+	return rc;
+}
+
+/*
+ * /dev/kvm may open, and firmware may start, on hosts where guests then hang: so let the firmware come to its end.
+ */
+static bool kvm_works(void)
+{
+	const char *argv[] = {
+		ft_conf()->qemu, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-accel", "kvm", "-m", "16M",
+		"-global", "isa-debugcon.iobase=0x402", "-debugcon", "stdio", NULL
+	};
+	struct output *o;
+	bool works;
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		return false;
+	close(fd);
+	o = malloc(sizeof(*o));
+	works = o && run(argv, "No bootable device", KVM_TIMEOUT_MS, o) == 1;
+	free(o);
+	return works;
+}
+
+enum ft_accel ft_qemu_probe_accel(void)
+{
+	char path[FT_PATH_MAX + 8];
+	struct ft_blob known;
+	bool kvm;
+
+	snprintf(path, sizeof(path), "%s/accel", ft_conf()->run_dir);
+	if (!ft_read_file(path, 16, &known)) {
+		kvm = !strcmp((const char *)known.data, "kvm\n");
+		ft_blob_free(&known);
+		return kvm ? FT_ACCEL_KVM : FT_ACCEL_TCG;
+	}
+	kvm = kvm_works();
+	ft_info("KVM %s; remembered in %s", kvm ? "works on this host" : "does not work on this host: guests run under TCG", path);
+	if (ft_mkdir_p(ft_conf()->run_dir, 0755) || ft_write_file(path, kvm ? "kvm\n" : "tcg\n", 4, 0644))
+		ft_warn("cannot write %s: KVM will be probed again", path);
+	return kvm ? FT_ACCEL_KVM : FT_ACCEL_TCG;
+}

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/* qemu_start.h - between the files that start a QEMU: command line, taps, probes. */
+#ifndef FT_CHECKPOINT_QEMU_START_H
+#define FT_CHECKPOINT_QEMU_START_H
+
+#include "checkpoint/qemu.h"
+
+/* All that the command line says; file descriptors have these numbers in QEMU. */
+struct ft_qemu_plan {
+	const struct ft_spec *spec;
+	enum ft_qemu_kind kind;
+	enum ft_accel accel;
+	const char *machine;
+	const char *dir;
+	const char *ram;
+	int qmp_fd[2];                  /* listening: replicator, guard */
+	int tap_fd[FT_SPEC_NICS_MAX];
+};
+
+/* --- qemu_argv.c --- */
+int ft_qemu_argv(const struct ft_qemu_plan *p, char ***argv) FT_MUST_CHECK;
+void ft_qemu_argv_free(char **argv);    /* NULL is fine */
+
+/* --- qemu_tap.c --- */
+void ft_tap_name(const char *guest, unsigned nic, char name[16]);
+/*
+ * A tap on @bridge that exists as long as its descriptor is open; down. Nothing of the host speaks on it: no IPv6,
+ * and an address that the bridge does not take over. Logged, naming @guest.
+ */
+int ft_tap_open(const char *guest, const char *name, const struct ft_nic *nic, int *fd) FT_MUST_CHECK;
+int ft_tap_set(const char *name, bool up) FT_MUST_CHECK;
+/* After fork: a tap in our network namespace under descriptor @fd. Only system calls. */
+int ft_tap_open_raw(const char *name, int fd) FT_MUST_CHECK;
+
+/* --- qemu_probe.c --- */
+/* What "pc" means to this host's QEMU today, for example pc-i440fx-7.2. Logged. */
+int ft_qemu_default_machine(char *machine, size_t size) FT_MUST_CHECK;
+
+#endif

@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * test_launch.c - starting a real QEMU (TCG, firmware only, 32 MiB) as guest, parked and scratch, in a network namespace
+ * of the test's own, and leaving nothing behind.
+ */
+#include "checkpoint/qemu_start.h"
+#include "ft/conf.h"
+#include "ft/preload.h"
+#include "tests/test.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <net/if.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define GUEST "[guest]\nname = vm1\nmemory = 32M\nvcpus = 2\naccel = tcg\n[nic]\nmac = 52:54:00:00:00:01\nbridge = br0\n"
+
+static struct ft_spec spec;
+static struct ft_qemu_launch launch;
+
+static void use_test_dirs(void)
+{
+	struct ft_conf c = *ft_conf();
+	char self[200];
+	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+
+	CHECK(n > 0);
+	self[n] = 0;
+	*strrchr(self, '/') = 0;
+	snprintf(c.run_dir, sizeof(c.run_dir), "%s/run", ft_test_dir());
+	snprintf(c.shm_dir, sizeof(c.shm_dir), "%s/shm", ft_test_dir());
+	snprintf(c.libexec_dir, sizeof(c.libexec_dir), "%s/../bin", self);
+	ft_conf_set(&c);
+	CHECK_OK(ft_spec_parse(GUEST, strlen(GUEST), "vm1.conf", &spec));
+	launch = (struct ft_qemu_launch){ .spec = &spec };
+}
+
+static void make_bridge(const char *name)
+{
+	struct ifreq r = { 0 };
+	int s = socket(AF_UNIX, SOCK_DGRAM, 0);
+
+	CHECK(s >= 0);
+	if (ioctl(s, SIOCBRADDBR, name) < 0)
+		ft_test_skip("this kernel has no bridges: %s", strerror(errno));
+	strcpy(r.ifr_name, name);
+	r.ifr_flags = IFF_UP;
+	CHECK_OK(ioctl(s, SIOCSIFFLAGS, &r));
+	close(s);
+}
+
+/*
+ * From here on the test runs as PID 1 of a process namespace: whatever it starts dies with it, also when it fails or
+ * hits its time limit.
+ */
+static void enter_namespaces(void)
+{
+	int status;
+	pid_t pid;
+
+	if (unshare(CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWNS) < 0)
+		ft_test_skip("no namespaces of our own: %s", strerror(errno));
+	CHECK_OK(mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL));
+	pid = fork();
+	CHECK(pid >= 0);
+	if (pid) {
+		while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+			;
+		_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+	}
+	CHECK_OK(mount("proc", "/proc", "proc", 0, NULL));
+}
+
+static void make_world(void)
+{
+	if (access("/dev/net/tun", R_OK | W_OK) < 0)
+		ft_test_skip("no /dev/net/tun");
+	enter_namespaces();
+	use_test_dirs();
+	if (ft_qemu_default_machine(launch.dir, sizeof(launch.dir)))
+		ft_test_skip("no qemu-system-x86_64");
+	launch.dir[0] = 0;
+	make_bridge("br0");
+}
+
+static bool is_up(const char *name)
+{
+	struct ifreq r = { 0 };
+	int s = socket(AF_UNIX, SOCK_DGRAM, 0);
+
+	strcpy(r.ifr_name, name);
+	CHECK_OK(ioctl(s, SIOCGIFFLAGS, &r));
+	close(s);
+	return r.ifr_flags & IFF_UP;
+}
+
+static void check_status(const struct ft_attach *at, const char *expected)
+{
+	struct ft_qmp *q;
+	json_t *ret;
+
+	CHECK_OK(ft_qmp_open(at->qmp, 20000, &q));
+	CHECK_OK(ft_qmp_call(q, "query-status", NULL, -1, 20000, &ret));
+	CHECK_STR(json_string_value(json_object_get(ret, "status")), expected);
+	json_decref(ret);
+	ft_qmp_close(q);
+}
+
+static unsigned entries(const char *path)
+{
+	DIR *d = opendir(path);
+	unsigned n = 0;
+
+	for (struct dirent *e; d && (e = readdir(d)); )
+		n += e->d_name[0] != '.';
+	if (d)
+		closedir(d);
+	return n;
+}
+
+static unsigned run_entries(const char *what)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "%s/%s", ft_test_dir(), what);
+	return entries(path);
+}
+
+static void check_nothing_left(void)
+{
+	char tap[16];
+
+	ft_tap_name("vm1", 0, tap);
+	CHECK_EQ(run_entries("shm"), 0);
+	CHECK_EQ(run_entries("run/guests"), 0);
+	for (int i = 0; i < 50 && if_nametoindex(tap); i++)
+		usleep(100000);         /* the kernel takes a tap down after its last descriptor is closed */
+	CHECK_EQ(if_nametoindex(tap), 0);
+}
+
+TEST_TIMEOUT(a_guest_starts_answers_and_leaves_nothing_behind, 120)
+{
+	struct ft_preload_page *page;
+	struct ft_attach at;
+	struct stat st;
+	int fd;
+
+	make_world();
+	CHECK_OK(ft_qemu_start(&launch, &at));
+	CHECK_EQ(at.accel, FT_ACCEL_TCG);
+	CHECK(!strncmp(at.machine, "pc-i440fx-", 10));
+	CHECK(strchr(at.qemu_version, '.'));
+	check_status(&at, "running");
+	CHECK(ft_qmp_listening(at.qmp_guard));
+	CHECK_OK(stat(at.ram, &st));
+	CHECK_EQ(st.st_size, 32 << 20);
+	CHECK_EQ(st.st_blocks * 512, 32 << 20);
+	CHECK_EQ(st.st_mode & 0777, 0600);
+	CHECK(getsid(at.pid) != getsid(0));
+	CHECK(is_up(at.nic[0].tap));
+
+	fd = open(at.preload, O_RDONLY);
+	CHECK(fd >= 0);
+	page = mmap(NULL, FT_PRELOAD_SIZE, PROT_READ, MAP_SHARED, fd, 0);
+	CHECK_EQ(atomic_load(&page->magic), FT_PRELOAD_MAGIC);
+	CHECK_EQ(atomic_load(&page->pid), at.pid);
+	close(fd);
+
+	CHECK_OK(ft_attach_save(&at));
+	CHECK_OK(ft_attach_load("vm1", &at));
+	CHECK_OK(ft_attach_remove("vm1"));
+	ft_qemu_cleanup(&at);
+	CHECK_EQ(ft_attach_pidfd(&at), -ESRCH);
+	check_nothing_left();
+	ft_qemu_cleanup(&at);
+}
+
+static unsigned count_fds(pid_t pid)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
+	return entries(path);
+}
+
+TEST_TIMEOUT(qemu_is_nobodys_child_and_inherits_no_descriptor, 120)
+{
+	struct ft_attach at, *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	unsigned before;
+	pid_t pid;
+
+	make_world();
+	CHECK_OK(ft_qemu_start(&launch, &at));
+	before = count_fds(at.pid);
+	ft_qemu_cleanup(&at);
+	pid = fork();
+	if (pid == 0) {
+		for (int i = 0; i < 50; i++)
+			if (open("/dev/null", O_RDONLY) < 0)    /* no O_CLOEXEC */
+				_exit(1);
+		_exit(ft_qemu_start(&launch, shared) ? 1 : 0);
+	}
+	int status;
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+	check_status(shared, "running");        /* its starter is gone */
+	CHECK(count_fds(shared->pid) < before + 10);
+	ft_qemu_cleanup(shared);
+	check_nothing_left();
+}
+
+TEST_TIMEOUT(a_replica_waits_with_its_taps_down_until_takeover, 120)
+{
+	struct ft_attach at;
+
+	make_world();
+	launch.kind = FT_QEMU_PARKED;
+	CHECK_OK(ft_qemu_start(&launch, &at));
+	check_status(&at, "inmigrate");
+	CHECK(!is_up(at.nic[0].tap));
+	CHECK_OK(ft_qemu_net(&at, true));
+	CHECK(is_up(at.nic[0].tap));
+	CHECK_OK(ft_qemu_net(&at, false));
+	CHECK(!is_up(at.nic[0].tap));
+	ft_qemu_cleanup(&at);
+	check_nothing_left();
+}
+
+TEST_TIMEOUT(a_parked_qemu_whose_owner_died_is_ended_by_the_next_but_a_guest_never, 120)
+{
+	struct ft_attach parked, guest, none;
+
+	make_world();
+	launch.kind = FT_QEMU_PARKED;
+	CHECK_OK(ft_qemu_start(&launch, &parked));
+	CHECK_OK(ft_qemu_start(&launch, &guest));
+	CHECK_EQ(ft_attach_pidfd(&parked), -ESRCH);
+	ft_qemu_cleanup(&guest);
+	launch.kind = FT_QEMU_GUEST;
+	CHECK_OK(ft_qemu_start(&launch, &guest));
+	CHECK_EQ(ft_qemu_start(&launch, &none), -EEXIST);
+	launch.kind = FT_QEMU_PARKED;
+	CHECK_EQ(ft_qemu_start(&launch, &none), -EEXIST);
+	check_status(&guest, "running");
+	ft_qemu_cleanup(&guest);
+	check_nothing_left();
+}
+
+TEST_TIMEOUT(a_scratch_guest_has_no_network_and_no_memory_of_its_own, 120)
+{
+	struct ft_attach parked, scratch;
+	unsigned char byte = 1;
+	char ns[64], theirs[64] = "", ours[64] = "";
+	int fd;
+
+	make_world();
+	launch.kind = FT_QEMU_PARKED;
+	CHECK_OK(ft_qemu_start(&launch, &parked));
+	launch.kind = FT_QEMU_SCRATCH;
+	CHECK_OK(ft_qemu_start(&launch, &scratch));
+	check_status(&scratch, "inmigrate");
+	CHECK_STR(scratch.ram, "");
+	snprintf(ns, sizeof(ns), "/proc/%d/ns/net", scratch.pid);
+	CHECK(readlink(ns, theirs, sizeof(theirs) - 1) > 0 && readlink("/proc/self/ns/net", ours, sizeof(ours) - 1) > 0);
+	CHECK(strcmp(ours, theirs));
+	ft_qemu_cleanup(&scratch);
+	CHECK_EQ(ft_attach_pidfd(&scratch), -ESRCH);
+	CHECK_EQ(waitpid(scratch.pid, NULL, WNOHANG), -1);      /* no zombie */
+	fd = open(parked.ram, O_RDWR);
+	CHECK(fd >= 0 && pread(fd, &byte, 1, 0) == 1);
+	CHECK_EQ(byte, 0);
+	close(fd);
+	check_status(&parked, "inmigrate");
+	ft_qemu_cleanup(&parked);
+	check_nothing_left();
+}
+
+TEST_TIMEOUT(a_scratch_guest_dies_with_its_starter, 120)
+{
+	struct ft_attach *at = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct pollfd p = { .events = POLLIN };
+	pid_t pid;
+	int go[2];
+
+	make_world();
+	CHECK_OK(pipe(go));
+	launch.kind = FT_QEMU_SCRATCH;
+	pid = fork();
+	if (pid == 0) {
+		int rc = ft_qemu_start(&launch, at);
+
+		if (write(go[1], &rc, sizeof(rc)) == sizeof(rc))
+			pause();
+		_exit(0);
+	}
+	int rc;
+	CHECK_EQ(read(go[0], &rc, sizeof(rc)), sizeof(rc));
+	CHECK_OK(rc);
+	p.fd = ft_attach_pidfd(at);
+	CHECK(p.fd >= 0);
+	kill(pid, SIGKILL);
+	CHECK_EQ(poll(&p, 1, 20000), 1);
+	ft_qemu_cleanup(at);
+}
+
+TEST_TIMEOUT(what_fails_is_said_in_one_line_and_undone, 120)
+{
+	struct ft_attach at;
+	struct ft_conf c;
+
+	make_world();
+	strcpy(spec.nic[0].bridge, "br9");
+	CHECK_EQ(ft_qemu_start(&launch, &at), -ENODEV);
+	CHECK(ft_test_logged("guest vm1: there is no bridge br9 on this host"));
+	check_nothing_left();
+	strcpy(spec.nic[0].bridge, "br0");
+
+	launch.machine = "pc-i440fx-99.9";
+	CHECK(ft_qemu_start(&launch, &at) < 0);
+	CHECK(ft_test_logged("guest vm1: QEMU did not start: "));
+	CHECK(ft_test_logged("nsupported machine type"));
+	check_nothing_left();
+	launch.machine = NULL;
+
+	strcpy(spec.kernel, "/nonexistent/vmlinuz");
+	CHECK(ft_qemu_start(&launch, &at) < 0);
+	CHECK(ft_test_logged("/nonexistent/vmlinuz"));
+	check_nothing_left();
+	spec.kernel[0] = 0;
+
+	c = *ft_conf();
+	strcpy(c.qemu, "/nonexistent/qemu");
+	strcpy(spec.machine, "pc-i440fx-7.2");
+	ft_conf_set(&c);
+	CHECK_EQ(ft_qemu_start(&launch, &at), -ENOENT);
+	CHECK(ft_test_logged("install qemu-system-x86"));
+	check_nothing_left();
+}
+
+TEST(memory_that_does_not_fit_is_refused_before_qemu_starts)
+{
+	struct ft_attach at;
+	struct statfs v;
+
+	make_world();
+	if (statfs("/dev/shm", &v) || v.f_type != 0x01021994 || !v.f_blocks)
+		ft_test_skip("/dev/shm is no tmpfs with a bound");
+	spec.memory = (uint64_t)v.f_blocks * (uint64_t)v.f_bsize + (2 << 20);
+	spec.memory -= spec.memory % (2 << 20);
+	snprintf(launch.ram, sizeof(launch.ram), "/dev/shm/ft-test-launch-%d.ram", getpid());
+	CHECK(ft_qemu_start(&launch, &at) < 0);
+	CHECK(ft_test_logged("no room for its memory of"));
+	CHECK(access(launch.ram, F_OK) < 0);
+	check_nothing_left();
+}
+
+TEST_TIMEOUT(kvm_is_believed_only_after_something_ran, 60)
+{
+	enum ft_accel a;
+	uint64_t t;
+
+	use_test_dirs();
+	a = ft_qemu_probe_accel();
+	CHECK(a == FT_ACCEL_KVM || a == FT_ACCEL_TCG);
+	t = ft_now_ns();
+	CHECK_EQ(ft_qemu_probe_accel(), a);
+	CHECK(ft_now_ns() - t < FT_S_NS);       /* remembered: no five seconds again */
+}
