@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
- * netbuf.h - hold the guest's packets until the epoch that sent them is safe (output commit).
+ * netbuf.h - hold the guest's packets until the epoch that sent them is safe.
  *
  * Two layers, both in the kernel, so that no process of ours has to be alive for them to hold:
- *   hold  every frame from the guest's taps goes to an NFQUEUE at PREROUTING: nftables' bridge queue where
- *         the kernel has it (all ethertypes), else iptables/ip6tables raw PREROUTING with physdev
- *         (IPv4, IPv6). No bypass, no fail-open. A verdict lets a packet go and marks it as released.
- *   gate  an nftables bridge table owned by us (flags owner, and persist where the kernel knows it, so
- *         that `nft flush ruleset` does not remove it): a frame from the tap passes forward and input
- *         only with the released mark (ARP: without) and while the "fresh" element, which the kernel
- *         expires by itself, is there. So neither a vanished hold rule, nor a stalled process with an
- *         old ack, nor a dead one lets a frame out.
+ *   hold  every frame from the guest's taps goes to an NFQUEUE before the bridge sees where it is going:
+ *         nf_tables' queue on the bridge where the kernel has it (every frame), else x_tables' NFQUEUE through
+ *         br_netfilter (IPv4 and IPv6). No bypass, no fail-open. A verdict lets a packet go and marks it.
+ *   gate  the next hook passes only frames with that mark, and only while the right to speak is fresh: a set
+ *         of slots of time that the kernel itself lets expire. So neither a vanished hold rule, nor a
+ *         stalled process with an old ack, nor a dead one lets a frame out. ARP, where it cannot be held,
+ *         passes while fresh; what else cannot be held is dropped, counted and named.
+ * The rules are in tables that only our socket can change, so `nft flush ruleset` skips them; where the
+ * kernel is too old for that they are watched. netbuf/gate.h has the picture.
  */
 #ifndef FT_NETBUF_H
 #define FT_NETBUF_H
@@ -28,19 +29,26 @@ struct ft_netbuf_config {
 	const char *bridge[8];          /* bridge of each tap: br_netfilter is switched on for these only */
 	/* A packet was held and none was since the last seal: the policy may start an epoch now. */
 	void (*on_held)(void *ctx);
-	/* Holding is no longer complete (rules gone, queue overflow, counters differ). Output is shut. */
+	/*
+	 * Holding is no longer complete (rules gone, frames take another way). Output is shut; seal, commit
+	 * and fresh fail with -EIO until setup is called again. Never called from within an op: a seal that
+	 * finds a breach says so by failing. A queue that overflows is no breach: it drops, as a network may.
+	 */
 	void (*on_breach)(void *ctx, const char *why);
 	void *ctx;
+	uint64_t held_bytes_max;        /* more waiting output than this is dropped; 0: 256 MiB */
+	int owner_fd;                   /* of a surviving guard (ft_netbuf_owner_fd), ours from here on; 0 or -1: none */
 };
 
 struct ft_netbuf_stats {
 	uint64_t held_packets;          /* now in the queue */
 	uint64_t released_packets;      /* since setup */
-	uint64_t dropped_packets;       /* by the queue, by the gate, unholdable ethertypes: since setup */
+	uint64_t dropped_packets;       /* queue full, not fresh, of a kind that cannot be held: since setup */
 	uint64_t in_flight;             /* sealed epochs with packets not yet committed */
+	uint64_t held_bytes;
 	const char *held;               /* "all ethertypes" or "ipv4, ipv6" */
-	const char *dropped;            /* "none" or "vlan and other ethertypes" */
-	const char *mechanism;          /* "nft-queue" or "iptables-queue" */
+	const char *dropped;            /* what cannot be held and never leaves, in words */
+	const char *mechanism;          /* "nft-queue" or "xt-queue" */
 };
 
 int ft_netbuf_new(struct ev_loop *loop, const struct ft_netbuf_config *cfg, struct ft_netbuf **out) FT_MUST_CHECK;
@@ -48,14 +56,19 @@ int ft_netbuf_new(struct ev_loop *loop, const struct ft_netbuf_config *cfg, stru
 struct ft_output *ft_netbuf_output(struct ft_netbuf *nb);
 void ft_netbuf_get_stats(struct ft_netbuf *nb, struct ft_netbuf_stats *out);
 /*
- * Extend the gate's freshness to @until_ns (CLOCK_MONOTONIC); 0 closes it at once. Thread-safe: the
- * heartbeat thread calls it at each renewal, with its own netlink socket traffic serialised inside.
+ * Extend the gate's freshness to @until_ns (CLOCK_MONOTONIC), at most 2 s ahead; 0 closes it at once.
+ * Rounded down to slots of 8.4 ms: the gate closes up to that much early, never late, also when the caller
+ * is stopped inside this call. Thread-safe: the heartbeat thread calls it at each renewal. -ENOTCONN
+ * before setup and after teardown, -EIO after a breach.
  */
 int ft_netbuf_fresh(struct ft_netbuf *nb, uint64_t until_ns) FT_MUST_CHECK;
-/* A duplicate of the socket that owns the gate table, for the guard: the table lives while one is open. */
+/*
+ * A duplicate of the socket that owns the tables, for the guard. Nobody else can change them while one is
+ * open; a restarted ft-protect must get it back (config.owner_fd) or wait until the guard has ended.
+ */
 int ft_netbuf_owner_fd(struct ft_netbuf *nb) FT_MUST_CHECK;
 
-/* Log one line for each obstacle to holding the taps' output on this kernel; touches nothing. */
+/* One line for each obstacle to holding the taps' output here; touches nothing. 0: none, else -EOPNOTSUPP. */
 int ft_netbuf_check(const struct ft_netbuf_config *cfg, void (*obstacle)(void *ctx, const char *line), void *ctx);
 /* Remove every rule of ours for @guest, also of a dead process. Opens the output: unprotect only. */
 int ft_netbuf_purge(const char *guest, const struct ft_netbuf_config *cfg) FT_MUST_CHECK;
@@ -63,8 +76,10 @@ int ft_netbuf_purge(const char *guest, const struct ft_netbuf_config *cfg) FT_MU
 bool ft_netbuf_present(const char *guest);
 
 /*
- * Announce @mac on the bridge port after takeover: RARP, and for every address given gratuitous ARP or
- * unsolicited neighbour advertisement, at 0, 50, 150, 300, 500 and 1000 ms. Runs on the loop; frees itself.
+ * After takeover: let the bridge of @tap know that @mac is behind it, and the network that it is behind this
+ * bridge (RARP, as from the guest, out of every other port; addresses stay bound to the MAC, so nothing more is
+ * needed), at 0, 50, 150, 300, 500 and 1000 ms. Runs on the loop; frees itself. A bridge that filters VLANs
+ * sends it in its own default VLAN only: QEMU's announce-self covers the others.
  */
 int ft_announce(struct ev_loop *loop, const char *tap, const uint8_t mac[6]) FT_MUST_CHECK;
 
