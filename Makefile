@@ -29,7 +29,7 @@ override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIB
            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink -pthread
 
-.PHONY: all help deps check check-root check-unit clean demo guest install lint soak stage tests
+.PHONY: all help deps check check-root check-unit clean demo fuzz fuzzers guest install lint soak stage tests
 all: $(PROGS) $(PRELOAD) $(SCRIPTS)
 
 help:
@@ -123,8 +123,8 @@ export FT_OBJ = $(abspath $(B))
 export PYTHONDONTWRITEBYTECODE := 1
 check:
 	scripts/deps.sh build check
-	@$(MAKE) -s --no-print-directory all tests stage guest
-	@tests/run.sh $(TESTS) $(HOSTS)
+	@$(MAKE) -s --no-print-directory all tests fuzzers stage guest
+	@tests/run.sh $(TESTS) tests/fuzz/fuzz.sh $(HOSTS)
 
 #: make check-root   host tests on real guests only (root)
 check-root: all tests stage guest
@@ -135,8 +135,28 @@ SOAK_CUTS ?= 50
 soak: all tests stage guest
 	SOAK_CUTS=$(SOAK_CUTS) SOAK_TABLE=1 TEST_TIMEOUT=36000 tests/run.sh tests/hosts/test_power.py tests/hosts/test_processes.py
 
+# Every parser of foreign bytes has a fuzz_*.c. Library and fuzzers are built with clang into a tree of their own.
+FUZZ_CC   ?= clang
+F         := $(BUILD)/fuzz
+FUZZERS   := $(patsubst tests/fuzz/%.c,$(F)/%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZFLAGS := $(filter-out -fsanitize=%,$(CFLAGS)) -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
+$(F)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(FUZZ_CC) $(FUZZFLAGS) -fsanitize=fuzzer-no-link -c -o $@ $<
+$(F)/libft.a: $(LIB:$(B)/%=$(F)/obj/%)
+	@rm -f $@
+	$(AR) rcs $@ $^
+$(F)/fuzz_%: $(F)/obj/tests/fuzz/fuzz_%.o $(F)/libft.a
+	$(FUZZ_CC) $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDFLAGS) $(LDLIBS)
+
+#: make fuzz         run every fuzzer (FUZZ_SECONDS=10 each; FUZZ_KEEP=1 keeps what reached new code)
+export FUZZ_SECONDS ?= 10
+fuzzers: $(FUZZERS)
+fuzz: $(FUZZERS)
+	@tests/fuzz/fuzz.sh $(FUZZERS)
+
 clean:
 	rm -rf build
 
--include $(shell find $(B) -name '*.d' 2>/dev/null)
+-include $(shell find $(B) $(F) -name '*.d' 2>/dev/null)
 .SECONDARY:
