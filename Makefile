@@ -85,7 +85,7 @@ $(B)/tools/%: tests/tools/%.c
 
 $(B)/bench/%: tests/bench/%.c $(TESTLIB) $(B)/libft.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -Itests -o $@ $^ $(LDFLAGS) $(LDLIBS)
+	$(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o %.a,$^) $(LDFLAGS) $(LDLIBS)
 
 tests: $(TESTS) $(TOOLS)
 
