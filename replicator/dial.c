@@ -108,6 +108,7 @@ static int resolve_on_thread(struct ft_dial *d, struct resolve *r)
 {
 	pthread_attr_t attr;
 	pthread_t thread;
+	uint64_t done;
 	int rc;
 
 	r->done_fd = eventfd(0, EFD_CLOEXEC);
@@ -123,6 +124,8 @@ static int resolve_on_thread(struct ft_dial *d, struct resolve *r)
 		return fail(d, -rc, "%s: no thread to resolve its name: %s", d->peer, strerror(rc));
 	}
 	rc = wait_for(d, r->done_fd, POLLIN, d->deadline_ns);
+	if (rc == 1 && read(r->done_fd, &done, sizeof(done)) < 0)       /* the thread's results are behind it */
+		rc = -errno;
 	if (rc == 0)
 		return fail(d, -ETIMEDOUT, "cannot resolve %s (%s) in time - check DNS, or set its address in ft.conf",
 			    d->host, d->peer);

@@ -30,6 +30,7 @@ struct ft_tls {
 	bool shaken;
 	bool confirmed;                         /* client: the server has accepted our certificate */
 	char name[FT_NAME_MAX + 1];
+	char offered[256];                      /* names in a certificate that we refuse */
 	uint64_t key_updates;
 	uint8_t first[2];                       /* of what the peer sent: is it TLS at all? */
 	size_t nr_first;
@@ -235,7 +236,7 @@ static int load_ca(struct ft_tls *t)
 	ERR_clear_error();                      /* the end of the file is an error, too */
 	fclose(f);
 	if (!n)
-		return fail(t, -EINVAL, "CA certificate %s holds no certificate in PEM form - copy ca.crt from the host "
+		return fail(t, -EINVAL, "CA certificate %s holds no certificate in PEM form - copy ca.pem from the host "
 			    "where 'ft-cert ca' was run", t->files.ca);
 	return 0;
 }
@@ -338,13 +339,41 @@ static void on_message(int sent, int version, int type, const void *data, size_t
 		t->confirmed = true;
 }
 
+static void cert_names(X509 *cert, char *buf, size_t size)
+{
+	GENERAL_NAMES *names = X509_get_ext_d2i(cert, NID_subject_alt_name, NULL, NULL);
+	size_t used = 0;
+
+	snprintf(buf, size, "no name");
+	for (int i = 0; i < sk_GENERAL_NAME_num(names) && used < size; i++) {
+		const GENERAL_NAME *n = sk_GENERAL_NAME_value(names, i);
+
+		if (n->type == GEN_DNS)
+			used += (size_t)snprintf(buf + used, size - used, "%s\"%.*s\"", used ? ", " : "",
+						 ASN1_STRING_length(n->d.dNSName), ASN1_STRING_get0_data(n->d.dNSName));
+	}
+	GENERAL_NAMES_free(names);
+}
+
+/* OpenSSL forgets a certificate that it refuses: note its names while it is there. */
+static int on_verify(int ok, X509_STORE_CTX *v)
+{
+	SSL *ssl = X509_STORE_CTX_get_ex_data(v, SSL_get_ex_data_X509_STORE_CTX_idx());
+	struct ft_tls *t = ssl ? SSL_get_app_data(ssl) : NULL;
+	X509 *cert = X509_STORE_CTX_get0_cert(v);
+
+	if (!ok && t && cert)
+		cert_names(cert, t->offered, sizeof(t->offered));
+	return ok;
+}
+
 static int make_context(struct ft_tls *t)
 {
 	t->ctx = SSL_CTX_new(t->client ? TLS_client_method() : TLS_server_method());
 	if (!t->ctx || SSL_CTX_set_min_proto_version(t->ctx, TLS1_3_VERSION) != 1 ||
 	    SSL_CTX_set_max_proto_version(t->ctx, TLS1_3_VERSION) != 1)
 		return fail(t, -ENOMEM, "OpenSSL gives no TLS 1.3 context (%s)", ssl_reason());
-	SSL_CTX_set_verify(t->ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+	SSL_CTX_set_verify(t->ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, on_verify);
 	SSL_CTX_set_session_cache_mode(t->ctx, SSL_SESS_CACHE_OFF);
 	SSL_CTX_set_mode(t->ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
 	SSL_CTX_set_num_tickets(t->ctx, 1);     /* the confirmation; resumption is impossible across contexts */
@@ -363,6 +392,7 @@ static int make_session(struct ft_tls *t)
 	if (!bio)
 		return fail(t, -ENOMEM, "no memory for a TLS session");
 	SSL_set_bio(t->ssl, bio, bio);
+	SSL_set_app_data(t->ssl, t);
 	if (!t->client) {
 		SSL_set_accept_state(t->ssl);
 		return 0;
@@ -444,33 +474,13 @@ int ft_tls_check(const struct ft_tls_files *f)
 
 /* --- what goes wrong with the peer, in words --- */
 
-static void peer_cert_names(struct ft_tls *t, char *buf, size_t size)
-{
-	X509 *cert = SSL_get0_peer_certificate(t->ssl);
-	GENERAL_NAMES *names = cert ? X509_get_ext_d2i(cert, NID_subject_alt_name, NULL, NULL) : NULL;
-	size_t used = 0;
-
-	snprintf(buf, size, "no name");
-	for (int i = 0; i < sk_GENERAL_NAME_num(names) && used < size; i++) {
-		const GENERAL_NAME *n = sk_GENERAL_NAME_value(names, i);
-
-		if (n->type == GEN_DNS)
-			used += (size_t)snprintf(buf + used, size - used, "%s\"%.*s\"", used ? ", " : "",
-						 ASN1_STRING_length(n->d.dNSName), ASN1_STRING_get0_data(n->d.dNSName));
-	}
-	GENERAL_NAMES_free(names);
-}
-
 /* We refused the peer's certificate. */
 static int refused_by_us(struct ft_tls *t, long err)
 {
-	char names[256];
-
 	switch (err) {
 	case X509_V_ERR_HOSTNAME_MISMATCH:
-		peer_cert_names(t, names, sizeof(names));
 		return fail(t, -EKEYREJECTED, "%s: its certificate carries %s, expected \"%s\" - protect to that name, or make "
-			    "one there with 'ft-cert host %s'", t->who, names, t->peer, t->peer);
+			    "one there with 'ft-cert host %s'", t->who, t->offered, t->peer, t->peer);
 	case X509_V_ERR_CERT_HAS_EXPIRED:
 		return fail(t, -EKEYREJECTED, "%s: its certificate has expired - run 'ft-cert renew' there", t->who);
 	case X509_V_ERR_CERT_NOT_YET_VALID:
@@ -505,6 +515,14 @@ static int other_version(struct ft_tls *t)
 	return fail(t, -EPROTONOSUPPORT, "%s does not speak TLS 1.3, the only version allowed - update its OpenSSL or ft", t->who);
 }
 
+/* "sslv3 alert bad certificate", whatever the version: only the end says something. */
+static const char *alert_name(void)
+{
+	const char *text = ssl_reason(), *alert = strstr(text, "alert ");
+
+	return alert ? alert + strlen("alert ") : text;
+}
+
 /* OpenSSL reports an alert of the peer as one of these reasons. */
 static int refused_by_peer(struct ft_tls *t, int reason)
 {
@@ -523,13 +541,13 @@ static int refused_by_peer(struct ft_tls *t, int reason)
 	case SSL_R_SSLV3_ALERT_HANDSHAKE_FAILURE:
 	case SSL_R_TLSV1_ALERT_DECRYPT_ERROR:
 		return fail(t, -EKEYREJECTED, "%s refuses our certificate %s (%s) - its log says why; compare names, CA and "
-			    "the clocks of both hosts", t->who, t->files.cert, ssl_reason());
+			    "the clocks of both hosts", t->who, t->files.cert, alert_name());
 	case SSL_R_TLSV13_ALERT_CERTIFICATE_REQUIRED:
 		return fail(t, -EKEYREJECTED, "%s wants a certificate and got none from %s", t->who, t->files.cert);
 	case SSL_R_TLSV1_ALERT_PROTOCOL_VERSION:
 		return other_version(t);
 	default:
-		return fail(t, -EPROTO, "%s: TLS fails: %s", t->who, ssl_reason());
+		return fail(t, -EPROTO, "%s: TLS fails: %s - both hosts need the same ft", t->who, alert_name());
 	}
 }
 
