@@ -356,7 +356,7 @@ static int send_firmware(struct ft_primary *p)
 
 	p->ops->pausing(p->cfg.ctx);
 	rc = p->vm->ops->firmware(p->vm, &fw);
-	resumed = p->ops->resuming(p->cfg.ctx);
+	resumed = p->ops->resumed(p->cfg.ctx);
 	if (!rc && resumed)
 		rc = resumed;
 	if (!rc)

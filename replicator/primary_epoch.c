@@ -188,15 +188,12 @@ static int capture(struct ft_primary *p, struct ft_blob *state)
 
 static int resume_guest(struct ft_primary *p)
 {
-	int rc = p->ops->resuming(p->cfg.ctx);
+	int rc = p->vm->ops->resume(p->vm), kept = p->ops->resumed(p->cfg.ctx);
 
-	if (rc) {
+	if (kept)
 		ft_warn("%s: the guard let the guest run on while we were stalled: epoch %llu is void", p->cfg.guest,
 			(unsigned long long)p->epoch);
-		(void)p->vm->ops->resume(p->vm);        /* our side of the pause, e.g. the held clock */
-		return rc;
-	}
-	return p->vm->ops->resume(p->vm);
+	return rc ? rc : kept;
 }
 
 static int paused_part(struct ft_primary *p, bool last, struct ft_blob *state)
@@ -217,7 +214,7 @@ static int paused_part(struct ft_primary *p, bool last, struct ft_blob *state)
 		rc = capture(p, state);
 	}
 	if (last && !rc) {
-		rc = p->ops->resuming(p->cfg.ctx);      /* stays paused on purpose: not the guard's business */
+		rc = p->ops->resumed(p->cfg.ctx);       /* stays paused on purpose: not the guard's business */
 		p->frozen = !rc;
 		return rc;
 	}

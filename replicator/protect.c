@@ -250,7 +250,7 @@ static void op_pausing(void *ctx)
 	ft_guard_pause(pr->guard);
 }
 
-static int op_resuming(void *ctx)
+static int op_resumed(void *ctx)
 {
 	struct protect *pr = ctx;
 
@@ -277,7 +277,7 @@ static void op_ended(void *ctx, enum ft_primary_end end, const char *why)
 static const struct ft_primary_ops primary_ops = {
 	.now_ns = op_now, .timer = op_timer, .connect = op_connect, .disconnect = op_disconnect, .send = op_send,
 	.beat = op_beat, .beat_stop = op_beat_stop, .may_speak = op_may_speak, .hush = op_hush, .pausing = op_pausing,
-	.resuming = op_resuming, .echoed = op_echoed, .changed = op_changed, .ended = op_ended,
+	.resumed = op_resumed, .echoed = op_echoed, .changed = op_changed, .ended = op_ended,
 };
 
 static void netbuf_held(void *ctx)

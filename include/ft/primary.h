@@ -66,9 +66,12 @@ struct ft_primary_ops {
 	bool (*may_speak)(void *ctx);
 	/* Shut the kernel gate (the backup may speak from now on), whatever the lease says, until the next beat. */
 	void (*hush)(void *ctx);
-	/* The pause word. resume: -ECANCELED when the guard let the guest run on meanwhile. */
+	/*
+	 * The pause word: pausing before the guest is paused, and now and then while it is; resumed after it was let
+	 * run. -ECANCELED: the guard was faster, what was captured is void.
+	 */
 	void (*pausing)(void *ctx);
-	int (*resuming)(void *ctx);
+	int (*resumed)(void *ctx);
 	/* A round-trip on the TLS link proves the same as a heartbeat's echo. */
 	void (*echoed)(void *ctx, uint64_t sent_ns);
 	void (*changed)(void *ctx, enum ft_primary_state from, enum ft_primary_state to, const char *why);

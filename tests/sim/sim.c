@@ -142,6 +142,7 @@ static void FT_PRINTF(2, 3) trace(struct sim *s, const char *fmt, ...)
 	vprintf(fmt, ap);
 	va_end(ap);
 	putchar('\n');
+	fflush(stdout);         /* a crash must not swallow the last lines */
 }
 
 static void FT_PRINTF(2, 3) broken(struct sim *s, const char *fmt, ...)
@@ -782,26 +783,29 @@ static void remember_epoch(struct sim *s)
 	s->sent_at[st.epoch] = ft_fake_sent(s->guest);
 }
 
-static int a_resuming(void *ctx)
+/* Stopped in the middle of a pause, perhaps for longer than the guard bears. */
+static void stall_paused(struct sim *s)
+{
+	uint64_t ns = PAUSE_LIMIT_NS / 2 + rnd(s, PAUSE_LIMIT_NS);
+
+	if (s->calm || !s->g.up || s->g.stalled_until > s->now || rnd(s, 4000))
+		return;
+	trace(s, "ft-protect stalls %llu ms with the guest paused", (unsigned long long)(ns / FT_MS_NS));
+	s->a.stalled_until = s->now + ns;
+	run_until(s, s->a.stalled_until - 1);   /* at that instant itself it runs again */
+}
+
+static int a_resumed(void *ctx)
 {
 	struct sim *s = ctx;
+	bool revoked = s->pause_word == 2;
 
 	if (dies_here(s, &s->a))
 		return -EIO;
-	remember_epoch(s);
-	if (!s->calm && s->g.up && s->g.stalled_until <= s->now && !rnd(s, 4000)) {        /* stopped in the middle of a pause, for longer than the guard bears */
-		uint64_t ns = PAUSE_LIMIT_NS / 2 + rnd(s, PAUSE_LIMIT_NS);
-
-		trace(s, "ft-protect stalls %llu ms with the guest paused", (unsigned long long)(ns / FT_MS_NS));
-		s->a.stalled_until = s->now + ns;
-		run_until(s, s->a.stalled_until);
-	}
-	if (s->pause_word == 2) {
-		s->pause_word = 0;
-		return -ECANCELED;
-	}
+	if (!ft_fake_running(s->guest))
+		remember_epoch(s);      /* the last one: it stays paused */
 	s->pause_word = 0;
-	return 0;
+	return revoked ? -ECANCELED : 0;
 }
 
 static void a_echoed(void *ctx, uint64_t sent_ns)
@@ -825,7 +829,7 @@ static void a_ended(void *ctx, enum ft_primary_end end, const char *why)
 
 static const struct ft_primary_ops primary_ops = {
 	.now_ns = op_now, .timer = a_timer, .connect = a_connect, .disconnect = a_disconnect, .send = a_send, .beat = a_beat,
-	.beat_stop = a_beat_stop, .may_speak = a_may_speak, .hush = a_hush, .pausing = a_pausing, .resuming = a_resuming,
+	.beat_stop = a_beat_stop, .may_speak = a_may_speak, .hush = a_hush, .pausing = a_pausing, .resumed = a_resumed,
 	.echoed = a_echoed, .changed = a_changed, .ended = a_ended,
 };
 
@@ -835,8 +839,13 @@ static int vm_hook(void *ctx, enum ft_fake_op op)
 {
 	struct sim *s = ctx;
 
-	(void)op;
-	return s->a.up && dies_here(s, &s->a) ? -EIO : 0;
+	if (!s->a.up)
+		return 0;               /* the guard's doing */
+	if (op == FT_FAKE_RESUME && !s->a.doomed && s->pause_word == 1) {
+		remember_epoch(s);
+		stall_paused(s);
+	}
+	return dies_here(s, &s->a) ? -EIO : 0;
 }
 
 /* A tracker that forgets: the real ops with one lie. */
@@ -1530,6 +1539,12 @@ const char *sim_mutant_name(enum sim_mutant m)
 void sim_run(uint64_t seed, enum sim_mutant mutant, bool trace_on, struct sim_result *out)
 {
 	static struct sim s;
+	static int verbose = -1;
+
+	if (verbose < 0)
+		verbose = getenv("SIM_VERBOSE") != NULL;
+	if (verbose)
+		fprintf(stderr, "seed %llu %s\n", (unsigned long long)seed, sim_mutant_name(mutant));
 
 	*out = (struct sim_result){ .ok = true };
 	s = (struct sim){ .rng = seed * 0x9e3779b97f4a7c15ull + 1, .mutant = mutant, .trace = trace_on, .res = out,
