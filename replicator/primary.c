@@ -872,6 +872,6 @@ void ft_primary_get_status(const struct ft_primary *p, struct ft_primary_status 
 		.state = p->state, .generation = p->record.generation, .epoch = p->epoch, .acked_epoch = p->acked,
 		.in_flight = p->nr_flight, .interval_ns = p->interval_ns, .dirty_pages = p->last_dirty,
 		.bytes_dirty = p->bytes_dirty, .sync_done = p->sync_done, .sync_total = p->sync_total,
-		.pause = &p->pause, .ack = &p->ack, .breached = p->breached,
+		.pause = &p->pause, .ack = &p->ack, .holding = p->holding, .breached = p->breached,
 	};
 }

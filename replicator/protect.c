@@ -259,8 +259,11 @@ static int op_resumed(void *ctx)
 
 /* --- what happens --- */
 
+static void tell_guard(struct protect *pr);
+
 static void op_changed(void *ctx, enum ft_primary_state from, enum ft_primary_state to, const char *why)
 {
+	tell_guard(ctx);
 	protect_changed(ctx, from, to, why);
 }
 
@@ -304,14 +307,37 @@ static void on_vm_event(struct ev_loop *loop, ev_io *w, int revents)
 	ft_primary_guest_event(pr->primary);
 }
 
+/* The guard that lives, or a new one, with what it must keep open: the socket that owns the gate. */
 static int start_guard(struct protect *pr)
 {
 	struct ft_guard_config cfg = { .guest = pr->guest, .owner_fd = pr->netbuf ? ft_netbuf_owner_fd(pr->netbuf) : -1 };
-	int rc = ft_guard_start(&cfg, &pr->guard);
+	int rc;
 
+	if (pr->guard)
+		rc = cfg.owner_fd >= 0 ? ft_guard_hold(pr->guard, cfg.owner_fd) : 0;
+	else
+		rc = ft_guard_start(&cfg, &pr->guard);
 	if (cfg.owner_fd >= 0)
 		close(cfg.owner_fd);
 	return rc;
+}
+
+static void tell_guard(struct protect *pr)
+{
+	struct ft_primary_status s;
+
+	ft_primary_get_status(pr->primary, &s);
+	if (pr->guard)
+		ft_guard_held(pr->guard, s.holding);
+}
+
+static void on_alive(struct ev_loop *loop, ev_timer *w, int revents)
+{
+	struct protect *pr = w->data;
+
+	(void)loop, (void)revents;
+	if (pr->guard)
+		ft_guard_tick(pr->guard);
 }
 
 static void on_guard_died(struct ev_loop *loop, ev_io *w, int revents)
@@ -331,6 +357,7 @@ static void on_guard_died(struct ev_loop *loop, ev_io *w, int revents)
 		return;
 	}
 	guard_beats(pr);
+	tell_guard(pr);
 	ev_io_set(w, ft_guard_fd(pr->guard), EV_READ);
 	ev_io_start(loop, w);
 }
@@ -463,12 +490,23 @@ static void log_obstacle(void *ctx, const char *line)
 	ft_err("%s: %s", pr->guest, line);
 }
 
+/* A guard that a dead ft-protect left lets the guest run, and gives back the socket that owns the gate. */
 static int make_netbuf(struct protect *pr)
 {
+	const struct ft_guard_config guard = { .guest = pr->guest, .owner_fd = -1 };
 	struct ft_netbuf_config cfg;
+	int rc, owner_fd = -1;
 
+	rc = ft_guard_adopt(&guard, &owner_fd, &pr->guard);
+	if (rc && rc != -ENOENT)
+		return rc;
 	netbuf_config(pr, &cfg);
-	return cfg.nr_taps ? ft_netbuf_new(pr->loop, &cfg, &pr->netbuf) : 0;
+	cfg.owner_fd = owner_fd;
+	if (cfg.nr_taps)
+		return ft_netbuf_new(pr->loop, &cfg, &pr->netbuf);
+	if (owner_fd >= 0)
+		close(owner_fd);
+	return 0;
 }
 
 static unsigned encode_threads(const struct ft_policy *policy)
@@ -521,12 +559,14 @@ static void watch(struct protect *pr)
 {
 	ev_timer_init(&pr->timer, on_timer, 0.0, 0.0);
 	ev_timer_init(&pr->reaper, on_reap, 0.0, 0.0);
+	ev_timer_init(&pr->alive, on_alive, 0.0, 0.5);
 	ev_io_init(&pr->vm_event, on_vm_event, pr->vm->event_fd, EV_READ);
 	ev_io_init(&pr->guard_event, on_guard_died, ft_guard_fd(pr->guard), EV_READ);
 	ev_signal_init(&pr->sigint, on_stop, SIGINT);
 	ev_signal_init(&pr->sigterm, on_stop, SIGTERM);
-	pr->timer.data = pr->reaper.data = pr->vm_event.data = pr->guard_event.data = pr;
+	pr->timer.data = pr->alive.data = pr->reaper.data = pr->vm_event.data = pr->guard_event.data = pr;
 	pr->sigint.data = pr->sigterm.data = pr;
+	ev_timer_start(pr->loop, &pr->alive);
 	ev_io_start(pr->loop, &pr->vm_event);
 	ev_io_start(pr->loop, &pr->guard_event);
 	ev_signal_start(pr->loop, &pr->sigint);
@@ -536,10 +576,10 @@ static void watch(struct protect *pr)
 static int make_parts(struct protect *pr)
 {
 	const struct ft_qemu_options opt = { .tracker = pr->policy.tracker };
-	int rc = ft_qemu_open(&pr->attach, &opt, &pr->vm);
+	int rc = make_netbuf(pr);
 
 	if (!rc)
-		rc = make_netbuf(pr);
+		rc = ft_qemu_open(&pr->attach, &opt, &pr->vm);
 	if (!rc)
 		rc = make_data_path(pr);
 	if (!rc)
@@ -579,6 +619,7 @@ int protect_run(struct protect *pr)
 		ft_err("%s: protection could not be started: %s", pr->guest, strerror(-rc));
 		return FT_END_INTERNAL;
 	}
+	tell_guard(pr);
 	if (!pr->ended)
 		ev_run(pr->loop, 0);
 	return pr->ended ? (int)pr->end : FT_END_INTERNAL;

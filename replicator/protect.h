@@ -42,7 +42,7 @@ struct protect {
 	struct ft_beat_config beat_cfg;
 	_Atomic bool hushed;            /* read by the heartbeat thread */
 
-	ev_timer timer, display, reaper;
+	ev_timer timer, alive, display, reaper;
 	ev_io vm_event, guard_event;
 	ev_signal sigint, sigterm;
 	bool live;                      /* a terminal: redraw a status line */

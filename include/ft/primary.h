@@ -128,7 +128,7 @@ struct ft_primary_status {
 	uint64_t bytes_dirty;           /* since start */
 	uint64_t sync_done, sync_total; /* pages of the first full copy */
 	const struct ft_samples *pause, *ack;
-	bool breached;
+	bool holding, breached;
 };
 void ft_primary_get_status(const struct ft_primary *p, struct ft_primary_status *out);
 
