@@ -29,6 +29,9 @@ override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIB
            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink -pthread
 
+# One short line a file; V=1 shows the commands.
+say      = $(if $(V),,@echo "  $(if $(filter %.o,$@),CC,LD)  $@";)
+
 .PHONY: all help deps check check-root check-unit clean demo fuzz fuzzers guest install lint soak stage tests
 all: $(PROGS) $(PRELOAD) $(SCRIPTS)
 
@@ -49,7 +52,7 @@ deps:
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -c -o $@ $<
+	$(say) $(CC) $(CFLAGS) -c -o $@ $<
 
 # An archive, so that a program links only what it uses.
 $(B)/libft.a: $(LIB)
@@ -67,7 +70,7 @@ $(foreach m,$(MAINS),$(eval $(call prog_rule,$(m))))
 # Loaded into QEMU: never sanitized, no library of ours.
 $(B)/bin/ft-preload.so: checkpoint/preload.c
 	@mkdir -p $(@D)
-	$(CC) $(filter-out -fsanitize=%,$(CFLAGS)) -fPIC -shared -o $@ $< -ldl
+	$(say) $(CC) $(filter-out -fsanitize=%,$(CFLAGS)) -fPIC -shared -o $@ $< -ldl
 
 $(B)/bin/ft-%: replicator/ft-%.sh
 	@mkdir -p $(@D)
@@ -75,17 +78,17 @@ $(B)/bin/ft-%: replicator/ft-%.sh
 
 $(B)/tests/%: tests/unit/%.c $(TESTLIB) $(B)/libft.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o,$^) $(B)/libft.a $(LDFLAGS) $(LDLIBS)
+	$(say) $(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o,$^) $(B)/libft.a $(LDFLAGS) $(LDLIBS)
 
 $(B)/tests/test_sim: $(SIMLIB)
 
 $(B)/tools/%: tests/tools/%.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -o $@ $< $(LDFLAGS) -pthread
+	$(say) $(CC) $(CFLAGS) -o $@ $< $(LDFLAGS) -pthread
 
 $(B)/bench/%: tests/bench/%.c $(TESTLIB) $(B)/libft.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o %.a,$^) $(LDFLAGS) $(LDLIBS)
+	$(say) $(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o %.a,$^) $(LDFLAGS) $(LDLIBS)
 
 tests: $(TESTS) $(TOOLS)
 
