@@ -18,6 +18,7 @@ LIB     := $(patsubst %.c,$(B)/%.o,$(filter-out $(MAINS) checkpoint/preload.c,$(
 TESTS   := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 TESTLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib/*.c))
 SIMLIB  := $(patsubst %.c,$(B)/%.o,$(wildcard tests/sim/*.c))
+HOSTC   := $(patsubst tests/hosts/%.c,$(B)/hosts/%,$(wildcard tests/hosts/test_*.c))
 TOOLS   := $(patsubst tests/tools/%.c,$(B)/tools/%,$(wildcard tests/tools/*.c))
 BENCHES := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
 
@@ -82,6 +83,10 @@ $(B)/tests/%: tests/unit/%.c $(TESTLIB) $(B)/libft.a
 
 $(B)/tests/test_sim: $(SIMLIB)
 
+$(B)/hosts/%: tests/hosts/%.c $(TESTLIB) $(B)/libft.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o %.a,$^) $(LDFLAGS) $(LDLIBS)
+
 $(B)/tools/%: tests/tools/%.c
 	@mkdir -p $(@D)
 	$(say) $(CC) $(CFLAGS) -o $@ $< $(LDFLAGS) -pthread
@@ -90,7 +95,7 @@ $(B)/bench/%: tests/bench/%.c $(TESTLIB) $(B)/libft.a
 	@mkdir -p $(@D)
 	$(say) $(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o %.a,$^) $(LDFLAGS) $(LDLIBS)
 
-tests: $(TESTS) $(TOOLS)
+tests: $(TESTS) $(HOSTC) $(TOOLS)
 
 # What a user's `make install` makes, for the hosts of the test world.
 STAGE   := $(B)/stage
@@ -120,9 +125,10 @@ check-unit: all tests
 	tests/run.sh $(TESTS)
 
 # Host tests are programs that speak TAP too. HOSTS="tests/hosts/test_power.py" picks some.
-HOSTS   ?= $(sort $(wildcard tests/hosts/test_*.py))
+HOSTS   ?= $(HOSTC) $(sort $(wildcard tests/hosts/test_*.py))
 export BUILD
 export FT_OBJ = $(abspath $(B))
+export FT_GUEST = $(abspath $(GUEST))
 export PYTHONDONTWRITEBYTECODE := 1
 check:
 	scripts/deps.sh build check

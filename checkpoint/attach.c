@@ -172,7 +172,7 @@ static int read_record(const char *path, json_t *root, const char *guest, struct
 	at->pid_start = take_number(&r, "pid_start", 0, INT64_MAX);
 	take_path(&r, "qmp", at->qmp, false);
 	take_path(&r, "qmp_guard", at->qmp_guard, false);
-	take_path(&r, "qmp_state", at->qmp_state, true);
+	take_path(&r, "qmp_state", at->qmp_state, false);
 	take_path(&r, "ram", at->ram, false);
 	at->memory = take_number(&r, "memory", FT_PAGE_SIZE, 1ull << 40);
 	take_path(&r, "preload", at->preload, true);

@@ -10,6 +10,8 @@
 #include "ft/spec.h"
 #include <jansson.h>
 
+#define FT_QEMU_RAM_BLOCK "ram"         /* id of the memory backend, and QEMU's name for the block */
+
 /* --- qemu_launch.c: one way to build the command line and to start the process --- */
 enum ft_qemu_kind {
 	FT_QEMU_GUEST,                  /* runs from its kernel or firmware */
@@ -32,8 +34,9 @@ struct ft_qemu_launch {
  * one of the right size is there; GUEST always starts with a fresh one.
  *
  * A PARKED QEMU that a dead owner left in @dir is ended first. Any other QEMU there: -EEXIST.
- * On success @out is filled (not saved; @out->ram is empty for SCRATCH, which has no file of its own), and QEMU's console goes to DIR/console.log, its own messages to DIR/qemu.log,
- * each at most FT_QEMU_LOG_MAX bytes. On failure everything made is undone and one line was logged.
+ * On success @out is filled (not saved; @out->ram is empty for SCRATCH, which has no file of its own), and QEMU's
+ * console goes to DIR/console.log, its own messages to DIR/qemu.log, each at most FT_QEMU_LOG_MAX bytes. On failure
+ * everything made is undone and one line was logged.
  */
 #define FT_QEMU_LOG_MAX (16u << 20)
 int ft_qemu_start(const struct ft_qemu_launch *l, struct ft_attach *out) FT_MUST_CHECK;
@@ -59,6 +62,7 @@ int ft_qmp_open(const char *path, unsigned timeout_ms, struct ft_qmp **out) FT_M
 int ft_qmp_try(const char *path, unsigned timeout_ms, struct ft_qmp **out, char *why, size_t size) FT_MUST_CHECK;
 void ft_qmp_close(struct ft_qmp *q);                            /* NULL is fine */
 int ft_qmp_fd(struct ft_qmp *q);                                /* for polling: events may be there */
+bool ft_qmp_closed(const struct ft_qmp *q);                     /* QEMU's end is gone; nothing more will come */
 /*
  * Run @command with @args (stolen, may be NULL). 0 and *ret (may be NULL; caller frees), or -errno:
  * -ETIMEDOUT (a late answer is dropped), -EPIPE (QEMU is gone), -EREMOTEIO (QEMU said error), -EPROTO. Not logged:

@@ -90,9 +90,9 @@ static void add_nic(struct args *a, const struct ft_qemu_plan *p, unsigned i)
 
 static void add_sockets(struct args *a, const struct ft_qemu_plan *p)
 {
-	static const char *const id[2] = { "qmp-replicator", "qmp-guard" };
+	static const char *const id[] = { "qmp-replicator", "qmp-guard", "qmp-state" };
 
-	for (unsigned i = 0; i < 2; i++) {
+	for (unsigned i = 0; i < FT_ARRAY_LEN(id); i++) {
 		add(a, "-chardev");
 		add(a, "socket,id=%s,fd=%d,server=on,wait=off", id[i], p->qmp_fd[i]);
 		add(a, "-mon");

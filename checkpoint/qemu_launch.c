@@ -25,8 +25,8 @@
 #define END_TIMEOUT_MS 10000
 #define LISTEN_BACKLOG 4
 
-static const char *const dir_files[] = { "qmp.sock", "qmp-guard.sock", "console.log", "qemu.log", "preload", "qemu.pid" };
-enum { F_QMP, F_QMP_GUARD, F_CONSOLE, F_LOG, F_PRELOAD, F_PID };
+static const char *const dir_files[] = { "qmp.sock", "qmp-guard.sock", "qmp-state.sock", "console.log", "qemu.log", "preload", "qemu.pid" };
+enum { F_QMP, F_QMP_GUARD, F_QMP_STATE, F_CONSOLE, F_LOG, F_PRELOAD, F_PID };
 
 /* One start, from the plan to a QEMU that answers; what was made so far can be undone at any point. */
 struct start {
@@ -84,7 +84,7 @@ static bool paths_fit(struct start *s)
 	fit = fit && (l->ram[0] ? set_path(s->ram, "%s", l->ram) : set_path(s->ram, "%s/%s.ram", ft_conf()->shm_dir, NAME(s)));
 	for (unsigned i = 0; i < FT_ARRAY_LEN(dir_files) && fit; i++)
 		fit = set_path(s->path[i], "%s/%s", s->dir, dir_files[i]);
-	return fit && strlen(s->path[F_QMP_GUARD]) < sizeof(((struct sockaddr_un *)0)->sun_path);
+	return fit && strlen(s->path[F_QMP_STATE]) < sizeof(((struct sockaddr_un *)0)->sun_path);
 }
 
 static int set_paths(struct start *s)
@@ -100,6 +100,7 @@ static int set_paths(struct start *s)
 	strcpy(s->at.guest, NAME(s));
 	strcpy(s->at.qmp, s->path[F_QMP]);
 	strcpy(s->at.qmp_guard, s->path[F_QMP_GUARD]);
+	strcpy(s->at.qmp_state, s->path[F_QMP_STATE]);
 	if (s->l->kind != FT_QEMU_SCRATCH)
 		strcpy(s->at.ram, s->ram);
 	return 0;
@@ -300,7 +301,7 @@ static int listen_at(const char *path, int *out)
 /* We make the sockets, so that a connection waits in the backlog from the first moment: no polling for QEMU. */
 static int make_sockets(struct start *s)
 {
-	for (unsigned i = 0; i < 2; i++) {
+	for (unsigned i = 0; i < FT_ARRAY_LEN(s->plan.qmp_fd); i++) {
 		int rc = listen_at(s->path[F_QMP + i], &s->plan.qmp_fd[i]);
 
 		if (rc) {
@@ -455,8 +456,8 @@ static int child_files(const struct start *s)
 		return -errno;
 	if (close_range(3, ~0u, CLOSE_RANGE_CLOEXEC) < 0 || setrlimit(RLIMIT_FSIZE, &bound) < 0)
 		return -errno;
-	keep_open(s->plan.qmp_fd[0]);
-	keep_open(s->plan.qmp_fd[1]);
+	for (unsigned i = 0; i < FT_ARRAY_LEN(s->plan.qmp_fd); i++)
+		keep_open(s->plan.qmp_fd[i]);
 	for (unsigned i = 0; i < s->l->spec->nr_nics; i++)
 		keep_open(s->plan.tap_fd[i]);
 	umask(077);
@@ -553,7 +554,7 @@ static int spawn(struct start *s, pid_t *qemu)
 /* Our copies go, so that a QEMU that dies is seen as a closed connection. */
 static void close_given(struct start *s)
 {
-	int *fds[] = { &s->plan.qmp_fd[0], &s->plan.qmp_fd[1], &s->log_fd, &s->null_fd };
+	int *fds[] = { &s->plan.qmp_fd[0], &s->plan.qmp_fd[1], &s->plan.qmp_fd[2], &s->log_fd, &s->null_fd };
 
 	for (unsigned i = 0; i < FT_ARRAY_LEN(fds); i++) {
 		if (*fds[i] >= 0)
@@ -655,7 +656,7 @@ static void free_start(struct start *s)
 
 int ft_qemu_start(const struct ft_qemu_launch *l, struct ft_attach *out)
 {
-	struct start s = { .l = l, .plan = { .qmp_fd = { -1, -1 } }, .log_fd = -1, .null_fd = -1 };
+	struct start s = { .l = l, .plan = { .qmp_fd = { -1, -1, -1 } }, .log_fd = -1, .null_fd = -1 };
 	int rc;
 
 	memset(s.plan.tap_fd, 0xff, sizeof(s.plan.tap_fd));

@@ -13,7 +13,7 @@ struct ft_qemu_plan {
 	const char *machine;
 	const char *dir;
 	const char *ram;
-	int qmp_fd[2];                  /* listening: replicator, guard */
+	int qmp_fd[3];                  /* listening: replicator, guard, the replicator's state command */
 	int tap_fd[FT_SPEC_NICS_MAX];
 };
 

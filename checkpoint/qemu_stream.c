@@ -207,6 +207,14 @@ static void take_header(struct reader *r)
 		fault(r, "not a QEMU stream of version 3");
 }
 
+static bool has_guest_ram(const struct reader *r)
+{
+	for (unsigned i = 0; i < r->nr_blocks; i++)
+		if (r->block[i].guest_ram)
+			return true;
+	return false;
+}
+
 int ft_qemu_stream_ram(const void *data, size_t len, const char *ram_block, size_t *end)
 {
 	struct reader r = { .data = data, .len = len, .ram_block = ram_block };
@@ -220,8 +228,8 @@ int ft_qemu_stream_ram(const void *data, size_t len, const char *ram_block, size
 		else
 			fault(&r, "neither RAM nor a device (is migration.send-configuration off?)");
 	}
-	if (!r.fault && !r.nr_blocks)
-		fault(&r, "no RAM blocks");
+	if (!r.fault && !has_guest_ram(&r))
+		fault(&r, "guest RAM is not among its blocks");
 	if (r.fault)
 		return reject(&r, "firmware stream");
 	*end = r.pos;

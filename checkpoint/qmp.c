@@ -23,6 +23,7 @@ struct ft_qmp {
 	json_t *answer;                 /* to id, when it has come */
 	json_t *events;                 /* array, oldest first */
 	bool greeted, overflowed;
+	bool closed;                    /* QEMU's end is gone */
 	bool armed;                     /* a command is said, all but its last byte */
 	char error[256];
 };
@@ -46,6 +47,11 @@ const char *ft_qmp_error(struct ft_qmp *q)
 int ft_qmp_fd(struct ft_qmp *q)
 {
 	return q->fd;
+}
+
+bool ft_qmp_closed(const struct ft_qmp *q)
+{
+	return q->closed;
 }
 
 static int wait_for(struct ft_qmp *q, short events, uint64_t deadline)
@@ -152,8 +158,10 @@ static int receive(struct ft_qmp *q)
 	while (n < 0 && errno == EINTR);
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return -EAGAIN;
-	if (n <= 0)
+	if (n <= 0) {
+		q->closed = true;
 		return fail(q, -EPIPE, "QEMU closed the QMP connection");
+	}
 	q->len += (size_t)n;
 	return take_lines(q);
 }

@@ -29,7 +29,7 @@ struct ft_vm {
 	const char *backend;    /* "qemu", "fake" */
 	const char *accel;      /* "kvm", "tcg", "fake" */
 	const char *tracker;    /* "uffd-wp-async", "soft-dirty", "compare", "fake" */
-	const uint8_t *ram;     /* guest RAM in RAM-file order, as pages are to be copied (ft_tracker.view) */
+	const uint8_t *ram;     /* guest RAM in RAM-file order, as pages are to be copied; track may change it */
 	uint64_t nr_pages;
 	int event_fd;           /* readable: call next_event until FT_VM_NONE */
 };

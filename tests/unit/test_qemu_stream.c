@@ -230,7 +230,8 @@ TEST(pages_of_guest_ram_are_refused)
 	put_footer(&m, 2);
 	CHECK_EQ(ft_qemu_stream_ram(m.buf, m.len, "ram", &end), -EPROTO);
 	CHECK(ft_test_logged("a page of guest RAM"));
-	CHECK_OK(ft_qemu_stream_ram(m.buf, m.len, "elsewhere", &end));
+	CHECK_EQ(ft_qemu_stream_ram(m.buf, m.len, "elsewhere", &end), -EPROTO);
+	CHECK(ft_test_logged("guest RAM is not among its blocks"));
 }
 
 /* One RAM section holding @words and nothing else; what it says must be refused as @why. */
@@ -267,8 +268,8 @@ TEST(block_lists_that_make_no_sense_are_refused)
 		{ 0x2000, 0x3000, "size is not possible" },
 		{ 0x2000, 0, "size is not possible" },
 		{ 0x2000, 0x800, "size is not possible" },
-		{ 0x2000, UINT64_MAX & ~0xfffull, "size is not possible" },
-		{ UINT64_MAX & ~0xfffull, 0x1000, "too many blocks" },
+		{ 0x2000, UINT64_MAX & ~(uint64_t)0xfff, "size is not possible" },
+		{ UINT64_MAX & ~(uint64_t)0xfff, 0x1000, "too many blocks" },
 	};
 
 	for (unsigned i = 0; i < FT_ARRAY_LEN(bad); i++) {

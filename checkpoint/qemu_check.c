@@ -1,0 +1,395 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * qemu_check.c - what makes a guest unprotectable, found by asking QEMU and /proc and changing nothing: state that
+ * no epoch would carry, writers that no tracker sees, and outputs that nobody would hold.
+ */
+#include "checkpoint/qemu_vm.h"
+
+#include <dirent.h>
+#include <linux/magic.h>
+#include <stdio.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+struct check {
+	struct ft_qmp *qmp;
+	const struct ft_attach *at;
+	void (*tell)(void *ctx, const char *line);
+	void *ctx;
+	unsigned found;
+};
+
+static void found(struct check *c, const char *fmt, ...) FT_PRINTF(2, 3);
+static void found(struct check *c, const char *fmt, ...)
+{
+	char line[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof(line), fmt, ap);
+	va_end(ap);
+	c->tell(c->ctx, line);
+	c->found++;
+}
+
+/* The answer, or NULL: this QEMU does not have the command or what it asks about. Anything else is an obstacle. */
+static json_t *ask(struct check *c, const char *command, json_t *args)
+{
+	json_t *ret = NULL;
+	int rc = ft_qmp_call(c->qmp, command, args, -1, FT_QEMU_CALL_MS, &ret);
+
+	if (rc && rc != -EREMOTEIO)
+		found(c, "QEMU does not answer %s: %s", command, ft_qmp_error(c->qmp));
+	return ret;
+}
+
+static const char *text(const json_t *object, const char *key)
+{
+	const char *s = json_string_value(json_object_get(object, key));
+
+	return s ? s : "";
+}
+
+static bool starts(const char *s, const char *prefix)
+{
+	return !strncmp(s, prefix, strlen(prefix));
+}
+
+/* --- this QEMU, this guest --- */
+
+static bool lists(const json_t *array, const char *key, const char *value)
+{
+	for (size_t i = 0; i < json_array_size(array); i++)
+		if (!strcmp(text(json_array_get(array, i), key), value))
+			return true;
+	return false;
+}
+
+static void check_commands(struct check *c)
+{
+	static const char *const needed[] = { "xen-save-devices-state", "set-action", "getfd", "add-fd" };
+	json_t *commands = ask(c, "query-commands", NULL), *caps = ask(c, "query-migrate-capabilities", NULL);
+
+	for (size_t i = 0; i < FT_ARRAY_LEN(needed); i++)
+		if (!lists(commands, "name", needed[i]))
+			found(c, "this QEMU has no command %s: QEMU 7.2 or later for x86 is needed", needed[i]);
+	if (!lists(caps, "capability", "x-ignore-shared"))
+		found(c, "this QEMU cannot migrate without its shared RAM (x-ignore-shared)");
+	json_decref(commands);
+	json_decref(caps);
+}
+
+static void check_status(struct check *c)
+{
+	json_t *status = ask(c, "query-status", NULL);
+	const char *s = text(status, "status");
+
+	/* Off counts as running: its end is reported as an event. */
+	if (status && strcmp(s, "running") && strcmp(s, "shutdown"))
+		found(c, "the guest does not run (QEMU says '%s'); another client may hold it: `cont` it", s);
+	json_decref(status);
+}
+
+static void check_blockers(struct check *c)
+{
+	json_t *migrate = ask(c, "query-migrate", NULL), *reason;
+	size_t i;
+
+	json_array_foreach(json_object_get(migrate, "blocked-reasons"), i, reason)
+		found(c, "QEMU cannot save its state: %s", json_string_value(reason));
+	json_decref(migrate);
+}
+
+/* --- memory --- */
+
+static void check_backends(struct check *c)
+{
+	json_t *backends = ask(c, "query-memdev", NULL), *b = json_array_get(backends, 0);
+	struct statfs fs;
+
+	if (json_array_size(backends) != 1)
+		found(c, "it has %zu memory backends; exactly one is supported", json_array_size(backends));
+	else if (!json_is_true(json_object_get(b, "share")))
+		found(c, "memory backend '%s' is private: it needs share=on", text(b, "id"));
+	else if ((uint64_t)json_integer_value(json_object_get(b, "size")) != c->at->memory)
+		found(c, "memory backend '%s' and the attach record disagree about its size", text(b, "id"));
+	if (!statfs(c->at->ram, &fs) && fs.f_type == HUGETLBFS_MAGIC)
+		found(c, "RAM file %s is made of huge pages, which are not tracked", c->at->ram);
+	json_decref(backends);
+}
+
+/* RAM that is never written after boot comes with the firmware; any other would be lost. */
+static bool block_is_known(const char *name)
+{
+	static const char *const known[] = { FT_QEMU_RAM_BLOCK, "pc.bios", "pc.rom" };
+	size_t len = strlen(name);
+
+	for (size_t i = 0; i < FT_ARRAY_LEN(known); i++)
+		if (!strcmp(name, known[i]))
+			return true;
+	return starts(name, "/rom@") || (len > 4 && !strcmp(name + len - 4, ".rom"));
+}
+
+/* One HMP line a block, under a line of headings: name (none: a backend in no machine), page size, ... */
+static void check_blocks(struct check *c)
+{
+	json_t *answer = ask(c, "human-monitor-command", json_pack("{s:s}", "command-line", "info ramblock"));
+	char *copy = strdup(json_is_string(answer) ? json_string_value(answer) : ""), *save = NULL;
+	char *line = copy ? strtok_r(copy, "\r\n", &save) : NULL;
+
+	while (line && (line = strtok_r(NULL, "\r\n", &save))) {
+		char name[128];
+		unsigned page;
+
+		if (sscanf(line, "%127s %u", name, &page) == 2 && !block_is_known(name))
+			found(c, "RAM block %s lies outside guest RAM and would not be replicated", name);
+	}
+	free(copy);
+	json_decref(answer);
+}
+
+static void check_balloon(struct check *c)
+{
+	json_t *balloon = ask(c, "query-balloon", NULL);
+
+	if (balloon)
+		found(c, "it has a balloon: memory that QEMU gives back to the host is not tracked");
+	json_decref(balloon);
+}
+
+/* --- devices --- */
+
+static const struct {
+	const char *prefix, *why;
+} bad_devices[] = {
+	{ "vfio-", "a device of the host writes guest RAM unseen" },
+	{ "vhost-", "it writes guest RAM and sends outside of QEMU" },
+	{ "virtio-mem", "memory that comes and goes is not tracked" },
+	{ "virtio-pmem", "its memory is not guest RAM" },
+	{ "nvdimm", "its memory is not guest RAM" },
+	{ "pc-dimm", "its memory is not guest RAM" },
+	{ "ivshmem", "its memory belongs to others too" },
+	{ "virtio-9p", "a folder of the host would not be replicated" },
+	{ "usb-host", "a device of the host does not move with the guest" },
+	{ "usb-redir", "a device of a client does not move with the guest" },
+	{ "scsi-generic", "a device of the host does not move with the guest" },
+};
+
+static void check_device(struct check *c, const char *type)
+{
+	if (!starts(type, "child<"))
+		return;
+	type += strlen("child<");
+	for (size_t i = 0; i < FT_ARRAY_LEN(bad_devices); i++)
+		if (starts(type, bad_devices[i].prefix))
+			found(c, "device %.*s: %s", (int)strcspn(type, ">"), type, bad_devices[i].why);
+}
+
+static void check_devices(struct check *c)
+{
+	static const char *const places[] = { "/machine/peripheral", "/machine/peripheral-anon" };
+
+	for (size_t k = 0; k < FT_ARRAY_LEN(places); k++) {
+		json_t *list = ask(c, "qom-list", json_pack("{s:s}", "path", places[k])), *entry;
+		size_t i;
+
+		json_array_foreach(list, i, entry)
+			check_device(c, text(entry, "type"));
+		json_decref(list);
+	}
+}
+
+static void check_disks(struct check *c)
+{
+	json_t *disks = ask(c, "query-block", NULL), *disk;
+	size_t i;
+
+	json_array_foreach(disks, i, disk) {
+		json_t *medium = json_object_get(disk, "inserted");
+
+		if (medium && !json_is_true(json_object_get(medium, "ro")))
+			found(c, "disk %s is writable (%s): what the guest writes there would not be replicated",
+			      text(disk, "device"), text(medium, "file"));
+	}
+	json_decref(disks);
+}
+
+static bool is_our_tap(const struct ft_attach *at, const char *name)
+{
+	for (unsigned i = 0; i < at->nr_nics; i++)
+		if (!strcmp(at->nic[i].tap, name))
+			return true;
+	return false;
+}
+
+/* Which tap descriptor @fd of QEMU is, its fdinfo tells. */
+static void check_tap(struct check *c, const char *fd)
+{
+	char path[64], name[16] = "";
+	struct ft_blob info;
+	const char *iff;
+
+	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%.16s", (int)c->at->pid, fd);
+	if (ft_read_file(path, 4096, &info))
+		return;                 /* closed since */
+	iff = strstr((const char *)info.data, "iff:");
+	if (iff && sscanf(iff, "iff: %15s", name) == 1 && !is_our_tap(c->at, name))
+		found(c, "tap %s is not in the attach record: its packets would not be held", name);
+	ft_blob_free(&info);
+}
+
+/* What QEMU holds open says more than its options: vhost=on has no other trace. */
+static void check_open_file(struct check *c, const char *file)
+{
+	static const struct { const char *prefix, *why; } bad[] = {
+		{ "/dev/vhost-", "vhost writes guest RAM and sends packets outside of QEMU: start it with vhost=off" },
+		{ "/dev/vfio/", "a device of the host writes guest RAM unseen" },
+		{ "/dev/tap", "a macvtap's packets cannot be held: use a tap on a bridge" },
+	};
+
+	for (size_t i = 0; i < FT_ARRAY_LEN(bad); i++)
+		if (starts(file, bad[i].prefix))
+			found(c, "QEMU has %s open: %s", file, bad[i].why);
+}
+
+static void check_open_files(struct check *c)
+{
+	char path[64], link[512];
+	struct dirent *e;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)c->at->pid);
+	dir = opendir(path);
+	if (!dir)
+		found(c, "%s: %s (not permitted to look into QEMU?)", path, strerror(errno));
+	while (dir && (e = readdir(dir))) {
+		ssize_t n = readlinkat(dirfd(dir), e->d_name, link, sizeof(link) - 1);
+
+		link[n > 0 ? n : 0] = 0;
+		check_open_file(c, link);
+		if (!strcmp(link, "/dev/net/tun"))
+			check_tap(c, e->d_name);
+	}
+	if (dir)
+		closedir(dir);
+}
+
+/* --- outputs --- */
+
+/* One line of HMP's `info network`: " \ net0: index=0,type=tap,fd=21". Which taps these are, open files tell. */
+static void check_net_line(struct check *c, const char *line)
+{
+	static const char *const good[] = { "nic", "hubport", "tap" };
+	const char *type = strstr(line, "type=");
+	size_t len;
+
+	if (!type)
+		return;
+	type += strlen("type=");
+	len = strcspn(type, ",\r\n");
+	for (size_t i = 0; i < FT_ARRAY_LEN(good); i++)
+		if (strlen(good[i]) == len && !strncmp(type, good[i], len))
+			return;
+	found(c, "a network of type %.*s: its packets cannot be held, only a tap's can", (int)len, type);
+}
+
+static void check_networks(struct check *c)
+{
+	json_t *answer = ask(c, "human-monitor-command", json_pack("{s:s}", "command-line", "info network"));
+	char *copy = strdup(json_is_string(answer) ? json_string_value(answer) : ""), *save = NULL;
+
+	for (char *line = copy ? strtok_r(copy, "\r\n", &save) : NULL; line; line = strtok_r(NULL, "\r\n", &save))
+		check_net_line(c, line);
+	free(copy);
+	json_decref(answer);
+}
+
+/* "unix:PATH,server=on", also with "disconnected:" in front. */
+static bool is_our_socket(const struct ft_attach *at, const char *filename)
+{
+	const char *const ours[] = { at->qmp, at->qmp_guard, at->qmp_state };
+	size_t len;
+
+	if (!starts(filename, "unix:"))
+		return false;
+	filename += strlen("unix:");
+	len = strcspn(filename, ",");
+	for (size_t i = 0; i < FT_ARRAY_LEN(ours); i++)
+		if (strlen(ours[i]) == len && !strncmp(ours[i], filename, len))
+			return true;
+	return false;
+}
+
+static void check_chardev(struct check *c, const char *label, const char *filename)
+{
+	static const char *const visible[] = { "unix:", "tcp:", "telnet:", "tn3270:", "websocket:", "udp:", "pty", "spice", "qemu_vdagent" };
+
+	if (starts(filename, "disconnected:"))
+		filename += strlen("disconnected:");
+	/* Monitors say nothing of the guest's. */
+	if (is_our_socket(c->at, filename) || starts(label, "compat_monitor"))
+		return;
+	for (size_t i = 0; i < FT_ARRAY_LEN(visible); i++)
+		if (starts(filename, visible[i]))
+			found(c, "character device %s (%s): a client there would see output that a failover may undo", label, filename);
+}
+
+static void check_chardevs(struct check *c)
+{
+	json_t *devices = ask(c, "query-chardev", NULL), *d;
+	size_t i;
+
+	json_array_foreach(devices, i, d)
+		check_chardev(c, text(d, "label"), text(d, "filename"));
+	json_decref(devices);
+}
+
+static void check_displays(struct check *c)
+{
+	static const char *const queries[] = { "query-vnc", "query-spice" };
+
+	for (size_t i = 0; i < FT_ARRAY_LEN(queries); i++) {
+		json_t *display = ask(c, queries[i], NULL);
+
+		if (json_is_true(json_object_get(display, "enabled")))
+			found(c, "its screen is served over %s: a client there would see output that a failover may undo",
+			      queries[i] + strlen("query-"));
+		json_decref(display);
+	}
+}
+
+/* --- all of it --- */
+
+unsigned qemu_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tell)(void *ctx, const char *line), void *ctx)
+{
+	static void (*const checks[])(struct check *) = {
+		check_commands, check_status, check_blockers, check_backends, check_blocks, check_balloon, check_devices,
+		check_disks, check_open_files, check_networks, check_chardevs, check_displays,
+	};
+	struct check c = { .qmp = q, .at = at, .tell = tell, .ctx = ctx };
+
+	for (size_t i = 0; i < FT_ARRAY_LEN(checks); i++)
+		checks[i](&c);
+	return c.found;
+}
+
+int ft_qemu_check(const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx)
+{
+	struct ft_qmp *q = NULL;
+	char line[FT_SPEC_PATH_MAX + 128];
+	int n, fd = ft_attach_pidfd(at);
+
+	if (fd < 0) {
+		obstacle(ctx, "its QEMU is gone: start the guest");
+		return 1;
+	}
+	close(fd);
+	if (ft_qmp_open(at->qmp, FT_QEMU_CALL_MS, &q)) {
+		snprintf(line, sizeof(line), "QMP socket %s does not answer: another client, or ft-protect itself, holds it", at->qmp);
+		obstacle(ctx, line);
+		return 1;
+	}
+	n = (int)qemu_obstacles(q, at, obstacle, ctx);
+	ft_qmp_close(q);
+	return n;
+}

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * qemu_replica.c - the replica on the backup: a QEMU that is parked with deferred incoming migration while ftd writes
+ * its RAM file epoch by epoch. All that can be done before a takeover is done here beforehand.
+ */
+#include "checkpoint/qemu_load.h"
+#include "ft/conf.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+struct qemu_replica {
+	struct ft_replica r;
+	struct ft_spec spec;
+	struct ft_attach at;            /* saved only once the guest runs: a parked QEMU is no guest */
+	struct ft_qemu_loader *loader;
+	struct ft_qemu_drill *drill;    /* NULL: none under way */
+	bool started;                   /* tried, at least: a QEMU loads once in its life */
+};
+
+static struct qemu_replica *qemu_of(struct ft_replica *r)
+{
+	return ft_container_of(r, struct qemu_replica, r);
+}
+
+/* --- takeover --- */
+
+static int qemu_start(struct ft_replica *r, const struct ft_blob *firmware, const struct ft_blob *state)
+{
+	struct qemu_replica *q = qemu_of(r);
+	uint64_t begin = ft_now_ns();
+	int rc;
+
+	if (q->started)
+		return -EALREADY;
+	q->started = true;
+	rc = ft_qemu_net(&q->at, true);         /* before it runs, so that its announcement is heard */
+	if (!rc)
+		rc = ft_qemu_load(q->loader, firmware, state);
+	if (rc)
+		return rc;
+	ft_info("%s: runs here, %.1f ms after the command", q->at.guest, (double)(ft_now_ns() - begin) / 1e6);
+	return 0;
+}
+
+/* --- drill --- */
+
+static int qemu_drill_start(struct ft_replica *r, const struct ft_blob *firmware, const struct ft_blob *state, int *fd)
+{
+	struct qemu_replica *q = qemu_of(r);
+
+	if (q->drill)
+		return -EBUSY;
+	return ft_qemu_drill_new(&q->spec, &q->at, firmware, state, &q->drill, fd);
+}
+
+static void qemu_drill_end(struct ft_replica *r, struct ft_drill_result *out)
+{
+	struct qemu_replica *q = qemu_of(r);
+
+	*out = (struct ft_drill_result){ .why = "no drill is under way" };
+	if (q->drill)
+		ft_qemu_drill_end(q->drill, out);
+	q->drill = NULL;
+}
+
+/* --- the end of a replica --- */
+
+static void free_replica(struct qemu_replica *q)
+{
+	struct ft_drill_result ignored;
+
+	qemu_drill_end(&q->r, &ignored);
+	ft_qemu_loader_free(q->loader);
+	if (q->r.ram)
+		munmap(q->r.ram, q->at.memory);
+	if (q->r.watch_fd >= 0)
+		close(q->r.watch_fd);
+	free(q);
+}
+
+static int qemu_detach(struct ft_replica *r)
+{
+	struct qemu_replica *q = qemu_of(r);
+	int rc = ft_attach_save(&q->at);
+
+	free_replica(q);
+	return rc;
+}
+
+static void qemu_destroy(struct ft_replica *r)
+{
+	struct qemu_replica *q;
+
+	if (!r)
+		return;
+	q = qemu_of(r);
+	if (q->at.pid > 0)
+		ft_qemu_cleanup(&q->at);
+	free_replica(q);
+}
+
+static const struct ft_replica_ops qemu_replica_ops = {
+	.start = qemu_start,
+	.drill_start = qemu_drill_start,
+	.drill_end = qemu_drill_end,
+	.detach = qemu_detach,
+	.destroy = qemu_destroy,
+};
+
+/* --- preparing --- */
+
+static int check_free_name(const struct ft_spec *spec)
+{
+	struct ft_attach running;
+	int rc = ft_attach_load(spec->name, &running);
+
+	if (rc == -ENOENT || rc == -ESRCH)
+		return 0;
+	ft_err("%s: a guest of this name runs on this host already%s", spec->name, rc ? " (its attach record cannot be read)" : "");
+	return -EEXIST;
+}
+
+static uint64_t mem_available(void)
+{
+	struct ft_blob text;
+	const char *line;
+	uint64_t kib = 0;
+
+	if (ft_read_file("/proc/meminfo", 64 << 10, &text))
+		return UINT64_MAX;
+	line = strstr((const char *)text.data, "MemAvailable:");
+	if (!line || sscanf(line, "MemAvailable: %" SCNu64, &kib) != 1)
+		kib = UINT64_MAX / 1024;
+	ft_blob_free(&text);
+	return kib * 1024;
+}
+
+/* Asked before allocating: a host that is driven out of memory takes its other guests along. */
+static int check_room(const struct ft_spec *spec)
+{
+	const char *dir = ft_conf()->shm_dir;
+	uint64_t free_ram = mem_available(), free_shm = UINT64_MAX;
+	struct statvfs fs;
+
+	if (ft_mkdir_p(dir, 0700) == 0 && statvfs(dir, &fs) == 0)
+		free_shm = (uint64_t)fs.f_bavail * fs.f_frsize;
+	if (spec->memory <= free_shm && spec->memory <= free_ram)
+		return 0;
+	ft_err("%s: no room for its memory of %" PRIu64 " MiB: %" PRIu64 " MiB free in %s, %" PRIu64 " MiB available on this host",
+	       spec->name, spec->memory >> 20, free_shm >> 20, dir, free_ram >> 20);
+	return -ENOSPC;
+}
+
+/* It becomes part of a command line. */
+static int check_machine_name(const struct ft_spec *spec, const char *machine)
+{
+	static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_";
+
+	if (machine[0] && !machine[strspn(machine, allowed)])
+		return 0;
+	ft_err("%s: the peer names a machine type that is none", spec->name);
+	return -EPROTO;
+}
+
+/* Device state has no meaning for another machine, or another QEMU than the one that wrote it. */
+static int check_same(const struct ft_attach *ours, const struct ft_attach *theirs)
+{
+	if (strcmp(ours->qemu_version, theirs->qemu_version)) {
+		ft_err("%s: it runs in QEMU %s there, but here is QEMU %s: install the same version on both hosts", ours->guest,
+		       theirs->qemu_version, ours->qemu_version);
+		return -ENOEXEC;
+	}
+	if (strcmp(ours->machine, theirs->machine) || ours->accel != theirs->accel) {
+		ft_err("%s: it runs on machine %s (%s) there, but here on %s (%s)", ours->guest, theirs->machine,
+		       theirs->accel == FT_ACCEL_KVM ? "kvm" : "tcg", ours->machine, ours->accel == FT_ACCEL_KVM ? "kvm" : "tcg");
+		return -ENOEXEC;
+	}
+	return 0;
+}
+
+static int map_ram(struct qemu_replica *q)
+{
+	int fd = open(q->at.ram, O_RDWR | O_CLOEXEC), rc = 0;
+	struct stat st;
+	void *ram = MAP_FAILED;
+
+	if (fd < 0 || fstat(fd, &st))
+		rc = -errno;
+	else if ((uint64_t)st.st_size != q->at.memory)
+		rc = -EINVAL;
+	else
+		ram = mmap(NULL, q->at.memory, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (!rc && ram == MAP_FAILED)
+		rc = -errno;
+	if (fd >= 0)
+		close(fd);
+	if (rc) {
+		ft_err("%s: its memory %s cannot be mapped: %s", q->at.guest, q->at.ram, strerror(-rc));
+		return rc;
+	}
+	q->r.ram = ram;
+	q->r.nr_pages = q->at.memory / FT_PAGE_SIZE;
+	/* Neither is needed for correctness: swapped or unmapped pages make applying an epoch slow. */
+	if (madvise(ram, q->at.memory, MADV_POPULATE_WRITE) || mlock(ram, q->at.memory))
+		ft_debug("%s: its memory is not locked: %s", q->at.guest, strerror(errno));
+	return 0;
+}
+
+static int prepare(struct qemu_replica *q, const struct ft_attach *theirs)
+{
+	struct ft_qemu_launch launch = {
+		.spec = &q->spec, .kind = FT_QEMU_PARKED, .accel = theirs->accel, .machine = theirs->machine,
+	};
+	int rc = check_machine_name(&q->spec, theirs->machine);
+
+	if (!rc)
+		rc = check_free_name(&q->spec);
+	if (!rc)
+		rc = check_room(&q->spec);
+	if (!rc)
+		rc = ft_qemu_start(&launch, &q->at);
+	if (rc)
+		return rc;
+	rc = check_same(&q->at, theirs);
+	if (!rc)
+		rc = map_ram(q);
+	if (!rc)
+		rc = ft_qemu_loader_new(&q->at, &q->loader);
+	if (rc)
+		return rc;
+	q->r.watch_fd = ft_attach_pidfd(&q->at);
+	return q->r.watch_fd < 0 ? q->r.watch_fd : 0;
+}
+
+int ft_qemu_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out)
+{
+	struct qemu_replica *q = calloc(1, sizeof(*q));
+	int rc;
+
+	*out = NULL;
+	if (!q)
+		return -ENOMEM;
+	*q = (struct qemu_replica){ .r = { .ops = &qemu_replica_ops, .watch_fd = -1 }, .spec = *spec };
+	rc = prepare(q, theirs);
+	if (rc) {
+		qemu_destroy(&q->r);
+		return rc;
+	}
+	*out = &q->r;
+	return 0;
+}
