@@ -33,7 +33,7 @@ LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftn
 # One short line a file; V=1 shows the commands.
 say      = $(if $(V),,@echo "  $(if $(filter %.o,$@),CC,LD)  $@";)
 
-.PHONY: all help deps check check-root check-unit clean demo fuzz fuzzers guest install lint soak stage tests
+.PHONY: all help deps check check-root check-unit check-vm clean demo fuzz fuzzers guest install lint soak stage tests
 all: $(PROGS) $(PRELOAD) $(SCRIPTS)
 
 help:
@@ -126,6 +126,8 @@ check-unit: all tests
 
 # Host tests are programs that speak TAP too. HOSTS="tests/hosts/test_power.py" picks some.
 HOSTS   ?= $(HOSTC) $(sort $(wildcard tests/hosts/test_*.py))
+# Unit tests that need more than this kernel may have, inside a distribution's.
+VMTESTS ?= $(sort $(wildcard tests/vm/test_*.sh))
 export BUILD
 export FT_OBJ = $(abspath $(B))
 export FT_GUEST = $(abspath $(GUEST))
@@ -133,7 +135,11 @@ export PYTHONDONTWRITEBYTECODE := 1
 check:
 	scripts/deps.sh build check
 	@$(MAKE) -s --no-print-directory all tests fuzzers stage guest
-	@tests/run.sh $(TESTS) tests/fuzz/fuzz.sh $(HOSTS)
+	@tests/run.sh $(TESTS) tests/fuzz/fuzz.sh $(VMTESTS) $(HOSTS)
+
+#: make check-vm     unit tests inside a distribution kernel (QEMU, no root needed)
+check-vm: tests
+	tests/run.sh $(VMTESTS)
 
 #: make check-root   host tests on real guests only (root)
 check-root: all tests stage guest

@@ -1,35 +1,37 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-3.0-or-later
-# run.sh [-m MODULE]... [-x COMMAND]... [-f FILE]... PROGRAM[:FILTER]... - test programs inside a distribution kernel.
+# run.sh [-m MODULE]... [-a MODULE]... [-x COMMAND]... [-f FILE]... PROGRAM[:FILTER]... - run test programs
+# inside a distribution kernel.
 #
 # Boots the kernel of tests/kernel.sh under QEMU (TCG), from an initramfs with the programs and their shared
-# libraries, MODULEs with what they depend on, COMMANDs found in PATH, and FILEs (or directories) at their
-# own paths. FILTER picks a program's tests by a part of their names. What the programs say in TAP comes out as one TAP stream. Ends within VM_TIMEOUT (400) seconds.
-# FT_* variables of the environment reach the programs.
+# libraries, the modules, COMMANDs found in PATH, and FILEs (or directories) at their own paths. Modules of -m
+# are loaded at the start, those of -a when the kernel asks for them. FILTER picks a program's tests by a part of their names. What the programs say in TAP comes out as one TAP stream. Ends within VM_TIMEOUT (400) seconds.
+# FT_* variables of the environment reach the programs; FT_TEST_SLOW says that no test may count on speed.
 set -eu -o pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-modules=() commands=() files=()
-while getopts m:x:f: opt; do
+modules=() more_modules=() commands=() files=()
+while getopts m:a:x:f: opt; do
 	case $opt in
 	m) modules+=("$OPTARG") ;;
+	a) more_modules+=("$OPTARG") ;;
 	x) commands+=("$OPTARG") ;;
 	f) files+=("$OPTARG") ;;
 	*) exit 2 ;;
 	esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || { echo "usage: run.sh [-m MODULE]... [-x COMMAND]... [-f FILE]... PROGRAM[:FILTER]..." >&2; exit 2; }
+[ $# -gt 0 ] || { sed -n 's/^# \(run.sh .*\) - .*/usage: \1/p' "$0" >&2; exit 2; }
 
 skip() {
 	echo "1..0 # SKIP $*"
 	exit 77
 }
 
-for tool in busybox cpio qemu-system-x86_64; do
+PATH=$PATH:/usr/sbin:/sbin
+for tool in busybox cpio depmod qemu-system-x86_64; do
 	command -v $tool >/dev/null || skip "$tool is missing; run scripts/deps.sh check"
 done
 kernel=$("$here/../kernel.sh") || skip "no kernel for the guest"
-PATH=$PATH:/usr/sbin:/sbin
 work=$(mktemp -d)
 qemu=
 trap '[ -z "$qemu" ] || kill "$qemu" 2>/dev/null; rm -rf "$work"' EXIT
@@ -46,29 +48,36 @@ add_libraries() {
 	{ ldd "$1" 2>/dev/null || true; } | { grep -o '/[^ ]*' || true; } | while read -r lib; do add_file "$lib"; done
 }
 
-# Module $1 after all it depends on. What is built into the kernel has no file and is left out.
+# Module $1 and all it depends on. What is built into the kernel has no file and is left out.
 add_module() {
-	local line file name
-	line=$(grep -E "(^|/)${1//[-_]/[-_]}\.ko[^:/]*:" "$kernel/lib/modules/"*/modules.dep || true)
-	[ -n "$line" ] || return 0
-	for file in $(echo "${line#*:}" | tr ' ' '\n' | tac) "${line%%:*}"; do
-		name=$(basename "$file" | sed 's/\.ko.*//')
-		[ ! -e "$root/modules/$name.ko" ] || continue
+	local line file to
+	line=$(grep -E "(^|/)${1//[-_]/[-_]}\.ko[^:/]*:" "$from/modules.dep" || true)
+	for file in ${line/:/}; do
+		to=$root$to_modules/$(basename "$file" | sed 's/\.ko.*/.ko/')
 		case $file in
-		*.xz) xz -dc "$kernel/lib/modules/"*/"$file" ;;
-		*.zst) zstd -dqc "$kernel/lib/modules/"*/"$file" ;;
-		*) cat "$kernel/lib/modules/"*/"$file" ;;
-		esac >"$root/modules/$name.ko"
-		echo "$name" >>"$root/modules/order"
+		*.xz) xz -dc "$from/$file" >"$to" ;;
+		*.zst) zstd -dqc "$from/$file" >"$to" ;;
+		*) cp "$from/$file" "$to" ;;
+		esac
 	done
 }
 
+add_modules() {
+	from=$(echo "$kernel"/lib/modules/*)
+	to_modules=/lib/modules/${from##*/}
+	mkdir -p "$root$to_modules"
+	for m in "${modules[@]}" "${more_modules[@]}"; do add_module "$m"; done
+	cp "$from"/modules.builtin* "$from/modules.order" "$root$to_modules/"
+	depmod -b "$root" "${from##*/}"
+	printf '%s\n' "${modules[@]}" >"$root/modules"
+}
+
 make_root() {
-	mkdir -p "$root"/{bin,dev,modules,proc,programs,sys,tmp,run,etc,usr/bin,usr/sbin}
+	mkdir -p "$root"/{bin,sbin,dev,proc,programs,sys,tmp,run,etc,usr/bin,usr/sbin}
 	cp -L "$(command -v busybox)" "$root/bin/busybox"
+	ln -s ../bin/busybox "$root/sbin/modprobe"      # what the kernel calls
 	install -m 755 "$here/init" "$root/init"
-	: >"$root/modules/order"
-	for m in "${modules[@]}"; do add_module "$m"; done
+	add_modules
 	for f in "${files[@]}"; do
 		add_file "$f"
 		find "$f" -type f -name '*.so*' | while read -r so; do add_libraries "$so"; done
@@ -86,6 +95,7 @@ make_root() {
 		echo "$(basename "$p") ${arg#"$p"}" | tr -d : >>"$root/programs.order"
 	done
 	env | { grep -E '^FT_[A-Z_]*=[A-Za-z0-9_./,-]*$' || true; } | sed 's/^/export /' >"$root/environment"
+	echo "export FT_TEST_SLOW=1" >>"$root/environment"
 	(cd "$root" && find . | cpio -o -H newc -R 0:0 --quiet) >"$work/initrd"
 }
 
