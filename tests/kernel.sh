@@ -8,7 +8,7 @@
 set -eu
 flavour=${1:-cloud-amd64}
 cd "$(dirname "$0")/.."
-dir=$PWD/${BUILD:-build}/kernel/$flavour
+dir=$(realpath -m "${BUILD:-build}")/kernel/$flavour
 case $flavour in
 cloud-amd64 | amd64) ;;
 *) echo "kernel.sh: no kernel flavour '$flavour' (cloud-amd64, amd64)" >&2; exit 2 ;;
