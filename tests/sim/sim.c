@@ -119,6 +119,8 @@ struct sim {
 	uint64_t next_request;
 	bool open_allowed;              /* unprotected by right: before, or after DISARMED */
 	bool excuse;                    /* somebody had a reason to take over */
+	bool go_on;                     /* policy `continue` */
+	bool was_alone;                 /* ... was needed: what beta has is old, and nobody may force it */
 	uint64_t fault_until;           /* one fault at a time */
 };
 
@@ -815,7 +817,11 @@ static void a_echoed(void *ctx, uint64_t sent_ns)
 
 static void a_changed(void *ctx, enum ft_primary_state from, enum ft_primary_state to, const char *why)
 {
-	trace(ctx, "alpha %s -> %s: %s", ft_primary_state_name(from), ft_primary_state_name(to), why);
+	struct sim *s = ctx;
+
+	trace(s, "alpha %s -> %s: %s", ft_primary_state_name(from), ft_primary_state_name(to), why);
+	if (to == FT_PRIMARY_ALONE)
+		s->was_alone = true;
 }
 
 static void a_ended(void *ctx, enum ft_primary_end end, const char *why)
@@ -875,8 +881,9 @@ static void make_lossy(struct sim *s)
 
 static void protect_start(struct sim *s, uint64_t unused)
 {
-	static const struct ft_policy policy = { .interval_max_ms = 60, .dirty_max_mb = 32, .pause_budget_percent = 30,
-						 .in_flight_max = 4, .silence_ms = 300, .staging_mb = 1 };
+	const struct ft_policy policy = { .interval_max_ms = 60, .dirty_max_mb = 32, .pause_budget_percent = 30,
+						 .in_flight_max = 4, .silence_ms = 300, .staging_mb = 1,
+					  .on_peer_loss = s->go_on ? FT_LOSS_CONTINUE : FT_LOSS_FREEZE };
 	struct ft_encoder_config enc = { .nr_pages = PAGES, .shadow = true, .emit = a_send, .ctx = s };
 	struct ft_primary_config cfg = {
 		.guest = "vm1", .peer = "beta", .nr_outputs = 1, .policy = policy, .vcpus = 1, .spec_text = "spec",
@@ -1119,6 +1126,8 @@ static void check_takeover(struct sim *s)
 	ft_fake_on_send(s->b_guest, beta_sends, s);
 	if (st.epoch >= EPOCHS_MAX || ft_fake_digest(s->b_guest) != s->digest[st.epoch])
 		broken(s, "whole: beta starts something that is not sealed epoch %llu", (unsigned long long)st.epoch);
+	if (s->was_alone && s->go_on)
+		broken(s, "nothing lost: an old replica was started although the primary went on alone");
 	if (ft_fake_sent(s->b_guest) < s->out_max)
 		broken(s, "nothing lost: packet %llu was seen, the guest on beta has sent %llu", (unsigned long long)s->out_max,
 		       (unsigned long long)ft_fake_sent(s->b_guest));
@@ -1359,15 +1368,30 @@ static void power_off_alpha(struct sim *s, uint64_t unused)
 	ft_fake_event(s->guest, FT_VM_GONE);
 }
 
+/* Policy `continue`: nobody takes over by himself. An operator who sees alpha dead says so. */
+static void operator_forces(struct sim *s, uint64_t unused)
+{
+	(void)unused;
+	if (!s->b.up || s->b_guest || s->was_alone || !awake(s, &s->b, operator_forces, 0))
+		return;
+	trace(s, "the operator forces beta");
+	ft_ignore(ft_backup_force(s->backup));  /* nothing there: the life ends without a guest, and check_alive knows */
+	beta_settle(s);
+}
+
 static void fault_alpha_power(struct sim *s)
 {
 	power_off_alpha(s, 0);
+	if (s->go_on)
+		after(s, FT_S_NS, operator_forces, 0);
 }
 
 static void fault_guest_crashes(struct sim *s)
 {
 	s->excuse = true;
 	ft_fake_event(s->guest, FT_VM_GONE);
+	if (s->go_on)
+		after(s, 2 * FT_S_NS, operator_forces, 0);
 	if (s->a.up && s->a.stalled_until <= s->now)
 		ft_primary_guest_event(s->primary);
 	alpha_settle(s);
@@ -1490,6 +1514,8 @@ static void check_alive(struct sim *s)
 	if (s->a.up)
 		ft_primary_get_status(s->primary, &st);
 	run_until(s, s->now + FT_S_NS);
+	if (s->was_alone && !s->b_guest && (gone || !ft_fake_running(s->guest)))
+		return;                 /* two failures, the second one while unprotected: nothing was promised */
 	if (gone)
 		broken(s, "alive: alpha is dead and beta does not run the guest");
 	else if (s->answered == before)
@@ -1549,6 +1575,7 @@ void sim_run(uint64_t seed, enum sim_mutant mutant, bool trace_on, struct sim_re
 	*out = (struct sim_result){ .ok = true };
 	s = (struct sim){ .rng = seed * 0x9e3779b97f4a7c15ull + 1, .mutant = mutant, .trace = trace_on, .res = out,
 			  .a_host_up = true, .open_allowed = true };
+	s.go_on = !rnd(&s, 5);
 	wire_clear(&s.to_a);
 	wire_clear(&s.to_b);
 	store_a = (struct store){ .s = &s, .blob = &s.a_record, .owner = &s.a };
