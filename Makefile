@@ -59,12 +59,12 @@ $(B)/%.o: %.c
 $(B)/libft.a: $(LIB)
 	@mkdir -p $(@D)
 	@rm -f $@
-	$(AR) rcs $@ $(LIB)
+	@$(AR) rcs $@ $(LIB)
 
 define prog_rule
 $(B)/bin/$(patsubst main_%.c,%,$(notdir $(1))): $(patsubst %.c,$(B)/%.o,$(1)) $(B)/libft.a
 	@mkdir -p $$(@D)
-	$$(CC) $$(CFLAGS) -o $$@ $$^ $$(LDFLAGS) $$(LDLIBS)
+	$$(say) $$(CC) $$(CFLAGS) -o $$@ $$^ $$(LDFLAGS) $$(LDLIBS)
 endef
 $(foreach m,$(MAINS),$(eval $(call prog_rule,$(m))))
 
@@ -160,7 +160,7 @@ $(F)/obj/%.o: %.c
 	$(FUZZ_CC) $(FUZZFLAGS) -fsanitize=fuzzer-no-link -c -o $@ $<
 $(F)/libft.a: $(LIB:$(B)/%=$(F)/obj/%)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	@$(AR) rcs $@ $^
 $(F)/fuzz_%: $(F)/obj/tests/fuzz/fuzz_%.o $(F)/libft.a
 	$(FUZZ_CC) $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDFLAGS) $(LDLIBS)
 

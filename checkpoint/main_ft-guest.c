@@ -1,0 +1,542 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/* ft-guest: starts, stops and lists guests under stock QEMU, from guest files. man ft-guest(8). */
+#include "checkpoint/qemu.h"
+#include "ft/conf.h"
+#include "ft/record.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <sys/pidfd.h>
+#include <unistd.h>
+
+/* Documented in ft-guest(8). */
+enum { DONE = 0, FAILED = 1, USAGE = 2, UNKNOWN = 3, REFUSED = 4 };
+
+#define QMP_TIMEOUT_MS 5000
+#define STOP_TIMEOUT_S 60
+
+struct options {
+	bool force, kill, json;
+	unsigned timeout_s;             /* 0 with --kill */
+	const char *guest;              /* checked; NULL: none given */
+};
+
+/* --- one command at a time works on a guest --- */
+
+/* A lock on the guest's run directory itself leaves no file behind. */
+static int lock_guest(const char *guest)
+{
+	char dir[2 * FT_PATH_MAX];
+	int fd, rc = ft_run_path(dir, sizeof(dir), guest, "");
+
+	if (!rc)
+		rc = ft_mkdir_p(dir, 0700);
+	fd = rc ? -1 : open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0) {
+		ft_err("guest %s: cannot make its directory %s: %s", guest, dir, strerror(rc ? -rc : errno));
+		return -1;
+	}
+	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+		ft_err("guest %s: another ft-guest is at work on it", guest);
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+static void unlock_guest(const char *guest, int fd)
+{
+	char dir[2 * FT_PATH_MAX];
+
+	if (!ft_run_path(dir, sizeof(dir), guest, ""))
+		rmdir(dir);             /* only if nothing is in it */
+	close(fd);
+}
+
+/* --- what the durable record allows --- */
+
+static int load_record(const char *guest, struct ft_record *r)
+{
+	return ft_record_load(NULL, ft_conf()->state_dir, guest, r);
+}
+
+/* NULL: it may start here. Else why not. */
+static const char *why_not_start(const struct ft_record *r)
+{
+	switch (r->role) {
+	case FT_ROLE_PRIMARY:
+		return "was protected here when it ended, and may have been taken over by";
+	case FT_ROLE_ARMED:
+		return "has its replica here and runs on";
+	case FT_ROLE_STOOD_DOWN:
+		return "was handed over to";
+	case FT_ROLE_NONE:
+	case FT_ROLE_DISARMED:
+	case FT_ROLE_RUNNING:
+		break;
+	}
+	return NULL;
+}
+
+static int check_start(const char *guest, bool force)
+{
+	struct ft_record r;
+	const char *why;
+
+	if (load_record(guest, &r)) {   /* logged */
+		if (force)
+			return DONE;
+		ft_err("guest %s: make sure that it runs nowhere else, then start it with --force", guest);
+		return REFUSED;
+	}
+	why = why_not_start(&r);
+	if (!why)
+		return DONE;
+	if (force) {
+		ft_warn("guest %s %s %s (generation %" PRIu64 "): started all the same", guest, why, r.peer, r.generation);
+		return DONE;
+	}
+	ft_err("guest %s %s %s (generation %" PRIu64 "): ask there with 'ft-ctl status %s'; only if it runs nowhere, start it with --force",
+	       guest, why, r.peer, r.generation, guest);
+	return REFUSED;
+}
+
+static int check_stop(const char *guest, bool force)
+{
+	struct ft_record r;
+
+	if (force || load_record(guest, &r) || r.role != FT_ROLE_PRIMARY)
+		return DONE;
+	ft_err("guest %s is protected towards %s, which would take over: end that first with 'ft-ctl unprotect %s', or stop it with --force",
+	       guest, r.peer, guest);
+	return REFUSED;
+}
+
+/* --- start --- */
+
+static const char *accel_name(enum ft_accel a)
+{
+	return a == FT_ACCEL_KVM ? "kvm" : "tcg";
+}
+
+/* What a guest that died left behind goes before it starts again. 0: nothing runs. */
+static int clear_dead(const char *guest, struct ft_attach *at)
+{
+	int rc = ft_attach_load(guest, at);
+
+	if (rc == -ENOENT)
+		return 0;
+	if (rc == -ESRCH) {
+		ft_qemu_cleanup(at);
+		return ft_attach_remove(guest);
+	}
+	return rc ? rc : -EEXIST;
+}
+
+static int start_locked(const struct ft_spec *spec)
+{
+	struct ft_qemu_launch l = { .spec = spec, .kind = FT_QEMU_GUEST };
+	struct ft_attach at;
+	int rc = clear_dead(spec->name, &at);
+
+	if (rc == -EEXIST) {
+		ft_info("guest %s runs already (pid %d)", spec->name, (int)at.pid);
+		return DONE;
+	}
+	if (!rc)
+		rc = ft_qemu_start(&l, &at);
+	if (rc)
+		return FAILED;
+	rc = ft_attach_save(&at);
+	if (rc) {
+		ft_qemu_cleanup(&at);
+		return FAILED;
+	}
+	printf("%s runs: %s, %s, QEMU %s, pid %d\n", spec->name, accel_name(at.accel), at.machine, at.qemu_version, (int)at.pid);
+	return DONE;
+}
+
+static int cmd_start(const struct options *o)
+{
+	struct ft_spec spec;
+	int rc = ft_spec_load(o->guest, &spec), fd;
+
+	if (rc)
+		return rc == -ENOENT ? UNKNOWN : rc == -EINVAL ? USAGE : FAILED;
+	rc = check_start(o->guest, o->force);
+	if (rc)
+		return rc;
+	fd = lock_guest(o->guest);
+	if (fd < 0)
+		return FAILED;
+	rc = start_locked(&spec);
+	unlock_guest(o->guest, fd);
+	return rc;
+}
+
+/* --- stop --- */
+
+static bool wait_dead(int pidfd, unsigned timeout_s)
+{
+	uint64_t end = ft_now_ns() + timeout_s * FT_S_NS, now;
+	struct pollfd p = { .fd = pidfd, .events = POLLIN };
+
+	while ((now = ft_now_ns()) < end)
+		if (poll(&p, 1, (int)((end - now) / FT_MS_NS) + 1) == 1)
+			return true;
+	return false;
+}
+
+/* Either socket will do: the replicator or the guard may hold one. */
+static int tell_qemu(const struct ft_attach *at, const char *command)
+{
+	const char *const paths[] = { at->qmp, at->qmp_guard };
+	char why[320] = "";
+	struct ft_qmp *q;
+	int rc = 0;
+
+	for (unsigned i = 0; i < 2; i++) {
+		rc = ft_qmp_try(paths[i], QMP_TIMEOUT_MS / 2, &q, why, sizeof(why));
+		if (rc)
+			continue;
+		rc = ft_qmp_call(q, command, NULL, -1, QMP_TIMEOUT_MS, NULL);
+		if (rc)
+			snprintf(why, sizeof(why), "%s", ft_qmp_error(q));
+		ft_qmp_close(q);
+		break;
+	}
+	if (rc && rc != -EPIPE)
+		ft_warn("guest %s: cannot tell QEMU to %s: %s", at->guest, command, why);
+	return rc == -EPIPE ? 0 : rc;
+}
+
+/* The guest's own shutdown, else QEMU's end in order; ft_qemu_cleanup kills what is still there. */
+static void shut_down(const struct ft_attach *at, int pidfd, const struct options *o)
+{
+	if (!o->kill) {
+		if (!tell_qemu(at, "system_powerdown") && wait_dead(pidfd, o->timeout_s))
+			return;
+		ft_warn("guest %s: did not shut down within %u s: it is ended now", at->guest, o->timeout_s);
+	}
+	if (!tell_qemu(at, "quit"))
+		wait_dead(pidfd, QMP_TIMEOUT_MS / 1000);
+}
+
+static int stop_locked(const struct options *o)
+{
+	struct ft_attach at;
+	int rc = ft_attach_load(o->guest, &at), pidfd;
+
+	if (rc == -EINVAL)
+		return FAILED;
+	if (rc == -ENOENT) {
+		ft_err("guest %s does not run here", o->guest);
+		return UNKNOWN;
+	}
+	pidfd = rc ? -1 : ft_attach_pidfd(&at);
+	if (pidfd >= 0) {
+		shut_down(&at, pidfd, o);
+		close(pidfd);
+	}
+	ft_qemu_cleanup(&at);
+	ft_attach_remove(o->guest);
+	printf("%s stopped\n", o->guest);
+	return DONE;
+}
+
+static int cmd_stop(const struct options *o)
+{
+	int rc = check_stop(o->guest, o->force), fd;
+
+	if (rc)
+		return rc;
+	fd = lock_guest(o->guest);
+	if (fd < 0)
+		return FAILED;
+	rc = stop_locked(o);
+	unlock_guest(o->guest, fd);
+	return rc;
+}
+
+/* --- list, status --- */
+
+struct guest_state {
+	const char *state;              /* running, stopped, dead, replica, unknown */
+	struct ft_attach at;            /* running */
+	struct ft_record record;
+};
+
+static void look_at(const char *guest, struct guest_state *g)
+{
+	char path[2 * FT_PATH_MAX];
+	int rc = ft_attach_load(guest, &g->at);
+
+	g->state = rc == 0 ? "running" : rc == -ESRCH ? "dead" : rc == -ENOENT ? "stopped" : "unknown";
+	if (rc == -ENOENT && !ft_run_path(path, sizeof(path), guest, "qmp.sock") && ft_qmp_listening(path))
+		g->state = "replica";
+	if (load_record(guest, &g->record))
+		g->record = (struct ft_record){ 0 };
+}
+
+static json_t *guest_json(const char *guest, const struct guest_state *g)
+{
+	json_t *j = json_pack("{s:s, s:s, s:s, s:I, s:s?}", "guest", guest, "state", g->state, "role", ft_role_name(g->record.role),
+			      "generation", (json_int_t)g->record.generation, "peer", g->record.peer[0] ? g->record.peer : NULL);
+
+	if (!strcmp(g->state, "running"))
+		json_object_update_new(j, json_pack("{s:i, s:s, s:s, s:s, s:I}", "pid", (int)g->at.pid, "accel", accel_name(g->at.accel),
+						    "machine", g->at.machine, "qemu_version", g->at.qemu_version,
+						    "memory", (json_int_t)g->at.memory));
+	return j;
+}
+
+static void print_guest(const char *guest, const struct guest_state *g)
+{
+	char pid[16] = "-", memory[24] = "-";
+	bool runs = !strcmp(g->state, "running");
+
+	if (runs) {
+		snprintf(pid, sizeof(pid), "%d", (int)g->at.pid);
+		snprintf(memory, sizeof(memory), "%" PRIu64 "M", g->at.memory >> 20);
+	}
+	printf("%-20s %-8s %8s %8s %-5s %-12s %s\n", guest, g->state, pid, memory, runs ? accel_name(g->at.accel) : "-",
+	       ft_role_name(g->record.role), g->record.peer[0] ? g->record.peer : "-");
+}
+
+static void print_header(void)
+{
+	printf("%-20s %-8s %8s %8s %-5s %-12s %s\n", "GUEST", "STATE", "PID", "MEMORY", "ACCEL", "ROLE", "PEER");
+}
+
+static void print_json(json_t *j)
+{
+	json_dumpf(j, stdout, JSON_INDENT(2));
+	putchar('\n');
+	json_decref(j);
+}
+
+static int cmd_status(const struct options *o)
+{
+	struct guest_state g;
+
+	look_at(o->guest, &g);
+	if (o->json) {
+		print_json(guest_json(o->guest, &g));
+	} else {
+		print_header();
+		print_guest(o->guest, &g);
+	}
+	return !strcmp(g.state, "running") ? DONE : UNKNOWN;
+}
+
+/* Add the guest names that are in @dir, with @suffix taken off, to the set @names. */
+static void collect(const char *dir, const char *suffix, json_t *names)
+{
+	DIR *d = opendir(dir);
+	size_t cut = strlen(suffix);
+
+	for (struct dirent *e; d && (e = readdir(d)); ) {
+		size_t len = strlen(e->d_name);
+
+		if (len <= cut || strcmp(e->d_name + len - cut, suffix))
+			continue;
+		e->d_name[len - cut] = 0;
+		if (ft_name_ok(e->d_name))
+			json_object_set_new(names, e->d_name, json_true());
+	}
+	if (d)
+		closedir(d);
+}
+
+static int compare_names(const void *a, const void *b)
+{
+	return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+static const char **sorted(json_t *names, size_t *n)
+{
+	const char **v = calloc(json_object_size(names) + 1, sizeof(*v)), *name;
+	json_t *unused;
+
+	*n = 0;
+	if (!v)
+		return NULL;
+	json_object_foreach(names, name, unused)
+		v[(*n)++] = name;
+	qsort(v, *n, sizeof(*v), compare_names);
+	return v;
+}
+
+static int cmd_list(const struct options *o)
+{
+	json_t *names = json_object(), *all = json_array();
+	char running[2 * FT_PATH_MAX];
+	const char **v;
+	size_t n;
+
+	snprintf(running, sizeof(running), "%s/guests", ft_conf()->run_dir);
+	collect(ft_conf()->guests_dir, ".conf", names);
+	collect(running, "", names);
+	v = sorted(names, &n);
+	if (!o->json)
+		print_header();
+	for (size_t i = 0; i < n; i++) {
+		struct guest_state g;
+
+		look_at(v[i], &g);
+		if (o->json)
+			json_array_append_new(all, guest_json(v[i], &g));
+		else
+			print_guest(v[i], &g);
+	}
+	if (o->json)
+		print_json(json_incref(all));
+	json_decref(all);
+	free(v);
+	json_decref(names);
+	return DONE;
+}
+
+/* --- command line --- */
+
+static const struct command {
+	const char *name;
+	int (*run)(const struct options *o);
+	bool takes_guest;
+	const char *allows;             /* short options */
+	const char *help;
+} commands[] = {
+	{ "start", cmd_start, true, "f", "start NAME [--force]                           start the guest of NAME's guest file" },
+	{ "stop", cmd_stop, true, "fkt", "stop NAME [--timeout S] [--kill] [--force]     shut it down, or end it at once" },
+	{ "status", cmd_status, true, "j", "status NAME [--json]                           does it run here?" },
+	{ "list", cmd_list, false, "j", "list [--json]                                  all guests of this host" },
+};
+
+static int usage(FILE *to)
+{
+	fprintf(to, "usage: ft-guest [--config FILE] COMMAND\n");
+	for (size_t i = 0; i < FT_ARRAY_LEN(commands); i++)
+		fprintf(to, "  %s\n", commands[i].help);
+	return to == stdout ? DONE : USAGE;
+}
+
+static const struct option long_options[] = {
+	{ "config", required_argument, NULL, 'c' },
+	{ "force", no_argument, NULL, 'f' },
+	{ "kill", no_argument, NULL, 'k' },
+	{ "timeout", required_argument, NULL, 't' },
+	{ "json", no_argument, NULL, 'j' },
+	{ "help", no_argument, NULL, 'h' },
+	{ "version", no_argument, NULL, 'V' },
+	{ 0 }
+};
+
+struct parsed {
+	struct options o;
+	const char *config;
+	char given[8];                  /* command options that were there */
+	bool help, version;
+};
+
+static bool parse_seconds(const char *text, unsigned *out)
+{
+	char rest;
+
+	return strlen(text) <= 5 && sscanf(text, "%5u%c", out, &rest) == 1;
+}
+
+static int parse_options(int argc, char **argv, struct parsed *p)
+{
+	int c;
+
+	while ((c = getopt_long(argc, argv, "c:hV", long_options, NULL)) >= 0) {
+		if (strchr("fkjt", c) && !strchr(p->given, c))
+			p->given[strlen(p->given)] = (char)c;
+		switch (c) {
+		case 'c': p->config = optarg; break;
+		case 'f': p->o.force = true; break;
+		case 'k': p->o.kill = true; break;
+		case 'j': p->o.json = true; break;
+		case 'h': p->help = true; break;
+		case 'V': p->version = true; break;
+		case 't':
+			if (parse_seconds(optarg, &p->o.timeout_s))
+				break;
+			ft_err("--timeout takes seconds, not '%s'", optarg);
+			return -EINVAL;
+		default:
+			return -EINVAL;
+		}
+	}
+	return 0;
+}
+
+static const struct command *find_command(const char *name)
+{
+	for (size_t i = 0; i < FT_ARRAY_LEN(commands); i++)
+		if (!strcmp(commands[i].name, name))
+			return &commands[i];
+	ft_err("there is no command '%s'", name);
+	return NULL;
+}
+
+static const char *long_name(char c)
+{
+	const struct option *l = long_options;
+
+	while (l->name && l->val != c)
+		l++;
+	return l->name;
+}
+
+/* Options and arguments that the command does not know are errors, not noise. */
+static bool fits(const struct command *cmd, const struct parsed *p, int argc, char **argv)
+{
+	if (argc - optind != 1 + cmd->takes_guest) {
+		ft_err("%s takes %s", cmd->name, cmd->takes_guest ? "the name of one guest" : "no name");
+		return false;
+	}
+	for (const char *c = p->given; *c; c++) {
+		if (!strchr(cmd->allows, *c)) {
+			ft_err("%s has no option --%s", cmd->name, long_name(*c));
+			return false;
+		}
+	}
+	if (cmd->takes_guest && !ft_name_ok(argv[optind + 1])) {
+		ft_err("'%s' is no valid guest name", argv[optind + 1]);
+		return false;
+	}
+	return true;
+}
+
+int main(int argc, char **argv)
+{
+	struct parsed p = { .o = { .timeout_s = STOP_TIMEOUT_S } };
+	static struct ft_conf conf;
+	const struct command *cmd;
+
+	ft_log_init("ft-guest");
+	if (parse_options(argc, argv, &p))
+		return usage(stderr);
+	if (p.help)
+		return usage(stdout);
+	if (p.version) {
+		printf("ft-guest %s\n", FT_VERSION);
+		return DONE;
+	}
+	if (optind == argc)
+		return usage(stderr);
+	cmd = find_command(argv[optind]);
+	if (!cmd || !fits(cmd, &p, argc, argv))
+		return usage(stderr);
+	if (ft_conf_load(p.config, &conf))
+		return USAGE;
+	ft_conf_set(&conf);
+	p.o.guest = cmd->takes_guest ? argv[optind + 1] : NULL;
+	return cmd->run(&p.o);
+}
