@@ -33,7 +33,7 @@ LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftn
 # One short line a file; V=1 shows the commands.
 say      = $(if $(V),,@echo "  $(if $(filter %.o,$@),CC,LD)  $@";)
 
-.PHONY: all help deps check check-root check-unit check-vm clean demo fuzz fuzzers guest install lint soak stage tests
+.PHONY: all help bench deps check check-root check-unit check-vm clean demo fuzz fuzzers guest install lint soak stage tests
 all: $(PROGS) $(PRELOAD) $(SCRIPTS)
 
 help:
@@ -91,7 +91,7 @@ $(B)/tools/%: tests/tools/%.c
 	@mkdir -p $(@D)
 	$(say) $(CC) $(CFLAGS) -o $@ $< $(LDFLAGS) -pthread
 
-$(B)/bench/%: tests/bench/%.c $(TESTLIB) $(B)/libft.a
+$(B)/bench/%: tests/bench/%.c $(B)/libft.a
 	@mkdir -p $(@D)
 	$(say) $(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o %.a,$^) $(LDFLAGS) $(LDLIBS)
 
@@ -120,6 +120,10 @@ demo:
 	scripts/deps.sh build check
 	@$(MAKE) -s --no-print-directory all tests stage guest
 	@tests/hosts/demo.py
+
+# Each prints one JSON object a line.
+bench: $(BENCHES)
+	@for b in $^; do $$b || exit 1; done
 
 check-unit: all tests
 	tests/run.sh $(TESTS)
