@@ -126,6 +126,14 @@ static int emit(void *ctx, uint32_t type, const void *body, size_t len)
 	return pr->link ? ft_link_send(pr->link, FT_LANE_BULK, type, body, len) : -EPIPE;
 }
 
+/* Loop thread: the end of a small epoch need not wait for a worker to wake up. */
+static int emit_nowait(void *ctx, uint32_t type, const void *body, size_t len)
+{
+	struct protect *pr = ctx;
+
+	return pr->link ? ft_link_send(pr->link, FT_LANE_BULK_NOWAIT, type, body, len) : -EPIPE;
+}
+
 /* --- the right to speak --- */
 
 /* Heartbeat thread. */
@@ -522,7 +530,7 @@ static int make_data_path(struct protect *pr)
 {
 	struct ft_encoder_config cfg = {
 		.threads = encode_threads(&pr->policy), .nr_pages = pr->vm->nr_pages, .shadow = pr->policy.shadow,
-		.emit = emit, .ctx = pr,
+		.emit = emit, .emit_nowait = emit_nowait, .ctx = pr,
 	};
 	int rc = ft_staging_new((size_t)pr->policy.staging_mb << 20, &pr->staging);
 
