@@ -470,6 +470,7 @@ static void child_exec(const struct start *s, int status_fd)
 	int rc = 0, n;
 
 	child_signals();
+	ft_priority_default();
 	if (s->l->kind == FT_QEMU_SCRATCH)
 		rc = child_scratch(s);
 	if (!rc)

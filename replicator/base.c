@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -16,6 +17,20 @@ uint64_t ft_now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * FT_S_NS + (uint64_t)ts.tv_nsec;
+}
+
+#define NICE -10
+
+void ft_priority_raise(void)
+{
+	if (setpriority(PRIO_PROCESS, 0, NICE) < 0)
+		ft_debug("scheduling priority stays as it is: %s", strerror(errno));
+}
+
+void ft_priority_default(void)
+{
+	if (getpriority(PRIO_PROCESS, 0) == NICE && setpriority(PRIO_PROCESS, 0, 0) < 0)
+		ft_debug("scheduling priority stays raised: %s", strerror(errno));
 }
 
 static const char *log_program = "ft";

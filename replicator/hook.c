@@ -13,6 +13,7 @@ static void child(const char *command, char *const env[])
 
 	/* Twice forked: init reaps it, and no signal meant for us reaches it. */
 	setsid();
+	ft_priority_default();
 	if (fork())
 		_exit(0);
 	for (int fd = 3; fd < 1024; fd++)

@@ -608,6 +608,7 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .loop = ev_default_loop(0) };
 	if (load_guest(pr) || take_lock(pr) || ft_tls_check(&tls) || ft_qemu_check(&pr->attach, log_obstacle, pr))
 		return FT_END_OBSTACLE;
+	ft_priority_raise();
 	rc = make_parts(pr);
 	if (rc) {
 		ft_err("%s cannot be protected: %s", guest, strerror(-rc));

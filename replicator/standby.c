@@ -508,6 +508,7 @@ int ft_standby_run(const char *guest, int listen_fd, int tcp_fd)
 		close(tcp_fd);
 		return 1;
 	}
+	ft_priority_raise();
 	watch(&sb);
 	ft_backup_tick(sb.backup);
 	serve(&sb, tcp_fd);

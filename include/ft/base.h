@@ -37,6 +37,13 @@
 /* CLOCK_MONOTONIC in nanoseconds; the only clock that decisions are made on. */
 uint64_t ft_now_ns(void);
 
+/*
+ * What we do stands in the way of somebody's reply, and busy vCPUs are on the same cores: ask the scheduler to let
+ * this thread, and those it makes, go first. Best effort. Programs we start must undo it (ft_priority_default).
+ */
+void ft_priority_raise(void);
+void ft_priority_default(void);
+
 /* --- log: one line an event, to stderr, journal-style priorities when stderr is the journal. --- */
 enum ft_log_level { FT_LOG_ERR = 3, FT_LOG_WARN = 4, FT_LOG_INFO = 6, FT_LOG_DEBUG = 7 };
 
