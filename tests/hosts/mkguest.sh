@@ -7,7 +7,7 @@ src=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:?usage: mkguest.sh DIR}
 # A dependency comes before what needs it. What is built into the kernel has no file and is left out.
 modules="virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover
- virtio_net virtio_blk ipv6"
+ virtio_net virtio_blk ipv6 evdev button"
 
 need() {
 	command -v "$1" >/dev/null || { echo "mkguest.sh: $1 is missing; run scripts/deps.sh check" >&2; exit 1; }
@@ -45,6 +45,10 @@ cp -L "$(command -v busybox)" "$root/bin/busybox"
 cp "$src/guest/init" "$root/init"
 chmod 755 "$root/init"
 copy_with_libraries "$(command -v redis-server)" redis-server
+# What acpid runs when somebody presses the power button.
+mkdir -p "$root/etc/acpi/PWRF"
+printf '#!/bin/busybox sh\nexec poweroff -f\n' >"$root/etc/acpi/PWRF/00000080"
+chmod 755 "$root/etc/acpi/PWRF/00000080"
 for m in $modules; do copy_module "$m"; done
 ${CC:-cc} -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -static -pthread -o "$root/bin/agent" "$src/guest/agent.c"
 strip "$root/bin/agent"
