@@ -28,8 +28,8 @@ AFTERWARDS_S = 5
 start = now()
 
 
-def say(who, what):
-    print(f'[{now() - start:7.2f} s] {who:<7} {what}', flush=True)
+def say(who, what, at=None):
+    print(f'[{(at or now()) - start:7.2f} s] {who:<7} {what}', flush=True)
 
 
 def show(name, line):
@@ -112,13 +112,13 @@ class Demo:
 
     def cut(self):
         self.cut_at = self.w.power_cut(self.w.alpha)
-        say('alpha', f'POWER CUT, {self.cut_at - self.protected_at:.3f} s after protection began')
+        say('alpha', f'POWER CUT, {self.cut_at - self.protected_at:.3f} s after protection began', self.cut_at)
 
     def take_over(self):
         w = self.w
         reply = wait_for("the client's next reply", lambda: self.incr.reply_after(self.cut_at + 0.05) or self.incr.broken(), 30)
         if reply is not True:
-            say('client', f'first reply {1000 * (reply - self.cut_at):.0f} ms after the cut')
+            say('client', f'first reply {1000 * (reply - self.cut_at):.0f} ms after the cut', reply)
         w.beta.wait_state('vm1', 'RUNNING', 30)
         time.sleep(AFTERWARDS_S)
 

@@ -428,14 +428,14 @@ class World:
     # -- the guest, seen from the client --
 
     def ask(self, guest, command, limit=5, tries=1):
-        """One command to the guest's agent; the answer after "ok", or None when there is none."""
+        """One command to the guest's agent; its answer ("ok" or what follows it), or None when there is none."""
         g = self.guests[guest]
         for _ in range(tries):
             answer = self._datagram(g.ip4, CONTROL_PORT, command, limit)
             if answer is not None:
                 if not answer.startswith('ok'):
                     raise Failure(f'{guest}: "{command}": {answer}')
-                return answer[3:]
+                return answer[3:] or answer
         return None
 
     def _datagram(self, address, port, text, limit):

@@ -299,6 +299,7 @@ int main(void)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	signal(SIGINT, SIG_IGN);
+	sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){ .sched_priority = 1 });        /* a cable waits for no CPU */
 	own_netns = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
 	for (int i = 0; i < 2; i++)
 		ends[i] = (struct end){ .tap = -1, .pass = true, .last = &ends[i].first };
