@@ -240,8 +240,11 @@ int ft_guard_beat(struct ft_guard *g, const struct ft_beat_config *beat)
 
 void ft_guard_pause(struct ft_guard *g)
 {
-	uint64_t word = atomic_load(&g->page->pause);
+	uint64_t word;
 
+	if (!g)
+		return;
+	word = atomic_load(&g->page->pause);
 	/* What the guard has revoked stays revoked until resume has been told. */
 	while ((guard_word_state(word) == GUARD_RUNNING || guard_word_state(word) == GUARD_PAUSED) &&
 	       !atomic_compare_exchange_weak(&g->page->pause, &word, guard_word(GUARD_PAUSED, ft_now_ns())))
@@ -250,8 +253,11 @@ void ft_guard_pause(struct ft_guard *g)
 
 int ft_guard_resume(struct ft_guard *g)
 {
-	uint64_t word = atomic_load(&g->page->pause), next;
+	uint64_t word, next;
 
+	if (!g)
+		return -ECANCELED;
+	word = atomic_load(&g->page->pause);
 	do {
 		if (guard_word_state(word) == GUARD_REVOKING)
 			return -ECANCELED;      /* its cont may still come: the next pause is void as well */

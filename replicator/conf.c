@@ -181,6 +181,7 @@ static const struct ft_ini_key policy_keys[] = {
 	UINT_KEY("encode-threads", struct ft_policy, encode_threads, 0, 64),
 	UINT_KEY("silence-ms", struct ft_policy, silence_ms, 100, 60000),
 	UINT_KEY("heartbeat-ms", struct ft_policy, heartbeat_ms, 5, 5000),
+	UINT_KEY("grace-ms", struct ft_policy, grace_ms, 1000, 3600000),
 	TEXT_KEY("hook", FT_INI_PATH, struct ft_policy, hook),
 	FUNC_KEY("tracker", struct ft_policy, tracker, parse_tracker),
 	{ 0 }
@@ -256,6 +257,7 @@ static void set_defaults(struct ft_conf *c)
 			.staging_mb = 128,
 			.silence_ms = 300,
 			.heartbeat_ms = 30,
+			.grace_ms = 10000,
 			.tracker = "auto",
 		},
 	};

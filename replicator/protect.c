@@ -315,10 +315,24 @@ static void on_vm_event(struct ev_loop *loop, ev_io *w, int revents)
 	ft_primary_guest_event(pr->primary);
 }
 
+/*
+ * A guard that a dead ft-protect left comes before all else: it lets the guest run, which else would look like one
+ * that somebody paused, and it gives back the socket that owns the gate.
+ */
+static int adopt_guard(struct protect *pr)
+{
+	const struct ft_guard_config cfg = { .guest = pr->guest, .grace_ms = pr->policy.grace_ms, .owner_fd = -1 };
+	int rc = ft_guard_adopt(&cfg, &pr->owner_fd, &pr->guard);
+
+	return rc == -ENOENT ? 0 : rc;
+}
+
 /* The guard that lives, or a new one, with what it must keep open: the socket that owns the gate. */
 static int start_guard(struct protect *pr)
 {
-	struct ft_guard_config cfg = { .guest = pr->guest, .owner_fd = pr->netbuf ? ft_netbuf_owner_fd(pr->netbuf) : -1 };
+	struct ft_guard_config cfg = {
+		.guest = pr->guest, .grace_ms = pr->policy.grace_ms, .owner_fd = pr->netbuf ? ft_netbuf_owner_fd(pr->netbuf) : -1,
+	};
 	int rc;
 
 	if (pr->guard)
@@ -498,23 +512,16 @@ static void log_obstacle(void *ctx, const char *line)
 	ft_err("%s: %s", pr->guest, line);
 }
 
-/* A guard that a dead ft-protect left lets the guest run, and gives back the socket that owns the gate. */
 static int make_netbuf(struct protect *pr)
 {
-	const struct ft_guard_config guard = { .guest = pr->guest, .owner_fd = -1 };
 	struct ft_netbuf_config cfg;
-	int rc, owner_fd = -1;
 
-	rc = ft_guard_adopt(&guard, &owner_fd, &pr->guard);
-	if (rc && rc != -ENOENT)
-		return rc;
 	netbuf_config(pr, &cfg);
-	cfg.owner_fd = owner_fd;
-	if (cfg.nr_taps)
-		return ft_netbuf_new(pr->loop, &cfg, &pr->netbuf);
-	if (owner_fd >= 0)
-		close(owner_fd);
-	return 0;
+	if (!cfg.nr_taps)
+		return 0;
+	cfg.owner_fd = pr->owner_fd;
+	pr->owner_fd = -1;
+	return ft_netbuf_new(pr->loop, &cfg, &pr->netbuf);
 }
 
 static unsigned encode_threads(const struct ft_policy *policy)
@@ -605,8 +612,9 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 	const struct ft_tls_files tls = { conf->tls_ca, conf->tls_cert, conf->tls_key };
 	int rc;
 
-	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .loop = ev_default_loop(0) };
-	if (load_guest(pr) || take_lock(pr) || ft_tls_check(&tls) || ft_qemu_check(&pr->attach, log_obstacle, pr))
+	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
+	if (load_guest(pr) || take_lock(pr) || adopt_guard(pr) || ft_tls_check(&tls) ||
+	    ft_qemu_check(&pr->attach, log_obstacle, pr))
 		return FT_END_OBSTACLE;
 	ft_priority_raise();
 	rc = make_parts(pr);
@@ -656,6 +664,8 @@ void protect_close(struct protect *pr)
 	}
 	if (pr->vm)
 		pr->vm->ops->close(pr->vm);
+	if (pr->owner_fd >= 0)
+		close(pr->owner_fd);
 	if (pr->lock_fd >= 0)
 		close(pr->lock_fd);
 }

@@ -32,6 +32,7 @@ struct protect {
 	struct ft_vm *vm;
 	struct ft_netbuf *netbuf;       /* NULL: a guest without network */
 	struct ft_guard *guard;
+	int owner_fd;                   /* the gate's socket that a surviving guard kept, until netbuf has it */
 	struct ft_staging *staging;
 	struct ft_encoder *encoder;
 	struct ft_primary *primary;

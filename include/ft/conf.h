@@ -37,6 +37,7 @@ struct ft_policy {
 	unsigned encode_threads;        /* 0: one per CPU, at most 4 */
 	unsigned silence_ms;            /* 300; the backup's own setting is the one that counts */
 	unsigned heartbeat_ms;          /* 30 */
+	unsigned grace_ms;              /* 10000: so long the guard beats for a dead ft-protect before it gives up the guest */
 	char hook[FT_PATH_MAX];         /* run at each change of state, or empty */
 	char tracker[16];               /* auto */
 };

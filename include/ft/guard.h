@@ -44,6 +44,7 @@ int ft_guard_beat(struct ft_guard *g, const struct ft_beat_config *beat) FT_MUST
  * Around a pause: pause before QMP stop, and again now and then while it lasts; resume after QMP cont has
  * returned. In between the pause is ours, and whenever we die in between, the guard lets the guest run.
  * -ECANCELED: it did, or is about to: what was captured is void; the guest must run now, so cont was right.
+ * Without a guard (NULL) nothing that is captured counts.
  */
 void ft_guard_pause(struct ft_guard *g);
 int ft_guard_resume(struct ft_guard *g) FT_MUST_CHECK;

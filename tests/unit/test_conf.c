@@ -21,6 +21,7 @@ TEST(an_empty_file_means_the_defaults)
 	CHECK_OK(load(""));
 	CHECK_EQ(c.port, 7800);
 	CHECK_EQ(c.policy.silence_ms, 300);
+	CHECK_EQ(c.policy.grace_ms, 10000);
 	CHECK_EQ(c.policy.on_peer_loss, FT_LOSS_FREEZE);
 	CHECK(c.policy.shadow);
 	CHECK_STR(c.run_dir, "/run/ft");
