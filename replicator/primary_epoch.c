@@ -188,8 +188,11 @@ static int capture(struct ft_primary *p, struct ft_blob *state)
 
 static int resume_guest(struct ft_primary *p)
 {
-	int rc = p->vm->ops->resume(p->vm), kept = p->ops->resumed(p->cfg.ctx);
+	int kept, rc = p->vm->ops->resume(p->vm);
 
+	if (rc && rc != -ECANCELED)
+		return rc;                              /* may be paused still: the word stands, the guard will try */
+	kept = p->ops->resumed(p->cfg.ctx);
 	if (kept)
 		ft_warn("%s: the guard let the guest run on while we were stalled: epoch %llu is void", p->cfg.guest,
 			(unsigned long long)p->epoch);

@@ -736,7 +736,7 @@ int protect_check(struct protect *pr, const char *guest, const char *peer)
 	struct check ck = { .pr = pr };
 	struct ft_netbuf_config nb;
 
-	*pr = (struct protect){ .guest = guest, .peer = peer, .lock_fd = -1, .loop = ev_default_loop(0) };
+	*pr = (struct protect){ .guest = guest, .peer = peer, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
 	if (ft_tls_check(&tls))
 		count_obstacle(&ck, "this host's certificate files cannot be used (see the line above)");
 	if (load_guest(pr)) {
