@@ -109,16 +109,17 @@ static int read_real(clockid_t clock, struct timespec *ts)
 }
 
 /*
- * The instant of hold @seq, latching @now if we are the first to see it; @now when the hold is too old; 0 when
+ * The instant of hold @seq, latching it if we are the first to see it; @now when the hold is too old; 0 when
  * another hold has begun meanwhile.
  */
 static uint64_t hold_instant(uint64_t seq, uint64_t now)
 {
-	uint64_t l = atomic_load(&latch), mine = seq << 48 | (now & STAMP_MASK), age;
+	uint64_t instant = now - atomic_load(&page->hold_back_ns);
+	uint64_t l = atomic_load(&latch), mine = seq << 48 | (instant & STAMP_MASK), age;
 
 	if (l >> 48 != (seq & 0xffff) && atomic_compare_exchange_strong(&latch, &l, mine)) {
 		l = mine;
-		atomic_store(&page->latched_ns, now);
+		atomic_store(&page->latched_ns, instant);
 		atomic_store(&page->latched_seq, seq);
 	}
 	if (l >> 48 != (seq & 0xffff))

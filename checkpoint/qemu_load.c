@@ -161,6 +161,18 @@ static int heard_running(struct ft_qmp *q)
 	return rc;
 }
 
+/* The event comes an instant before clock and vCPUs start; the answer to a question comes after. */
+static int check_running(struct ft_qmp *q)
+{
+	json_t *status;
+	int rc = ft_qmp_call(q, "query-status", NULL, -1, CALL_MS, &status);
+
+	if (!rc && !json_is_true(json_object_get(status, "running")))
+		rc = -EIO;
+	json_decref(status);
+	return rc;
+}
+
 /* A QEMU that cannot load what it gets says so in its log and exits: its end of the QMP connection closes. */
 static int wait_running(struct ft_qemu_loader *l, uint64_t deadline)
 {
@@ -174,7 +186,7 @@ static int wait_running(struct ft_qemu_loader *l, uint64_t deadline)
 		if (rc == -EAGAIN && ft_qmp_closed(l->qmp))
 			rc = -EIO;
 	}
-	return rc;
+	return rc ? rc : check_running(l->qmp);
 }
 
 int ft_qemu_load(struct ft_qemu_loader *l, const struct ft_blob *firmware, const struct ft_blob *state)

@@ -5,6 +5,7 @@
  */
 #include "checkpoint/qemu_load.h"
 #include "ft/conf.h"
+#include "ft/preload.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -14,11 +15,15 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#define CATCH_UP_MAX_NS (15 * FT_S_NS)  /* a 32-bit HPET cannot tell a longer jump from a clock that went back */
+#define LOAD_HOLD_NS (20 * FT_S_NS)     /* longer than a load may take */
+
 struct qemu_replica {
 	struct ft_replica r;
 	struct ft_spec spec;
 	struct ft_attach at;            /* saved only once the guest runs: a parked QEMU is no guest */
 	struct ft_qemu_loader *loader;
+	struct ft_preload_page *page;   /* NULL: QEMU runs without the preload */
 	struct ft_qemu_drill *drill;    /* NULL: none under way */
 	bool started;                   /* tried, at least: a QEMU loads once in its life */
 };
@@ -30,6 +35,37 @@ static struct qemu_replica *qemu_of(struct ft_replica *r)
 
 /* --- takeover --- */
 
+static uint64_t epoch_age(const struct qemu_replica *q)
+{
+	uint64_t age = q->r.epoch_ns ? ft_now_ns() - q->r.epoch_ns : 0;
+
+	if (age <= CATCH_UP_MAX_NS)
+		return age;
+	ft_warn("%s: its clock is %llu s behind: too much for a jump, its own time service must correct it",
+		q->at.guest, age / FT_S_NS);
+	return 0;
+}
+
+/* Its virtual clock starts in the instant of the epoch and, let go, reads as if the guest had run all the time. */
+static void begin_catch_up(struct qemu_replica *q)
+{
+	uint64_t age = epoch_age(q);
+
+	if (!q->page)
+		return;
+	atomic_store(&q->page->hold_back_ns, age);
+	atomic_store(&q->page->hold_limit_ns, age + LOAD_HOLD_NS);
+	atomic_fetch_add(&q->page->hold_seq, 1);
+}
+
+static void end_catch_up(struct qemu_replica *q)
+{
+	if (!q->page)
+		return;
+	atomic_fetch_add(&q->page->hold_seq, 1);
+	atomic_store(&q->page->hold_back_ns, 0);
+}
+
 static int qemu_start(struct ft_replica *r, const struct ft_blob *firmware, const struct ft_blob *state)
 {
 	struct qemu_replica *q = qemu_of(r);
@@ -40,8 +76,11 @@ static int qemu_start(struct ft_replica *r, const struct ft_blob *firmware, cons
 		return -EALREADY;
 	q->started = true;
 	rc = ft_qemu_net(&q->at, true);         /* before it runs, so that its announcement is heard */
-	if (!rc)
-		rc = ft_qemu_load(q->loader, firmware, state);
+	if (rc)
+		return rc;
+	begin_catch_up(q);
+	rc = ft_qemu_load(q->loader, firmware, state);
+	end_catch_up(q);
 	if (rc)
 		return rc;
 	ft_info("%s: runs here, %.1f ms after the command", q->at.guest, (double)(ft_now_ns() - begin) / 1e6);
@@ -79,6 +118,8 @@ static void free_replica(struct qemu_replica *q)
 	ft_qemu_loader_free(q->loader);
 	if (q->r.ram)
 		munmap(q->r.ram, q->at.memory);
+	if (q->page)
+		munmap(q->page, FT_PRELOAD_SIZE);
 	if (q->r.watch_fd >= 0)
 		close(q->r.watch_fd);
 	free(q);
@@ -184,22 +225,30 @@ static int check_same(const struct ft_attach *ours, const struct ft_attach *thei
 	return 0;
 }
 
+static int map_file(const char *path, uint64_t size, void **out)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC), rc = 0;
+	struct stat st;
+
+	if (fd < 0)
+		return -errno;
+	if (fstat(fd, &st))
+		rc = -errno;
+	else if ((uint64_t)st.st_size != size)
+		rc = -EINVAL;
+	if (!rc) {
+		*out = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		rc = *out == MAP_FAILED ? -errno : 0;
+	}
+	close(fd);
+	return rc;
+}
+
 static int map_ram(struct qemu_replica *q)
 {
-	int fd = open(q->at.ram, O_RDWR | O_CLOEXEC), rc = 0;
-	struct stat st;
-	void *ram = MAP_FAILED;
+	void *ram;
+	int rc = map_file(q->at.ram, q->at.memory, &ram);
 
-	if (fd < 0 || fstat(fd, &st))
-		rc = -errno;
-	else if ((uint64_t)st.st_size != q->at.memory)
-		rc = -EINVAL;
-	else
-		ram = mmap(NULL, q->at.memory, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (!rc && ram == MAP_FAILED)
-		rc = -errno;
-	if (fd >= 0)
-		close(fd);
 	if (rc) {
 		ft_err("%s: its memory %s cannot be mapped: %s", q->at.guest, q->at.ram, strerror(-rc));
 		return rc;
@@ -210,6 +259,16 @@ static int map_ram(struct qemu_replica *q)
 	if (madvise(ram, q->at.memory, MADV_POPULATE_WRITE) || mlock(ram, q->at.memory))
 		ft_debug("%s: its memory is not locked: %s", q->at.guest, strerror(errno));
 	return 0;
+}
+
+static void map_preload(struct qemu_replica *q)
+{
+	void *page;
+
+	if (!q->at.preload[0] || map_file(q->at.preload, FT_PRELOAD_SIZE, &page))
+		ft_warn("%s: QEMU runs without ft-preload.so: after a takeover the guest's clock is behind", q->at.guest);
+	else
+		q->page = page;
 }
 
 static int prepare(struct qemu_replica *q, const struct ft_attach *theirs)
@@ -234,6 +293,7 @@ static int prepare(struct qemu_replica *q, const struct ft_attach *theirs)
 		rc = ft_qemu_loader_new(&q->at, &q->loader);
 	if (rc)
 		return rc;
+	map_preload(q);
 	q->r.watch_fd = ft_attach_pidfd(&q->at);
 	return q->r.watch_fd < 0 ? q->r.watch_fd : 0;
 }

@@ -348,6 +348,7 @@ static int epoch_end(struct ft_backup *b, const uint8_t *body, size_t len)
 	ft_put64(ack + 8, ft_image_staging_used(b->image));
 	rc = b->ops->send(b->cfg.ctx, FT_REC_ACK, ack, sizeof(ack));
 	b->epochs++;
+	b->replica->epoch_ns = b->ops->now_ns(b->cfg.ctx);
 	ft_image_commit(b->image);      /* after the acknowledgement: clients wait for that, not for this */
 	return rc;
 }

@@ -89,6 +89,11 @@ struct ft_replica {
 	uint8_t *ram;           /* writable mapping of the replica's RAM, preallocated; the image writes here */
 	uint64_t nr_pages;
 	int watch_fd;           /* readable: the parked process died; there must be no ack from then on */
+	/*
+	 * The owner keeps here when its last whole epoch came in (ft_now_ns), so that start can move the guest's
+	 * clock on by what has passed since. 0: not known.
+	 */
+	uint64_t epoch_ns;
 };
 
 /*

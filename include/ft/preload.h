@@ -33,6 +33,11 @@ struct ft_preload_page {
 	 */
 	_Atomic uint64_t hold_seq;
 	_Atomic uint64_t hold_limit_ns;
+	/*
+	 * The latch is set this much before the instant of the first call. 0, except at a takeover: an epoch is
+	 * loaded in the instant it came from, and when the hold ends the guest's clock catches up with the host's.
+	 */
+	_Atomic uint64_t hold_back_ns;
 	/* preload writes: the latch, for diagnosis and tests. */
 	_Atomic uint64_t latched_seq;
 	_Atomic uint64_t latched_ns;

@@ -95,6 +95,22 @@ TEST(held_time_stands_still_and_then_jumps_over_the_pause)
 	CHECK(preload_now() >= t);
 }
 
+TEST(a_hold_can_begin_in_the_past_and_time_catches_up)
+{
+	uint64_t before, held;
+
+	with_page(FT_PRELOAD_SIZE);
+	before = preload_now();
+	atomic_store(&page->hold_back_ns, 3 * FT_S_NS);
+	hold(FT_S_NS * 50);
+	held = preload_now();
+	CHECK(held >= before - 3 * FT_S_NS && held <= ft_now_ns() - 3 * FT_S_NS);
+	usleep(2000);
+	CHECK_EQ(preload_now(), held);
+	let_go();
+	CHECK(preload_now() >= held + 3 * FT_S_NS);
+}
+
 TEST(a_dead_holder_does_not_stop_time)
 {
 	uint64_t held;
