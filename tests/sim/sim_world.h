@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * sim_world.h - the simulated world, as the files of tests/sim share it. sim.h says what it is for.
+ */
+#ifndef FT_SIM_WORLD_H
+#define FT_SIM_WORLD_H
+
+#include "sim.h"
+
+#include "ft/backup.h"
+#include "ft/codec.h"
+#include "ft/detector.h"
+#include "ft/fake.h"
+#include "ft/image.h"
+#include "ft/primary.h"
+#include <stdio.h>
+#define XXH_STATIC_LINKING_ONLY
+#include <xxhash.h>
+
+#define PAGES 48u
+#define SILENCE_NS (300 * FT_MS_NS)
+#define BEAT_NS (30 * FT_MS_NS)
+#define PAUSE_LIMIT_NS (1000 * FT_MS_NS)
+#define EPOCHS_MAX 8192u
+
+/* --- the virtual clock: events in order of time, then of creation --- */
+
+struct sim;
+typedef void event_fn(struct sim *s, uint64_t arg);
+
+struct event {
+	struct event *next;
+	uint64_t at, order;
+	event_fn *fn;
+	uint64_t arg;
+};
+
+/* A process: what happens to it waits while it is stalled, and is forgotten when it dies. */
+struct proc {
+	const char *name;
+	bool up;
+	uint64_t life;                  /* counts incarnations: events of an older one are void */
+	uint64_t stalled_until;
+	uint64_t doom;                  /* dies at this op from now; 0: does not */
+	bool doomed;                    /* dead already, its code is still unwinding: its ops do nothing */
+};
+
+struct packet {
+	struct packet *next;
+	uint64_t seq, id, epoch;        /* epoch 0: not sealed yet */
+};
+
+struct message {
+	struct message *next;
+	uint64_t at;
+	uint32_t type;
+	size_t len;
+	uint8_t *body;
+};
+
+struct wire {                           /* one direction of a connection */
+	struct message *first, **last;
+	uint64_t last_at;
+	bool pumping;
+};
+
+struct sim {
+	uint64_t now, order, rng;
+	struct event *events;
+	enum sim_mutant mutant;
+	bool trace, calm;
+	struct sim_result *res;
+
+	/* network between the hosts */
+	bool cut_ab, cut_ba;
+	bool conn;                      /* a TLS connection stands */
+	uint64_t conn_id;
+	struct wire to_b, to_a;
+
+	/* host alpha: the kernel */
+	bool a_host_up, a_ever_cut;
+	struct ft_fake_guest *guest;
+	bool shut;                      /* hold rules and gate are in place */
+	uint64_t fresh_until;
+	struct packet *held;
+	uint32_t pause_word;
+	uint64_t paused_ns;
+	struct ft_blob a_record;
+
+	/* ft-protect */
+	struct proc a;
+	struct ft_vm *vm;
+	struct ft_staging *staging;
+	struct ft_encoder *encoder;
+	struct ft_primary *primary;
+	struct ft_output output;
+	struct ft_lease lease;
+	bool beating, hushed, a_link, ended;
+	enum ft_primary_end end;
+	uint64_t beat_session;
+
+	/* guard */
+	struct proc g;
+	bool g_beating;
+	uint64_t g_session;
+
+	/* host beta: ftd's child */
+	struct proc b;
+	struct ft_backup *backup;
+	struct ft_replica *replica;     /* borrowed from backup while parked */
+	struct ft_silence silence;
+	bool echoing, b_link, takeover_due;
+	uint64_t echo_session;
+	struct ft_fake_guest *b_guest;  /* took over */
+	struct ft_blob b_record;
+
+	/* what is known to the all-seeing */
+	uint64_t digest[EPOCHS_MAX], sent_at[EPOCHS_MAX];
+	uint64_t epoch_base;            /* epochs of ft-protects that died */
+	uint64_t acked_sent;            /* packets contained in the newest acknowledged epoch */
+	uint64_t out_max;               /* newest packet that left alpha */
+	uint64_t answered;              /* newest request whose answer the client has */
+	uint64_t next_request;
+	bool open_allowed;              /* unprotected by right: before, or after DISARMED */
+	bool excuse;                    /* somebody had a reason to take over */
+	bool go_on;                     /* policy `continue` */
+	bool was_alone;                 /* ... was needed: what beta has is old, and nobody may force it */
+	uint64_t fault_until;           /* one fault at a time */
+};
+
+struct store {
+	struct sim *s;
+	struct ft_blob *blob;
+	struct proc *owner;
+	struct ft_blob tmp;
+};
+
+/* The liar's ledger: what went out of this epoch, so that its end can be forged to fit. */
+struct sim_forge {
+	XXH3_state_t sum;
+	uint64_t blocks, pages;
+	struct ft_codec *cd;
+};
+
+/* --- sim_clock.c --- */
+void sim_after(struct sim *s, uint64_t ns, event_fn *fn, uint64_t arg);
+bool sim_awake(struct sim *s, struct proc *p, event_fn *fn, uint64_t arg);
+void sim_broken(struct sim *s, const char *fmt, ...) FT_PRINTF(2, 3);
+bool sim_dies_here(struct sim *s, struct proc *p);
+uint64_t sim_rnd(struct sim *s, uint64_t n);
+void sim_run_until(struct sim *s, uint64_t until);
+void sim_trace(struct sim *s, const char *fmt, ...) FT_PRINTF(2, 3);
+
+/* --- sim_net.c --- */
+void sim_conn_break(struct sim *s, uint64_t a_ns, uint64_t b_ns);
+uint64_t sim_delay(struct sim *s);
+void sim_pump_to_a(struct sim *s, uint64_t id);
+void sim_pump_to_b(struct sim *s, uint64_t id);
+void sim_transmit(struct sim *s, struct wire *w, event_fn *pump, uint32_t type, const void *body, size_t len);
+void sim_wire_clear(struct wire *w);
+
+/* --- sim_disk.c --- */
+extern struct store sim_store_a, sim_store_b;
+extern const struct ft_file_ops sim_files_a, sim_files_b;
+
+/* --- sim_kernel.c --- */
+void sim_alpha_sends(void *ctx, uint64_t seq, uint64_t id);
+void sim_beat_arrives_a(struct sim *s, uint64_t sent_ns);
+void sim_beta_sends(void *ctx, uint64_t seq, uint64_t id);
+void sim_drop_held(struct sim *s);
+void sim_guard_start(struct sim *s, uint64_t unused);
+void sim_protect_beats(struct sim *s, uint64_t life);
+void sim_seen(struct sim *s, bool from_alpha, uint64_t seq, uint64_t id);
+extern const struct ft_output_ops sim_output_ops;
+
+/* --- sim_alpha.c --- */
+void sim_a_link_down(struct sim *s, uint64_t id);
+void sim_alpha_record(struct sim *s, uint32_t type, const uint8_t *body, size_t len);
+void sim_alpha_settle(struct sim *s);
+uint64_t sim_op_now(void *ctx);
+void sim_protect_free(struct sim *s, bool killed);
+void sim_protect_start(struct sim *s, uint64_t unused);
+int sim_vm_hook(void *ctx, enum ft_fake_op op);
+extern struct sim_forge sim_forge;
+
+/* --- sim_beta.c --- */
+void sim_accept_conn(struct sim *s, uint64_t id);
+void sim_b_link_down(struct sim *s, uint64_t id);
+void sim_beta_record(struct sim *s, uint32_t type, const uint8_t *body, size_t len);
+void sim_beta_settle(struct sim *s);
+void sim_child_free(struct sim *s);
+extern const struct ft_fake_config sim_machine;
+
+/* --- sim_monkey.c --- */
+void sim_client_asks(struct sim *s, uint64_t unused);
+void sim_guests_run(struct sim *s, uint64_t unused);
+void sim_monkey(struct sim *s, uint64_t unused);
+
+#endif
