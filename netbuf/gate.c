@@ -296,13 +296,17 @@ static bool have_br_netfilter(void)
 	return access("/proc/sys/net/bridge/bridge-nf-call-iptables", F_OK) == 0;
 }
 
-static unsigned try_slots(struct ft_nft *b, const struct ft_nft_chain *c)
+static unsigned try_gate(struct ft_nft *b, const struct ft_nft_chain *c)
 {
 	struct nlattr *r;
 
+	ft_nft_counter(b, c->family, c->table, "passed");
 	ft_nft_set(b, c->family, c->table, "fresh", TYPE_TIME, sizeof(uint64_t), true);
 	r = ft_nft_rule_begin(b, c, false);
+	match_released(b);
 	match_fresh(b);
+	ft_nft_set_mark(b, 0);
+	ft_nft_count(b, "passed");
 	return ft_nft_rule_end(b, r);
 }
 
@@ -319,7 +323,7 @@ static unsigned try_ip_queue(struct ft_nft *b, uint8_t family)
 static int probe_with(struct ft_nft *b, struct mnl_socket *nl, struct ft_gate_caps *out)
 {
 	struct ft_nft_chain c = { .family = NFPROTO_BRIDGE, .table = "ft.probe", .name = "c", .no_hook = true };
-	unsigned owner, persist, base, queue, slots, ip = 0, ip6 = 0, never;
+	unsigned owner, persist, base, queue, gate, ip = 0, ip6 = 0, never;
 	bool br_nf = have_br_netfilter();
 	int each[32], rc;
 
@@ -329,7 +333,7 @@ static int probe_with(struct ft_nft *b, struct mnl_socket *nl, struct ft_gate_ca
 	base = ft_nft_table(b, c.family, c.table, 0, "");
 	ft_nft_chain(b, &c);
 	queue = rule_queue(b, &c, 1);
-	slots = try_slots(b, &c);
+	gate = try_gate(b, &c);
 	if (br_nf) {
 		ip = try_ip_queue(b, NFPROTO_IPV4);
 		ip6 = try_ip_queue(b, NFPROTO_IPV6);
@@ -339,7 +343,7 @@ static int probe_with(struct ft_nft *b, struct mnl_socket *nl, struct ft_gate_ca
 	if (rc == 0 || each[never] == 0 || each[base])
 		return rc ? rc : -EIO;
 	*out = (struct ft_gate_caps){ .owner = !each[owner], .persist = !each[persist], .bridge_queue = !each[queue],
-				      .slots = !each[slots], .ip_queue = br_nf && !each[ip] && !each[ip6] };
+				      .gate = !each[gate], .ip_queue = br_nf && !each[ip] && !each[ip6] };
 	return 0;
 }
 
@@ -362,7 +366,7 @@ int ft_gate_probe(struct ft_gate_caps *out)
 	out->persist &= out->owner && !forbidden.persist;
 	out->bridge_queue &= !forbidden.bridge_queue;
 	out->ip_queue &= !forbidden.ip_queue;
-	out->slots &= !forbidden.slots;
+	out->gate &= !forbidden.gate;
 	return rc;
 }
 
@@ -396,6 +400,15 @@ static void choose_layers(struct ft_gate *g, const struct ft_gate_caps *caps)
 	g->nr_layers = 2;
 }
 
+const char *ft_gate_lacks(const struct ft_gate_caps *caps)
+{
+	if (!caps->gate)
+		return "nf_tables for bridges lacks time, marks or counters (modprobe nft_meta_bridge nft_objref)";
+	if (!caps->bridge_queue && !caps->ip_queue)
+		return "nf_tables cannot queue on a bridge (modprobe nft_queue), and x_tables cannot either (modprobe br_netfilter xt_NFQUEUE)";
+	return NULL;
+}
+
 static int choose(struct ft_gate *g)
 {
 	struct ft_gate_caps caps;
@@ -406,10 +419,8 @@ static int choose(struct ft_gate *g)
 		       g->guest, strerror(-rc));
 		return rc;
 	}
-	if (!caps.slots || !(caps.bridge_queue || caps.ip_queue)) {
-		ft_err("%s: this kernel cannot hold the guest's packets: it has %s", g->guest,
-		       !caps.slots ? "no nf_tables sets with time-out, or no meta time"
-				   : "neither nf_tables' queue for bridges nor NFQUEUE with br_netfilter (modprobe nft_queue, or br_netfilter)");
+	if (ft_gate_lacks(&caps)) {
+		ft_err("%s: this kernel cannot hold the guest's packets: %s", g->guest, ft_gate_lacks(&caps));
 		return -EOPNOTSUPP;
 	}
 	if (!caps.owner)

@@ -27,9 +27,11 @@ struct ft_gate_caps {
 	bool persist;           /* and that outlives it */
 	bool bridge_queue;      /* nf_tables queues any frame on a bridge */
 	bool ip_queue;          /* x_tables queues IPv4 and IPv6 on a bridge (br_netfilter) */
-	bool slots;             /* sets of time slots that expire */
+	bool gate;              /* marks, counters, and sets of time slots that expire, on a bridge */
 };
 int ft_gate_probe(struct ft_gate_caps *out) FT_MUST_CHECK;
+/* What is missing to hold a guest's frames, and the remedy; NULL: nothing. */
+const char *ft_gate_lacks(const struct ft_gate_caps *caps);
 /* Tests: do as if this kernel lacked what is set in @caps. */
 void ft_gate_forbid(const struct ft_gate_caps *caps);
 

@@ -603,14 +603,13 @@ static void check_kernel(void (*obstacle)(void *ctx, const char *line), void *ct
 	char line[256];
 	int rc = ft_gate_probe(&caps);
 
-	if (!rc && caps.slots && (caps.bridge_queue || caps.ip_queue))
+	if (!rc && !ft_gate_lacks(&caps))
 		return;
 	*found = -EOPNOTSUPP;
 	if (rc)
 		snprintf(line, sizeof(line), "nf_tables cannot be used: %s (root and a kernel with nf_tables for bridges are needed)", strerror(-rc));
 	else
-		snprintf(line, sizeof(line), "this kernel cannot hold packets: %s",
-			 caps.slots ? "load nft_queue, or br_netfilter and xt_NFQUEUE" : "it has no nf_tables sets with time-out, or no meta time");
+		snprintf(line, sizeof(line), "this kernel cannot hold packets: %s", ft_gate_lacks(&caps));
 	obstacle(ctx, line);
 }
 

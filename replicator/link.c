@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #define URGENT_BOUND (1u << 20)
+#define SHORT_MAX    4096u              /* a sender may put this much on the wire itself */
 #define FINISH_NS    (3 * FT_S_NS)
 
 #define DEFAULT_CONNECT_MS  5000u
@@ -67,6 +68,7 @@ static int link_new(struct ev_loop *loop, const struct ft_link_config *cfg, int 
 	l->stop_fd = l->wake_fd = -1;
 	ft_recpool_init(&l->pool);
 	pthread_mutex_init(&l->lock, NULL);
+	pthread_mutex_init(&l->engine, NULL);
 	pthread_cond_init(&l->room, NULL);
 	l->reader = (struct ft_recreader){ .pool = &l->pool, .from_primary = !cfg->primary };
 	ev_async_init(&l->async, on_async);
@@ -199,6 +201,21 @@ void ft_link_unreserve(struct ft_link *l, bool urgent, size_t len)
 		pthread_cond_broadcast(&l->room);
 }
 
+static void enqueue(struct ft_link *l, enum ft_link_lane lane, struct ft_recbuf *b)
+{
+	bool asleep, is_short = b->len <= SHORT_MAX;    /* once it is queued it is not ours any more */
+
+	pthread_mutex_lock(&l->lock);
+	ft_recqueue_push(lane == FT_LANE_URGENT ? &l->urgent : &l->bulk, b);
+	asleep = l->asleep;
+	pthread_mutex_unlock(&l->lock);
+	if (!asleep || (is_short && ft_link_try_pump(l)))
+		return;
+	pthread_mutex_lock(&l->lock);
+	ft_link_wake(l);
+	pthread_mutex_unlock(&l->lock);
+}
+
 int ft_link_send(struct ft_link *l, enum ft_link_lane lane, uint32_t type, const void *body, size_t len)
 {
 	struct ft_recbuf *b;
@@ -210,17 +227,16 @@ int ft_link_send(struct ft_link *l, enum ft_link_lane lane, uint32_t type, const
 	if (rc)
 		return rc;
 	b = ft_recpool_get(&l->pool, type, len);
-	if (b && len)
-		memcpy(b->data + FT_WIRE_HDR, body, len);
-	pthread_mutex_lock(&l->lock);
-	if (b) {
-		ft_recqueue_push(lane == FT_LANE_URGENT ? &l->urgent : &l->bulk, b);
-		ft_link_wake(l);
-	} else {
+	if (!b) {
+		pthread_mutex_lock(&l->lock);
 		ft_link_unreserve(l, lane == FT_LANE_URGENT, FT_WIRE_HDR + len);
+		pthread_mutex_unlock(&l->lock);
+		return -ENOMEM;
 	}
-	pthread_mutex_unlock(&l->lock);
-	return b ? 0 : -ENOMEM;
+	if (len)
+		memcpy(b->data + FT_WIRE_HDR, body, len);
+	enqueue(l, lane, b);
+	return 0;
 }
 
 int ft_link_export(struct ft_link *l, uint8_t key[32])
@@ -315,6 +331,7 @@ void ft_link_free(struct ft_link *l)
 	explicit_bzero(l->exported, sizeof(l->exported));
 	pthread_cond_destroy(&l->room);
 	pthread_mutex_destroy(&l->lock);
+	pthread_mutex_destroy(&l->engine);
 	free(l);
 }
 

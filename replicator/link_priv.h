@@ -2,7 +2,9 @@
 /*
  * link_priv.h - a link as its two sides share it: link.c (owner and loop) and link_thread.c.
  *
- * The thread owns socket and TLS; it meets the senders and the loop only at the queues, under the lock.
+ * The thread meets senders and loop at the queues, under the lock. Socket and TLS belong to whoever holds the
+ * engine: the thread, except while it sleeps. Then a sender takes the engine for a moment and puts a short record
+ * on the wire itself, which saves the wake-up on the way of an acknowledgement. Order: engine, then lock.
  */
 #ifndef FT_LINK_PRIV_H
 #define FT_LINK_PRIV_H
@@ -47,7 +49,8 @@ struct ft_link {
 	char why[768];
 	uint8_t exported[32];
 
-	enum stage stage;                               /* the thread's own, from here on */
+	pthread_mutex_t engine;                         /* guards what follows, up to the next group */
+	enum stage stage;
 	int sock;
 	struct ft_tls *tls;
 	char who[128];
@@ -61,16 +64,19 @@ struct ft_link {
 	uint64_t keyed_ns;
 	uint64_t deadline_ns;                           /* of the handshake, or of leaving */
 	int send_error, recv_error;                     /* -errno once the socket's direction is over */
+	int tls_error;                                  /* of a sender's turn at the engine */
 	bool eof;
 
 	bool *gone;                                     /* the loop's own: set by free while a callback runs */
 	bool up_told, down_told, muted;
 
 	atomic_uint_fast64_t sent, received, key_updates, last_received_ns;
-	uint8_t small[FT_TLS_RECORD];                   /* the thread's: small records, gathered into one TLS record */
+	uint8_t small[FT_TLS_RECORD];                   /* the engine's: small records, gathered into one TLS record */
 };
 
 void *ft_link_run(void *link);                                  /* the thread */
+/* A sender's turn: true when all that was queued is on the wire. False: wake the thread. */
+bool ft_link_try_pump(struct ft_link *l);
 void ft_link_wake(struct ft_link *l);                           /* under the lock: look at the queues again */
 void ft_link_unreserve(struct ft_link *l, bool urgent, size_t len);     /* under the lock: bytes have left a lane */
 

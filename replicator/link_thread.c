@@ -111,6 +111,7 @@ void *ft_link_run(void *arg)
 	struct ft_link *l = arg;
 	int rc;
 
+	pthread_mutex_lock(&l->engine);
 	l->deadline_ns = ft_now_ns() + l->cfg.connect_timeout_ms * FT_MS_NS;
 	rc = reach_peer(l);
 	if (!rc) {
@@ -120,6 +121,7 @@ void *ft_link_run(void *arg)
 	if (!rc)
 		rc = serve(l);
 	go_down(l, rc);
+	pthread_mutex_unlock(&l->engine);
 	return NULL;
 }
 
@@ -229,12 +231,27 @@ static void flush_socket(struct ft_link *l)
 
 static int pump_out(struct ft_link *l)
 {
-	int rc = 0;
+	int rc = l->tls_error;
 
-	if (l->stage == STAGE_UP)
+	if (!rc && l->stage == STAGE_UP)
 		rc = fill_window(l);
 	flush_socket(l);
 	return rc ? tls_lost(l, rc) : 0;
+}
+
+bool ft_link_try_pump(struct ft_link *l)
+{
+	const uint8_t *at;
+	bool done = false;
+
+	if (pthread_mutex_trylock(&l->engine))
+		return false;
+	if (l->stage == STAGE_UP && !l->send_error && !l->tls_error) {
+		l->tls_error = pump_out(l);
+		done = !l->tls_error && !l->send_error && !ft_tls_tx_bytes(l->tls, &at) && !l->piece_len && !next_record(l);
+	}
+	pthread_mutex_unlock(&l->engine);
+	return done;
 }
 
 /* --- in: socket -> window -> records -> inbox --- */
@@ -260,12 +277,16 @@ static void fill_from_socket(struct ft_link *l)
 
 static void deliver(struct ft_link *l, struct ft_recbuf *rec)
 {
+	bool first;
+
 	pthread_mutex_lock(&l->lock);
+	first = !l->inbox.head;         /* else the loop has been told, and looks again before it sleeps */
 	ft_recqueue_push(&l->inbox, rec);
 	l->inbox_bytes += rec->len;
 	l->inbox_full = l->inbox_bytes >= FT_LINK_INBOX_BOUND;
 	pthread_mutex_unlock(&l->lock);
-	ev_async_send(l->loop, &l->async);
+	if (first)
+		ev_async_send(l->loop, &l->async);
 }
 
 static bool inbox_full(struct ft_link *l)
@@ -442,7 +463,7 @@ static int wait_turn(struct ft_link *l, bool *readable)
 	bool finishing, work, unsent;
 	const uint8_t *at;
 	uint64_t drained;
-	int timeout, n;
+	int timeout, n, err;
 
 	unsent = !l->send_error && ft_tls_tx_bytes(l->tls, &at);
 	pthread_mutex_lock(&l->lock);
@@ -457,9 +478,15 @@ static int wait_turn(struct ft_link *l, bool *readable)
 	if (!p[0].events)
 		p[0].fd = -1;                   /* a broken socket would be reported without end */
 	timeout = work ? 0 : poll_timeout(l, finishing);
+	pthread_mutex_unlock(&l->engine);
 	n = poll(p, 3, timeout);
-	if (n < 0 && errno != EINTR)
-		return lost(l, -errno, "%s: poll: %s", l->who, strerror(errno));
+	err = n < 0 ? errno : 0;
+	pthread_mutex_lock(&l->engine);
+	pthread_mutex_lock(&l->lock);
+	l->asleep = false;
+	pthread_mutex_unlock(&l->lock);
+	if (err && err != EINTR)
+		return lost(l, -err, "%s: poll: %s", l->who, strerror(err));
 	if (p[2].revents)
 		return lost(l, -ECANCELED, "%s: stopped by us", l->who);
 	if (p[1].revents && read(l->wake_fd, &drained, sizeof(drained)) < 0 && errno != EAGAIN)

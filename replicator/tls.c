@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define WINDOW (256u << 10)
+#define WINDOW (128u << 10)
 #define RECORD_ROOM (FT_TLS_RECORD + 1024u)     /* one full TLS record, and a key update or an alert */
 
 struct window {                                 /* ciphertext at data[head..tail) */

@@ -25,6 +25,14 @@ const char *ft_test_dir(void);
 /* Lines logged since the start of the test: does one contain @part? */
 bool ft_test_logged(const char *part);
 
+/*
+ * From here on the test runs as PID 1 of a process namespace, with a network namespace and mounts of its own: whatever
+ * it starts dies with it, also when it fails or hits its time limit. Skips the test where that is not allowed.
+ */
+void ft_test_namespaces(void);
+/* A bridge, up. Skips the test where the kernel has none. */
+void ft_test_bridge(const char *name);
+
 #define TEST_TIMEOUT(id, seconds) \
 	static void test_##id(void); \
 	__attribute__((constructor)) static void register_##id(void) \

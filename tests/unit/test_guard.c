@@ -176,6 +176,7 @@ static void host_new(void)
 	host_configure();
 	CHECK_OK(ft_run_path(at.qmp, sizeof(at.qmp), "vm1", "qmp"));
 	CHECK_OK(ft_run_path(at.qmp_guard, sizeof(at.qmp_guard), "vm1", "qmp-guard"));
+	CHECK_OK(ft_run_path(at.qmp_state, sizeof(at.qmp_state), "vm1", "qmp-state"));
 	strcpy(at.ram, "/dev/null");
 	listener[0] = serve_at(at.qmp);
 	listener[1] = serve_at(at.qmp_guard);

@@ -10,14 +10,11 @@
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <linux/sockios.h>
 #include <net/if.h>
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -46,52 +43,16 @@ static void use_test_dirs(void)
 	launch = (struct ft_qemu_launch){ .spec = &spec };
 }
 
-static void make_bridge(const char *name)
-{
-	struct ifreq r = { 0 };
-	int s = socket(AF_UNIX, SOCK_DGRAM, 0);
-
-	CHECK(s >= 0);
-	if (ioctl(s, SIOCBRADDBR, name) < 0)
-		ft_test_skip("this kernel has no bridges: %s", strerror(errno));
-	strcpy(r.ifr_name, name);
-	r.ifr_flags = IFF_UP;
-	CHECK_OK(ioctl(s, SIOCSIFFLAGS, &r));
-	close(s);
-}
-
-/*
- * From here on the test runs as PID 1 of a process namespace: whatever it starts dies with it, also when it fails or
- * hits its time limit.
- */
-static void enter_namespaces(void)
-{
-	int status;
-	pid_t pid;
-
-	if (unshare(CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWNS) < 0)
-		ft_test_skip("no namespaces of our own: %s", strerror(errno));
-	CHECK_OK(mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL));
-	pid = fork();
-	CHECK(pid >= 0);
-	if (pid) {
-		while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-			;
-		_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
-	}
-	CHECK_OK(mount("proc", "/proc", "proc", 0, NULL));
-}
-
 static void make_world(void)
 {
 	if (access("/dev/net/tun", R_OK | W_OK) < 0)
 		ft_test_skip("no /dev/net/tun");
-	enter_namespaces();
+	ft_test_namespaces();
 	use_test_dirs();
 	if (ft_qemu_default_machine(launch.dir, sizeof(launch.dir)))
 		ft_test_skip("no qemu-system-x86_64");
 	launch.dir[0] = 0;
-	make_bridge("br0");
+	ft_test_bridge("br0");
 }
 
 static bool is_up(const char *name)

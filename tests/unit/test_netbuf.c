@@ -42,6 +42,8 @@
 
 struct world {
 	int tap, client, host;
+	int lldp;                       /* what the host's own protocols see on tap0 itself */
+	uint8_t client_mac[6], host_mac[6];
 	struct ev_loop *loop;
 	struct ft_netbuf *nb;
 	struct ft_output *out;
@@ -119,16 +121,64 @@ static int tap_open(const char *name)
 	return fd;
 }
 
-static int listen_on(const char *ifname)
+static int listen_on(const char *ifname, uint16_t protocol)
 {
-	struct sockaddr_ll at = { .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL),
+	struct sockaddr_ll at = { .sll_family = AF_PACKET, .sll_protocol = htons(protocol),
 				  .sll_ifindex = (int)if_nametoindex(ifname) };
-	int fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, htons(ETH_P_ALL)), size = 128 << 20;
+	int fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), size = 128 << 20;
 
 	CHECK(fd >= 0);
 	(void)!setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size));
 	CHECK(bind(fd, (struct sockaddr *)&at, sizeof(at)) == 0);
 	return fd;
+}
+
+static void client_sends(struct world *w, const uint8_t *to, const uint8_t *from)
+{
+	uint8_t f[60] = { [12] = 0x88, [13] = 0xb5 };
+
+	memcpy(f, to, 6);
+	memcpy(f + 6, from, 6);
+	CHECK_EQ(send(w->client, f, sizeof(f), 0), sizeof(f));
+}
+
+static bool tap_gets(struct world *w, uint16_t ethertype, unsigned within_ms)
+{
+	uint64_t end = ft_now_ns() + within_ms * FT_MS_NS;
+	uint8_t buf[2048];
+
+	while (ft_now_ns() < end) {
+		ssize_t n = read(w->tap, buf, sizeof(buf));
+		size_t at = sizeof(struct virtio_net_hdr) + 12;
+
+		if (n > (ssize_t)at + 2 && (buf[at] << 8 | buf[at + 1]) == ethertype)
+			return true;
+		if (n < 0)
+			usleep(1000);
+	}
+	return false;
+}
+
+/* Bridge ports open a moment after they come up, by a kernel thread. */
+static void wait_for_path(struct world *w)
+{
+	static const uint8_t all[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
+	uint64_t end = ft_now_ns() + ARRIVAL_MS * FT_MS_NS;
+
+	do
+		client_sends(w, all, w->client_mac);
+	while (!tap_gets(w, 0x88b5, 20) && ft_now_ns() < end);
+}
+
+static void read_mac(const char *ifname, uint8_t mac[6])
+{
+	struct ifreq ifr = { .ifr_name = "" };
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	strcpy(ifr.ifr_name, ifname);
+	CHECK(ioctl(fd, SIOCGIFHWADDR, &ifr) == 0);
+	close(fd);
+	memcpy(mac, ifr.ifr_hwaddr.sa_data, 6);
 }
 
 static struct world *world_new(void)
@@ -150,9 +200,13 @@ static struct world *world_new(void)
 	CHECK_OK(link_join("client", NULL));
 	CHECK_OK(link_join("veth0", "br0"));
 	CHECK_OK(link_join("tap0", "br0"));
-	w->client = listen_on("client");
-	w->host = listen_on("br0");
+	read_mac("client", w->client_mac);
+	read_mac("br0", w->host_mac);
+	w->client = listen_on("client", ETH_P_ALL);
+	w->host = listen_on("br0", ETH_P_ALL);
+	w->lldp = listen_on("tap0", 0x88cc);
 	w->loop = ev_loop_new(EVFLAG_AUTO);
+	wait_for_path(w);
 	return w;
 }
 
@@ -165,6 +219,7 @@ static void world_free(struct world *w)
 	close(w->tap);
 	close(w->client);
 	close(w->host);
+	close(w->lldp);
 	free(w);
 }
 
@@ -301,27 +356,22 @@ static size_t put_ipv6(uint8_t *p, size_t payload)
 	return 40;
 }
 
-static const uint8_t *destination(enum kind k)
+static const uint8_t *destination(const struct world *w, enum kind k)
 {
 	static const uint8_t all[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff }, lldp[6] = { 0x01, 0x80, 0xc2, 0, 0, 0x0e },
 			     stp[6] = { 0x01, 0x80, 0xc2, 0, 0, 0 };
-	static uint8_t mac[6];
-	struct ifreq ifr = { .ifr_name = "" };
-	int fd;
 
-	if (k == K_LLDP || k == K_STP)
-		return k == K_LLDP ? lldp : stp;
-	if (k == K_ARP || k == K_IPV4_ALL)
-		return all;
-	strcpy(ifr.ifr_name, k == K_IPV4_TO_HOST ? "br0" : "client");
-	fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	CHECK(ioctl(fd, SIOCGIFHWADDR, &ifr) == 0);
-	close(fd);
-	memcpy(mac, ifr.ifr_hwaddr.sa_data, 6);
-	return mac;
+	switch (k) {
+	case K_LLDP: return lldp;
+	case K_STP: return stp;
+	case K_ARP:
+	case K_IPV4_ALL: return all;
+	case K_IPV4_TO_HOST: return w->host_mac;
+	default: return w->client_mac;
+	}
 }
 
-static size_t make_frame(uint8_t *f, enum kind k, uint32_t tag)
+static size_t make_frame(const struct world *w, uint8_t *f, enum kind k, uint32_t tag)
 {
 	static const uint16_t type[NR_KINDS] = {
 		[K_IPV4] = 0x0800, [K_IPV4_TO_HOST] = 0x0800, [K_IPV4_ALL] = 0x0800, [K_IPV6] = 0x86dd, [K_VLAN] = 0x8100,
@@ -330,7 +380,7 @@ static size_t make_frame(uint8_t *f, enum kind k, uint32_t tag)
 	size_t at = 14;
 
 	memset(f, 0, 128);
-	memcpy(f, destination(k), 6);
+	memcpy(f, destination(w, k), 6);
 	if (k != K_NOBODY)
 		memcpy(f + 6, guest_mac, 6);
 	if (k == K_GROUP)
@@ -366,7 +416,7 @@ static uint32_t guest_sends(struct world *w, enum kind k)
 	uint8_t frame[256];
 	uint32_t tag = ++w->next_tag;
 
-	tap_write(w, &hdr, frame, make_frame(frame, k, tag));
+	tap_write(w, &hdr, frame, make_frame(w, frame, k, tag));
 	return tag;
 }
 
@@ -432,6 +482,7 @@ static void nothing_is_seen(struct world *w)
 	c.nr = h.nr = 0;
 	collect_until(w->client, &c, 0, SILENCE_MS);
 	collect(w->host, &h);
+	collect(w->lldp, &h);
 	if (c.nr || h.nr)
 		ft_test_fail(__FILE__, __LINE__, "%u frames at the client (first: %u), %u at the host (first: %u)", c.nr, c.tag[0], h.nr, h.tag[0]);
 }
@@ -459,6 +510,14 @@ static int commit(struct world *w, uint64_t epoch)
 	return w->out->ops->commit(w->out, epoch);
 }
 
+/* The backup has @epoch, and we may speak. */
+static int acked(struct world *w, uint64_t epoch)
+{
+	int rc = fresh_ms(w, 1900);
+
+	return rc ? rc : commit(w, epoch);
+}
+
 /* --- stories --- */
 
 /* The world itself is sound: without protection every kind that a bridge forwards arrives. */
@@ -473,10 +532,13 @@ TEST(unprotected_frames_arrive)
 	collect(w->host, &h);
 	CHECK(c.nr >= 6);
 	CHECK(h.nr >= 2);
+	h.nr = 0;
+	collect(w->lldp, &h);
+	CHECK_EQ(h.nr, 1);
 	world_free(w);
 }
 
-TEST(nothing_leaves_before_the_ack_of_any_kind)
+static void nothing_leaves(void)
 {
 	struct world *w = protected_world();
 	static struct seen c;
@@ -497,7 +559,18 @@ TEST(nothing_leaves_before_the_ack_of_any_kind)
 	world_free(w);
 }
 
-TEST(acknowledged_epochs_leave_whole_and_in_order)
+TEST(nothing_leaves_before_the_ack_of_any_kind)
+{
+	nothing_leaves();
+}
+
+TEST(nothing_leaves_before_the_ack_of_any_kind_over_br_netfilter)
+{
+	ft_gate_forbid(&(struct ft_gate_caps){ .bridge_queue = true });
+	nothing_leaves();
+}
+
+static void epochs_leave_in_order(void)
 {
 	struct world *w = protected_world();
 	uint32_t last1, last2, last3;
@@ -514,15 +587,26 @@ TEST(acknowledged_epochs_leave_whole_and_in_order)
 		last3 = guest_sends(w, K_IPV4);
 	CHECK_OK(seal(w, 4));
 	nothing_is_seen(w);
-	CHECK_OK(commit(w, 1));
+	CHECK_OK(acked(w, 1));
 	client_sees(w, 1, last1);
 	nothing_is_seen(w);
-	CHECK_OK(commit(w, 3));
+	CHECK_OK(acked(w, 3));
 	client_sees(w, last1 + 1, last2);
 	CHECK_OK(fresh_ms(w, 1900));
-	CHECK_OK(commit(w, 4));
+	CHECK_OK(acked(w, 4));
 	client_sees(w, last2 + 1, last3);
 	world_free(w);
+}
+
+TEST(acknowledged_epochs_leave_whole_and_in_order)
+{
+	epochs_leave_in_order();
+}
+
+TEST(acknowledged_epochs_leave_whole_and_in_order_over_br_netfilter)
+{
+	ft_gate_forbid(&(struct ft_gate_caps){ .bridge_queue = true });
+	epochs_leave_in_order();
 }
 
 TEST(what_comes_after_the_seal_waits_for_the_next_epoch)
@@ -535,7 +619,7 @@ TEST(what_comes_after_the_seal_waits_for_the_next_epoch)
 	CHECK_OK(seal(w, 1));
 	guest_sends(w, K_IPV4);
 	run_ms(w, 5);
-	CHECK_OK(commit(w, 1));
+	CHECK_OK(acked(w, 1));
 	client_sees(w, 1, 1);
 	nothing_is_seen(w);
 	ft_netbuf_get_stats(w->nb, &st);
@@ -544,7 +628,7 @@ TEST(what_comes_after_the_seal_waits_for_the_next_epoch)
 	CHECK_OK(seal(w, 2));
 	ft_netbuf_get_stats(w->nb, &st);
 	CHECK_EQ(st.in_flight, 1);
-	CHECK_OK(commit(w, 2));
+	CHECK_OK(acked(w, 2));
 	client_sees(w, 2, 2);
 	world_free(w);
 }
@@ -577,7 +661,7 @@ TEST(delivery_to_the_host_itself_is_held_too)
 	guest_sends(w, K_IPV4_TO_HOST);
 	CHECK_OK(seal(w, 1));
 	nothing_is_seen(w);
-	CHECK_OK(commit(w, 1));
+	CHECK_OK(acked(w, 1));
 	collect_until(w->host, &h, 1, ARRIVAL_MS);
 	CHECK_EQ(h.nr, 1);
 	world_free(w);
@@ -738,10 +822,10 @@ static void restart_claims_without_a_window(void)
 	guest_sends(w, K_IPV4);
 	CHECK_OK(seal(w, 3));
 	nothing_is_seen(w);
-	CHECK_OK(commit(w, 2));
+	CHECK_OK(acked(w, 2));
 	collect_until(w->client, &c, 1, ARRIVAL_MS);
 	collect_until(w->client, &c, 0, 50);
-	CHECK_OK(commit(w, 3));
+	CHECK_OK(acked(w, 3));
 	client_sees(w, 1000001, 1000001);
 	world_free(w);
 }
@@ -798,7 +882,7 @@ static void owned_tables_survive(struct world *w)
 	nothing_is_seen(w);
 	CHECK_OK(fresh_ms(w, 1900));
 	CHECK_OK(seal(w, 2));
-	CHECK_OK(commit(w, 2));
+	CHECK_OK(acked(w, 2));
 	/* The kernel drops what any queue holds when any chain disappears, so the first one may be lost. */
 	collect_until(w->client, &c, 2, SILENCE_MS);
 	CHECK(c.nr >= 1 && c.tag[c.nr - 1] == 2 && (c.nr == 1 || (c.nr == 2 && c.tag[0] == 1)));
@@ -858,7 +942,7 @@ TEST(a_flushed_ruleset_shuts_the_output_on_kernels_before_5_12)
 	w->next_tag = 500;
 	guest_sends(w, K_IPV4);
 	CHECK_OK(seal(w, 3));
-	CHECK_OK(commit(w, 3));
+	CHECK_OK(acked(w, 3));
 	collect_until(w->client, &c, 1, ARRIVAL_MS);
 	CHECK_EQ(c.tag[0], 501);
 	world_free(w);
@@ -917,28 +1001,6 @@ TEST(frames_that_take_another_way_shut_the_output)
 	world_free(w);
 }
 
-TEST(a_full_queue_drops_and_says_so_and_goes_on)
-{
-	struct world *w = protected_world();
-	struct ft_netbuf_stats st;
-	const uint32_t extra = 500;
-
-	if (getenv("FT_TEST_SLOW"))
-		ft_test_skip("releasing a full queue outlasts every lease on a machine this slow");
-	for (uint32_t i = 0; i < FT_QUEUE_MAX + extra; i++)
-		guest_sends(w, K_IPV4);
-	run_ms(w, 20);
-	CHECK_OK(seal(w, 1));
-	ft_netbuf_get_stats(w->nb, &st);
-	CHECK_EQ(st.held_packets, FT_QUEUE_MAX);
-	CHECK_EQ(st.dropped_packets, extra);
-	CHECK(ft_test_logged("too much output waits"));
-	CHECK_EQ(w->breaches, 0);
-	CHECK_OK(fresh_ms(w, 1900));
-	CHECK_OK(commit(w, 1));
-	client_sees(w, 1, FT_QUEUE_MAX);
-	world_free(w);
-}
 
 static void guest_sends_large(struct world *w, size_t payload)
 {
@@ -947,7 +1009,7 @@ static void guest_sends_large(struct world *w, size_t payload)
 	static uint8_t f[FRAME_MAX];
 
 	memset(f, 0, sizeof(f));
-	memcpy(f, destination(K_IPV4), 6);
+	memcpy(f, w->client_mac, 6);
 	memcpy(f + 6, guest_mac, 6);
 	put_be16(f + 12, 0x0800);
 	put_ipv4(f + 14, 6, 20 + payload);
@@ -957,7 +1019,7 @@ static void guest_sends_large(struct world *w, size_t payload)
 	tap_write(w, &hdr, f, 54 + payload);
 }
 
-TEST(large_packets_stay_whole)
+static void large_packets(void)
 {
 	struct world *w = protected_world();
 	static struct seen c;
@@ -966,11 +1028,22 @@ TEST(large_packets_stay_whole)
 	guest_sends_large(w, 60000);
 	CHECK_OK(seal(w, 1));
 	nothing_is_seen(w);
-	CHECK_OK(commit(w, 1));
+	CHECK_OK(acked(w, 1));
 	collect_until(w->client, &c, 1, ARRIVAL_MS);
 	CHECK_EQ(c.nr, 1);
 	CHECK_EQ(c.longest, 60054);
 	world_free(w);
+}
+
+TEST(large_packets_stay_whole)
+{
+	large_packets();
+}
+
+TEST(large_packets_stay_whole_over_br_netfilter)
+{
+	ft_gate_forbid(&(struct ft_gate_caps){ .bridge_queue = true });
+	large_packets();
 }
 
 TEST(held_bytes_are_bounded)
@@ -992,7 +1065,7 @@ TEST(held_bytes_are_bounded)
 	CHECK(st.held_bytes <= 1 << 20);
 	CHECK_EQ(st.dropped_packets, 13);
 	CHECK_OK(fresh_ms(w, 1900));
-	CHECK_OK(commit(w, 1));
+	CHECK_OK(acked(w, 1));
 	client_sees(w, 1, 17);
 	world_free(w);
 }
@@ -1006,9 +1079,10 @@ TEST(a_dead_guests_frames_do_not_go_with_anothers_release)
 	uint16_t number;
 	int status, tap1 = tap_open("tap1");
 	struct ft_netbuf_config cfg = config(w);
-	pid_t pid = fork();
+	pid_t pid;
 
 	CHECK_OK(link_join("tap1", "br0"));
+	pid = fork();
 	if (pid == 0) {
 		protect(w);
 		(void)!fresh_ms(w, 1900);       /* the dead one's lease has not ended yet */
@@ -1034,13 +1108,13 @@ TEST(a_dead_guests_frames_do_not_go_with_anothers_release)
 	CHECK_OK(fresh_ms(w, 1900));
 	guest_sends(w, K_IPV4);                 /* vm1's, on tap0 */
 	CHECK_OK(seal(w, 1));
-	CHECK_OK(commit(w, 1));
+	CHECK_OK(acked(w, 1));
 	nothing_is_seen(w);
 	close(tap1);
 	world_free(w);
 }
 
-TEST(teardown_opens_without_losing_a_frame)
+static void teardown_loses_nothing(void)
 {
 	struct world *w = protected_world();
 	static struct seen c;
@@ -1048,26 +1122,37 @@ TEST(teardown_opens_without_losing_a_frame)
 	int *sent = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0), status;
 	pid_t pid = fork();
 
-	for (int i = 0; pid == 0 && i < 2000; i++) {
+	for (int i = 0; pid == 0 && i < 600; i++) {
 		*sent = (int)guest_sends(w, K_IPV4);
 		usleep(20);
 	}
 	if (pid == 0)
 		_exit(0);
-	while (*sent < 300)
+	while (*sent < 100)
 		usleep(100);
 	CHECK_OK(seal(w, 1));
 	CHECK_OK(w->out->ops->teardown(w->out));
 	CHECK(!ft_netbuf_present("vm1"));
 	CHECK_EQ(waitpid(pid, &status, 0), pid);
 	CHECK_EQ(status, 0);
-	collect_until(w->client, &c, 2000, ARRIVAL_MS);
-	CHECK_EQ(c.nr, 2000);
+	collect_until(w->client, &c, 600, ARRIVAL_MS);
+	CHECK_EQ(c.nr, 600);
 	for (unsigned i = 0; i < c.nr; i++)
 		got[c.tag[i]] = true;
-	for (unsigned i = 1; i <= 2000; i++)
+	for (unsigned i = 1; i <= 600; i++)
 		CHECK(got[i]);
 	world_free(w);
+}
+
+TEST(teardown_opens_without_losing_a_frame)
+{
+	teardown_loses_nothing();
+}
+
+TEST(teardown_opens_without_losing_a_frame_over_br_netfilter)
+{
+	ft_gate_forbid(&(struct ft_gate_caps){ .bridge_queue = true });
+	teardown_loses_nothing();
 }
 
 TEST(after_teardown_the_bridge_is_as_it_was)
@@ -1176,7 +1261,7 @@ TEST(the_guards_copy_of_the_socket_gives_the_tables_back)
 	w->next_tag = 100;
 	guest_sends(w, K_IPV4);
 	CHECK_OK(seal(w, 1));
-	CHECK_OK(commit(w, 1));
+	CHECK_OK(acked(w, 1));
 	client_sees(w, 101, 101);
 	world_free(w);
 }
@@ -1189,11 +1274,24 @@ static _Atomic unsigned renewals;
 static void *renew(void *arg)
 {
 	while (renewing) {
-		CHECK_OK(fresh_ms(arg, 240));
+		CHECK_OK(fresh_ms(arg, 1900));
 		renewals++;
 		usleep(1000);
 	}
 	return NULL;
+}
+
+static void renewing_start(struct world *w, pthread_t *t)
+{
+	CHECK_OK(fresh_ms(w, 1900));
+	renewing = true;
+	CHECK_EQ(pthread_create(t, NULL, renew, w), 0);
+}
+
+static void renewing_stop(pthread_t t)
+{
+	renewing = false;
+	pthread_join(t, NULL);
 }
 
 TEST(renewals_come_from_another_thread)
@@ -1202,22 +1300,42 @@ TEST(renewals_come_from_another_thread)
 	pthread_t t;
 	uint32_t last = 0;
 
-	if (getenv("FT_TEST_SLOW"))
-		ft_test_skip("a real lease runs out between two turns of a thread on a machine this slow");
-	CHECK_OK(fresh_ms(w, 240));
-	renewing = true;
-	CHECK_EQ(pthread_create(&t, NULL, renew, w), 0);
+	renewing_start(w, &t);
 	for (uint64_t epoch = 1; epoch <= 200; epoch++) {
 		last = guest_sends(w, K_IPV4);
 		run_ms(w, 1);
 		CHECK_OK(seal(w, epoch));
 		CHECK_OK(commit(w, epoch));
 	}
-	renewing = false;
-	pthread_join(t, NULL);
+	renewing_stop(t);
 	CHECK(renewals > 20);
 	client_sees(w, 1, last);
 	CHECK_EQ(w->breaches, 0);
+	world_free(w);
+}
+
+TEST_TIMEOUT(a_full_queue_drops_and_says_so_and_goes_on, 150)
+{
+	struct world *w = protected_world();
+	struct ft_netbuf_stats st;
+	const uint32_t extra = 500;
+	pthread_t t;
+
+	if (getenv("FT_TEST_SLOW"))
+		ft_test_skip("releasing a full queue outlasts every lease on a machine this slow");
+	for (uint32_t i = 0; i < FT_QUEUE_MAX + extra; i++)
+		guest_sends(w, K_IPV4);
+	run_ms(w, 20);
+	CHECK_OK(seal(w, 1));
+	ft_netbuf_get_stats(w->nb, &st);
+	CHECK_EQ(st.held_packets, FT_QUEUE_MAX);
+	CHECK_EQ(st.dropped_packets, extra);
+	CHECK(ft_test_logged("too much output waits"));
+	CHECK_EQ(w->breaches, 0);
+	renewing_start(w, &t);              /* it takes longer than a lease on a slow machine */
+	CHECK_OK(commit(w, 1));
+	client_sees(w, 1, FT_QUEUE_MAX);
+	renewing_stop(t);
 	world_free(w);
 }
 
@@ -1266,49 +1384,30 @@ static unsigned count_rarp(int fd)
 	return n;
 }
 
-static void client_sends(struct world *w, const uint8_t *to, const uint8_t *from)
-{
-	uint8_t f[60] = { [12] = 0x88, [13] = 0xb5 };
-
-	memcpy(f, to, 6);
-	memcpy(f + 6, from, 6);
-	CHECK_EQ(send(w->client, f, sizeof(f), 0), sizeof(f));
-}
-
-static bool tap_gets(struct world *w, uint16_t ethertype)
-{
-	uint64_t end = ft_now_ns() + 300 * FT_MS_NS;
-	uint8_t buf[2048];
-
-	while (ft_now_ns() < end) {
-		ssize_t n = read(w->tap, buf, sizeof(buf));
-		size_t at = sizeof(struct virtio_net_hdr) + 12;
-
-		if (n > (ssize_t)at + 2 && (buf[at] << 8 | buf[at + 1]) == ethertype)
-			return true;
-		if (n < 0)
-			usleep(1000);
-	}
-	return false;
-}
-
 TEST(after_takeover_the_network_learns_where_the_guest_is)
 {
 	static const uint8_t somebody[6] = { 2, 0, 0, 0, 0, 7 }, all[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
 	struct world *w = world_new();
+	unsigned seen;
 
+	while (tap_gets(w, 0x88b5, 20))
+		;
 	client_sends(w, all, guest_mac);        /* until now the guest was out there */
-	CHECK(tap_gets(w, 0x88b5));
+	CHECK(tap_gets(w, 0x88b5, ARRIVAL_MS));
 	client_sends(w, guest_mac, somebody);
-	CHECK(!tap_gets(w, 0x88b5));            /* so the bridge believes */
+	CHECK(!tap_gets(w, 0x88b5, SILENCE_MS));            /* so the bridge believes */
 	CHECK_OK(ft_announce(w->loop, "tap0", guest_mac));
 	run_ms(w, 20);
-	CHECK_EQ(count_rarp(w->client), 1);
+	seen = count_rarp(w->client);
+	CHECK(seen >= 1);
 	client_sends(w, guest_mac, somebody);
-	CHECK(tap_gets(w, 0x88b5));
-	run_ms(w, 1100);
-	CHECK_EQ(count_rarp(w->client), 5);
-	run_ms(w, 50);
+	CHECK(tap_gets(w, 0x88b5, ARRIVAL_MS));
+	for (unsigned i = 0; i < 60 && seen < 6; i++) {
+		run_ms(w, 50);
+		seen += count_rarp(w->client);
+	}
+	run_ms(w, 100);
+	CHECK_EQ(seen + count_rarp(w->client), 6);
 	CHECK(ft_announce(w->loop, "client", guest_mac) < 0);
 	CHECK(ft_test_logged("is it a port of a bridge?"));
 	world_free(w);
