@@ -473,7 +473,7 @@ class World:
         host.run(f'ft-guest start {guest}', 60)
         self.wait_guest(guest)
 
-    def wait_guest(self, guest, limit=90):
+    def wait_guest(self, guest, limit=180):
         """Until its services answer."""
         wait_for(f'{guest} to boot', lambda: self.ask(guest, 'stat', 1), limit)
         wait_for(f'{guest} to serve Redis', lambda: 'PONG' in self.redis(guest, 'PING'), limit)
@@ -519,6 +519,13 @@ class World:
             if process.lines:
                 with open(os.path.join(directory, f'{n}-{process.name.replace(" ", "-")}.out'), 'w', encoding='utf-8') as f:
                     f.writelines(f'{t:.4f} {line}\n' for t, line in list(process.lines))
+        for host in [n for n in self.nodes if isinstance(n, Host) and n.init]:
+            for guest in self.guests:
+                for log in ('console', 'qemu'):
+                    text = read_file(host.path(f'/run/ft/guests/{guest}/{log}.log'))
+                    if text:
+                        with open(os.path.join(directory, f'{host.name}-{guest}-{log}.txt'), 'w', encoding='utf-8') as f:
+                            f.write(text)
 
 
 class Logged:
