@@ -73,7 +73,9 @@ class Lab:
     def protected(self):
         """vm1 is PROTECTED, writes memory, and a client counts."""
         w = self.running()
-        if not self.ft_protect or not self.ft_protect.running():
+        if not self.primary.init:
+            self.reverse()
+        elif not self.ft_protect or not self.ft_protect.running():
             self.ft_protect = w.protect(self.primary, 'vm1', self.backup)
         else:
             self.wait_state('PROTECTED')
@@ -149,7 +151,9 @@ def _run_one(lab, function, limit):
         return [f'time limit of {limit} s'] + traceback.format_exc().splitlines()[-6:]
     except Failure as e:
         return [str(e)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except Skip:
+        raise
+    except Exception:   # pylint: disable=broad-except
         return traceback.format_exc().splitlines()
     finally:
         signal.alarm(0)

@@ -36,9 +36,10 @@ def a_host_that_comes_back_does_not_start_the_guest_again(lab):
     lab.protected()
     lab.cut_power_of_primary()
     lab.w.power_on(lab.primary)
-    done = lab.primary.call('ft-guest start vm1', 30)
+    done = lab.primary.call('ft-guest start vm1', 60)
     check(done.returncode != 0, f'{lab.primary.name} started vm1 although {lab.backup.name} runs it: {done.stdout}')
     lab.check_goes_on()
+    lab.close()
 
 
 main()

@@ -163,7 +163,10 @@ class Node:
 
     def net(self, command):
         """In its network only: PIDs are ours, so that a cable to another node can be named."""
-        subprocess.run(['nsenter', '-t', str(self.pid1), '-n', 'sh', '-c', command], check=True)
+        done = subprocess.run(['nsenter', '-t', str(self.pid1), '-n', 'sh', '-c', command], capture_output=True,
+                              text=True, check=False)
+        if done.returncode:
+            raise Failure(f'{self.name}: "{command}": {done.stderr.strip()}')
 
     def _enter(self, command):
         argv = ['sh', '-c', command] if isinstance(command, str) else list(command)
@@ -231,7 +234,8 @@ class Host(Node):
     def plug_in(self):
         """Cables, addresses and the bridge: what an operator's network configuration does at boot."""
         n, port = self.number, f'p{self.name}'
-        self.world.switch.net(f'ip link add {port} type veth peer name eth0 netns {self.pid1} && '
+        # The kernel takes a dead host's end away in its own time.
+        self.world.switch.net(f'ip link del {port} 2>/dev/null; ip link add {port} type veth peer name eth0 netns {self.pid1} && '
                               f'ip link set {port} master sw0 up')
         self.world.wire(f'attach {n - 1} {self.pid1} eth1')
         mac = f'02:f7:00:00:{n:02x}:'            # cards keep their addresses over a power cut
