@@ -33,7 +33,7 @@ LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftn
 # One short line a file; V=1 shows the commands.
 say      = $(if $(V),,@echo "  $(if $(filter %.o,$@),CC,LD)  $@";)
 
-.PHONY: all help bench deps check check-root check-unit check-vm clean demo fuzz fuzzers guest install lint soak stage tests
+.PHONY: all help bench deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint soak stage tests
 all: $(PROGS) $(PRELOAD) $(SCRIPTS)
 
 help:
@@ -175,6 +175,17 @@ export FUZZ_SECONDS ?= 10
 fuzzers: $(FUZZERS)
 fuzz: $(FUZZERS)
 	@tests/fuzz/fuzz.sh $(FUZZERS)
+
+# What git knows, or all there is in a tree without git. LINTED="one.c other.c" picks some.
+LINTED  ?= $(or $(shell git ls-files '*.c' 2>/dev/null),$(wildcard $(MODULES:%=%/*.c) tests/*/*.c))
+lint:
+	scripts/deps.sh build lint
+	@scripts/lint.sh $(filter -D% -I% -std=%,$(CFLAGS)) -Itests -- $(LINTED)
+
+#: make check-debian13   build and test on Debian 13 in a tree of its own (root; fetches some hundred MB once)
+check-debian13:
+	scripts/deps.sh debian13
+	scripts/debian13.sh
 
 clean:
 	rm -rf build
