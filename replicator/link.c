@@ -370,12 +370,14 @@ static bool tell_up(struct ft_link *l)
 	if (!up || l->up_told || l->muted)
 		return true;
 	l->up_told = true;
+	if (!l->cfg.on_up)
+		return true;
 	l->gone = &gone;
-	if (l->cfg.on_up)
-		l->cfg.on_up(l->cfg.ctx, l->name);
-	if (!gone)
-		l->gone = NULL;
-	return !gone;
+	l->cfg.on_up(l->cfg.ctx, l->name);
+	if (gone)
+		return false;
+	l->gone = NULL;
+	return true;
 }
 
 static bool tell_record(struct ft_link *l, struct ft_recbuf *rec)
