@@ -138,16 +138,20 @@ static int clear_dead(const char *guest, struct ft_attach *at)
 	return rc ? rc : -EEXIST;
 }
 
+static int say_running(const struct ft_attach *at)
+{
+	ft_info("guest %s runs already (pid %d)", at->guest, (int)at->pid);
+	return DONE;
+}
+
 static int start_locked(const struct ft_spec *spec)
 {
 	struct ft_qemu_launch l = { .spec = spec, .kind = FT_QEMU_GUEST };
 	struct ft_attach at;
 	int rc = clear_dead(spec->name, &at);
 
-	if (rc == -EEXIST) {
-		ft_info("guest %s runs already (pid %d)", spec->name, (int)at.pid);
-		return DONE;
-	}
+	if (rc == -EEXIST)
+		return say_running(&at);
 	if (!rc)
 		rc = ft_qemu_start(&l, &at);
 	if (rc)
@@ -164,10 +168,13 @@ static int start_locked(const struct ft_spec *spec)
 static int cmd_start(const struct options *o)
 {
 	struct ft_spec spec;
+	struct ft_attach at;
 	int rc = ft_spec_load(o->guest, &spec), fd;
 
 	if (rc)
 		return rc == -ENOENT ? UNKNOWN : rc == -EINVAL ? USAGE : FAILED;
+	if (!ft_attach_load(o->guest, &at))
+		return say_running(&at);
 	rc = check_start(o->guest, o->force);
 	if (rc)
 		return rc;

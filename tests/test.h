@@ -25,6 +25,8 @@ const char *ft_test_dir(void);
 /* Lines logged since the start of the test: does one contain @part? */
 bool ft_test_logged(const char *part);
 
+/* Fail unless each key of the INI tables in @source is an item of the manual page. Paths from the top of the tree. */
+void ft_test_keys_documented(const char *source, const char *page);
 /*
  * From here on the test runs as PID 1 of a process namespace, with a network namespace and mounts of its own: whatever
  * it starts dies with it, also when it fails or hits its time limit. Skips the test where that is not allowed.

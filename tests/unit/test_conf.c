@@ -188,6 +188,11 @@ TEST(the_example_file_is_valid_and_says_the_defaults)
 	CHECK_EQ(c.nr_peers, 1);
 }
 
+TEST(the_manual_page_knows_every_key)
+{
+	ft_test_keys_documented("replicator/conf.c", "man/ft.conf.5");
+}
+
 TEST(run_paths_are_bounded)
 {
 	char buf[64];

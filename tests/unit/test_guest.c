@@ -172,6 +172,8 @@ TEST_TIMEOUT(a_guest_lives_from_start_to_stop, 120)
 
 	/* Protected: stopping it would start it elsewhere. */
 	record(FT_ROLE_PRIMARY);
+	CHECK_EQ(guest("start vm1"), 0);
+	CHECK(said("runs already"));
 	CHECK_EQ(guest("stop vm1"), 4);
 	CHECK(said("ft-ctl unprotect vm1"));
 	CHECK_OK(ft_attach_load("vm1", &at));

@@ -172,6 +172,11 @@ TEST(a_replica_must_be_the_same_machine_but_may_have_its_own_paths)
 	}
 }
 
+TEST(the_manual_page_knows_every_key)
+{
+	ft_test_keys_documented("checkpoint/spec.c", "man/ft-guest-file.5");
+}
+
 TEST(a_guest_is_found_by_name_and_the_example_is_valid)
 {
 	char path[128];
