@@ -26,9 +26,10 @@
  *   whole   4096 bytes
  *   delta   what to XOR into the page as the receiver has it, at most 4096 bytes. The page is 64 lines of
  *           eight 8-byte words:
- *             u64                        bit i: line i changed; not 0
- *             u8 for each changed line   bit j: word j of the line changed; not 0
- *             u64 for each changed word  old XOR new, in ascending order; not 0
+ *             u64           bit i: line i changed; not 0
+ *             then for each changed line, in ascending order:
+ *               u8          bit j: word j of the line changed; not 0
+ *               8 bytes     old XOR new, for each changed word in ascending order; not all 0
  *
  * An LZ4 block decompresses to exactly the size given; without LZ4 the payload has exactly that size.
  * Anything else is -EPROTO and changes nothing.
@@ -38,6 +39,9 @@
 
 #include <lz4.h>
 #include <sys/mman.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #define HDR 8u
 #define FLAG_LZ4 1u
@@ -48,16 +52,22 @@
 #define RUN_BYTES_MAX 6u                /* byte and varint */
 #define SKIP_BITS 35u
 /*
- * A delta with more changed words than this goes whole: LZ4 finds more in the page itself than in the
- * noise that old XOR new makes of it.
+ * A larger delta goes as a whole page: LZ4 finds more in the page itself than in the noise that old XOR new
+ * makes of it. Measured: between 1200 and 4096 the choice hardly matters.
  */
-#define DELTA_WORDS_MAX (WORDS / 2)
-#define DELTA_MAX (8u + LINES + 8u * WORDS)
-/* Fewer bytes than this are not worth a call of LZ4. */
+#define DELTA_BYTES_MAX 2048
+#define DELTA_MAX (DELTA_BYTES_MAX + 80u)       /* room for the line that is too much */
+/* Fewer bytes than this are not worth a call of LZ4; and it must save a sixteenth. */
 #define LZ4_MIN 48u
+/* Whole pages in bulk, as in a first copy: a twentieth more bytes for a sixth less time. */
+#define LZ4_BULK (PAYLOAD_MAX / 2)
+#define LZ4_BULK_ACCELERATION 4
+#define LZ4_GOOD(len) ((len) - (len) / 16)
 
 _Static_assert(HDR + FT_CHUNK_PAGES * RUN_BYTES_MAX + PAYLOAD_MAX <= FT_BLOCK_MAX, "a raw block fits");
 _Static_assert(FT_WIRE_PAGES_MAX <= 1ull << SKIP_BITS, "every page can be reached");
+
+typedef uint64_t __attribute__((may_alias)) word;       /* of a page; its byte order never matters */
 
 struct ft_codec {
 	void *lz4;                      /* LZ4 state */
@@ -142,43 +152,38 @@ void ft_shadow_forget(struct ft_shadow *sh)
 
 /* --- encoding --- */
 
+/* A page that starts with a zero line and is equal to itself one line on. */
 static bool is_zero(const uint8_t *page)
 {
-	const uint64_t *w = (const uint64_t *)page;
+	const word *w = (const word *)page;
 
-	for (unsigned i = 0; i < WORDS; i += 16) {
-		uint64_t any = 0;
-
-		for (unsigned k = 0; k < 16; k++)
-			any |= w[i + k];
-		if (any)
-			return false;
-	}
-	return true;
+	return !(w[0] | w[1] | w[2] | w[3] | w[4] | w[5] | w[6] | w[7]) && !memcmp(page, page + 64, FT_PAGE_SIZE - 64);
 }
 
-/* The words of one changed line go to @out as old XOR new; their mask is returned. */
-static inline uint8_t line_delta(const uint64_t *old, const uint64_t *new, uint8_t **out)
+static inline bool line_differs(const word *a, const word *b)
 {
-	uint8_t mask = 0;
-
-	for (unsigned j = 0; j < LINE_WORDS; j++) {
-		uint64_t x = old[j] ^ new[j];
-
-		memcpy(*out, &x, 8);    /* branchless: the next word overwrites an unchanged one */
-		*out += x ? 8 : 0;
-		mask |= (uint8_t)(!!x << j);
-	}
-	return mask;
-}
-
-static inline bool line_differs(const uint64_t *a, const uint64_t *b)
-{
-	uint64_t any = 0;
+	word any = 0;
 
 	for (unsigned j = 0; j < LINE_WORDS; j++)
 		any |= a[j] ^ b[j];
 	return any;
+}
+
+/* One changed line: its mask, then its changed words. Branchless: the next word overwrites an unchanged one. */
+static inline uint8_t *put_line(const word *old, const word *new, uint8_t *out)
+{
+	uint8_t *mask = out++;
+	unsigned bits = 0;
+
+	for (unsigned j = 0; j < LINE_WORDS; j++) {
+		word x = old[j] ^ new[j];
+
+		memcpy(out, &x, 8);
+		out += x ? 8 : 0;
+		bits |= (unsigned)!!x << j;
+	}
+	*mask = (uint8_t)bits;
+	return out;
 }
 
 /*
@@ -187,32 +192,73 @@ static inline bool line_differs(const uint64_t *a, const uint64_t *b)
  */
 static size_t make_delta(const uint8_t *old, const uint8_t *new, uint8_t *out)
 {
-	const uint64_t *o = (const uint64_t *)old, *n = (const uint64_t *)new;
-	uint8_t mask[LINES], words[WORDS * 8 + 8];
-	uint8_t *w = words, *m = mask;
+	const word *o = (const word *)old, *n = (const word *)new;
+	uint8_t *p = out + 8;
 	uint64_t lines = 0;
 
 	for (unsigned i = 0; i < LINES; i++, o += LINE_WORDS, n += LINE_WORDS) {
 		if (!line_differs(o, n))
 			continue;
 		lines |= 1ull << i;
-		*m++ = line_delta(o, n, &w);
-		if (w - words > DELTA_WORDS_MAX * 8)
+		p = put_line(o, n, p);
+		if (p - out > DELTA_BYTES_MAX)
 			return SIZE_MAX;
 	}
-	if (!lines)
-		return 0;
 	ft_put64(out, lines);
-	memcpy(out + 8, mask, (size_t)(m - mask));
-	memcpy(out + 8 + (m - mask), words, (size_t)(w - words));
-	return 8 + (size_t)(m - mask) + (size_t)(w - words);
+	return lines ? (size_t)(p - out) : 0;
+}
+
+/* Most pages that changed all over are known by four of their lines, without reading the rest of the shadow. */
+static bool looks_rewritten(const uint8_t *old, const uint8_t *new)
+{
+	unsigned differ = 0;
+
+	for (unsigned i = 5 * LINE_WORDS; i < WORDS; i += 16 * LINE_WORDS)
+		for (unsigned j = i; j < i + LINE_WORDS; j++)
+			differ += ((const word *)old)[j] != ((const word *)new)[j];
+	return differ >= 3 * LINE_WORDS;
+}
+
+/* Copy a page to memory that is not read again soon: past the caches, where the machine can. */
+static void copy_away(uint8_t *to, const uint8_t *from)
+{
+#ifdef __SSE2__
+	__m128i *t = (__m128i *)to;
+	const __m128i *f = (const __m128i *)from;
+
+	for (unsigned i = 0; i < FT_PAGE_SIZE / sizeof(*t); i++)
+		_mm_stream_si128(&t[i], _mm_loadu_si128(&f[i]));
+#else
+	memcpy(to, from, FT_PAGE_SIZE);
+#endif
+}
+
+/* Other threads may read what copy_away wrote. */
+static void copies_done(void)
+{
+#ifdef __SSE2__
+	_mm_sfence();
+#endif
+}
+
+/* Bring the shadow up to date where @new differs from it. */
+static void update_lines(uint8_t *shadow, const uint8_t *new, const uint8_t *delta)
+{
+	for (uint64_t lines = ft_le64(delta); lines; lines &= lines - 1) {
+		size_t at = 64 * (size_t)__builtin_ctzll(lines);
+
+		memcpy(shadow + at, new + at, 64);
+	}
 }
 
 struct encoding {
+	struct ft_shadow *sh;           /* may be NULL */
+	const struct ft_chunk *chunk;
 	uint8_t *run, *runs_end;        /* the open run; where the next begins */
 	unsigned nr_runs;
 	uint64_t next;                  /* page after the last one */
-	uint8_t *payload;               /* where the next page's bytes go */
+	uint8_t *scratch, *payload;     /* where the payload grows, and its end so far */
+	unsigned in_place;              /* the payload is the first pages of the chunk itself: not copied yet */
 	uint64_t zero, whole, delta;
 };
 
@@ -233,48 +279,67 @@ static void add_page(struct encoding *e, uint64_t page, enum ft_page_how how)
 	e->nr_runs++;
 }
 
-static void add_zero(struct encoding *e, struct ft_shadow *sh, uint64_t page)
+/* The payload becomes more than the chunk's first pages: from here on it is in the scratch. */
+static void leave_chunk(struct encoding *e)
 {
-	if (sh && sh->known[page] == ALL_ZERO)
+	ft_copy(e->scratch, e->chunk->data, (size_t)e->in_place * FT_PAGE_SIZE);
+	e->payload = e->scratch + (size_t)e->in_place * FT_PAGE_SIZE;
+	e->in_place = 0;
+}
+
+static void add_zero(struct encoding *e, uint64_t page)
+{
+	if (e->sh && e->sh->known[page] == ALL_ZERO)
 		return;
-	if (sh)
-		sh->known[page] = ALL_ZERO;
+	if (e->sh)
+		e->sh->known[page] = ALL_ZERO;
 	add_page(e, page, FT_PAGE_ZERO);
 	e->zero++;
 }
 
 /* The delta against what the peer has; false when the page had better go whole. */
-static bool add_delta(struct encoding *e, struct ft_shadow *sh, uint64_t page, const uint8_t *data)
+static bool add_delta(struct encoding *e, uint64_t page, const uint8_t *data)
 {
 	static const uint8_t zeros[FT_PAGE_SIZE] __attribute__((aligned(64)));
-	uint8_t *shadow = sh->ram + page * FT_PAGE_SIZE;
+	uint8_t *shadow = e->sh->ram + page * FT_PAGE_SIZE, *at = e->payload + (size_t)e->in_place * FT_PAGE_SIZE;
+	enum known known = (enum known)e->sh->known[page];
+	const uint8_t *old = known == ALL_ZERO ? zeros : shadow;
 	size_t len;
 
-	if (sh->known[page] == UNKNOWN)
+	if (known == UNKNOWN || looks_rewritten(old, data))
 		return false;
-	len = make_delta(sh->known[page] == ALL_ZERO ? zeros : shadow, data, e->payload);
-	if (len == SIZE_MAX)
-		return false;
-	if (len) {
+	len = make_delta(old, data, at);
+	if (!len || len == SIZE_MAX)
+		return !len;
+	if (known == ALL_ZERO)
 		memcpy(shadow, data, FT_PAGE_SIZE);
-		sh->known[page] = AS_SHADOW;
-		add_page(e, page, FT_PAGE_DELTA);
-		e->payload += len;
-		e->delta++;
-	}
+	else
+		update_lines(shadow, data, at);
+	e->sh->known[page] = AS_SHADOW;
+	if (e->in_place)
+		leave_chunk(e);
+	e->payload += len;
+	add_page(e, page, FT_PAGE_DELTA);
+	e->delta++;
 	return true;
 }
 
-static void add_whole(struct encoding *e, struct ft_shadow *sh, uint64_t page, const uint8_t *data)
+static void add_whole(struct encoding *e, uint64_t page, const uint8_t *data)
 {
-	if (sh) {
-		memcpy(sh->ram + page * FT_PAGE_SIZE, data, FT_PAGE_SIZE);
-		sh->known[page] = AS_SHADOW;
+	if (e->sh) {
+		copy_away(e->sh->ram + page * FT_PAGE_SIZE, data);
+		e->sh->known[page] = AS_SHADOW;
 	}
 	add_page(e, page, FT_PAGE_WHOLE);
-	memcpy(e->payload, data, FT_PAGE_SIZE);
-	e->payload += FT_PAGE_SIZE;
 	e->whole++;
+	if (e->payload == e->scratch && data == e->chunk->data + (size_t)e->in_place * FT_PAGE_SIZE) {
+		e->in_place++;
+		return;
+	}
+	if (e->in_place)
+		leave_chunk(e);
+	ft_copy(e->payload, data, FT_PAGE_SIZE);
+	e->payload += FT_PAGE_SIZE;
 }
 
 static bool chunk_ok(const struct ft_chunk *c, const struct ft_shadow *sh)
@@ -289,43 +354,79 @@ static bool chunk_ok(const struct ft_chunk *c, const struct ft_shadow *sh)
 	return true;
 }
 
-/* The payload behind the runs: LZ4 when that saves at least a sixteenth, else raw. Returns the block's length. */
+static int lz4(struct ft_codec *cd, const uint8_t *from, size_t len, uint8_t *to, size_t room)
+{
+	int acceleration = len < LZ4_BULK ? 1 : LZ4_BULK_ACCELERATION;
+
+	return LZ4_compress_fast_extState(cd->lz4, (const char *)from, (char *)to, (int)len, (int)room, acceleration);
+}
+
+/* A few of the pages of a large payload, tried alone: when none of them gets smaller, the rest is spared. */
+static bool looks_random(struct ft_codec *cd, const uint8_t *payload, size_t len, uint8_t *room)
+{
+	size_t step = len / 4;
+
+	if (step < 2 * FT_PAGE_SIZE)
+		return false;
+	for (size_t at = 0; at + FT_PAGE_SIZE <= len; at += step)
+		if (lz4(cd, payload + at, FT_PAGE_SIZE, room, LZ4_GOOD(FT_PAGE_SIZE)) > 0)
+			return false;
+	return true;
+}
+
+/* The payload behind the runs: LZ4 when that saves something, else raw. Returns the block's length. */
 static size_t pack_payload(struct ft_codec *cd, uint8_t *block, uint8_t *at, const uint8_t *payload, size_t len)
 {
 	int packed = 0;
 
-	if (len >= LZ4_MIN)
-		packed = LZ4_compress_fast_extState(cd->lz4, (const char *)payload, (char *)at, (int)len, (int)(len - len / 16), 1);
+	if (len >= LZ4_MIN && !looks_random(cd, payload, len, at))
+		packed = lz4(cd, payload, len, at, LZ4_GOOD(len));
 	block[0] = packed > 0 ? FLAG_LZ4 : 0;
 	if (packed > 0)
 		return (size_t)(at - block) + (size_t)packed;
-	memcpy(at, payload, len);
+	ft_copy(at, payload, len);
 	return (size_t)(at - block) + len;
+}
+
+static void add_pages(struct encoding *e)
+{
+	for (uint32_t i = 0; i < e->chunk->nr; i++) {
+		const uint8_t *data = e->chunk->data + (size_t)i * FT_PAGE_SIZE;
+		uint64_t page = e->chunk->page[i];
+		if (is_zero(data))
+			add_zero(e, page);
+		else if (!e->sh || !add_delta(e, page, data))
+			add_whole(e, page, data);
+	}
+	copies_done();
+}
+
+/* Header and payload around the runs. Returns the block's length. */
+static size_t finish_block(struct ft_codec *cd, const struct encoding *e, uint8_t *out)
+{
+	const uint8_t *payload = e->in_place ? e->chunk->data : e->scratch;
+	size_t len = e->in_place ? (size_t)e->in_place * FT_PAGE_SIZE : (size_t)(e->payload - e->scratch);
+
+	if (!e->nr_runs)
+		return 0;
+	out[1] = (uint8_t)e->nr_runs;
+	ft_put16(out + 2, 0);
+	ft_put32(out + 4, (uint32_t)len);
+	return pack_payload(cd, out, e->runs_end, payload, len);
 }
 
 ssize_t ft_codec_encode(struct ft_codec *cd, struct ft_shadow *sh, const struct ft_chunk *c,
 			uint8_t *out, struct ft_codec_stats *stats)
 {
-	struct encoding e = { .runs_end = out + HDR, .payload = cd->scratch };
-	size_t raw, len = 0;
+	struct encoding e = {
+		.sh = sh, .chunk = c, .runs_end = out + HDR, .scratch = cd->scratch, .payload = cd->scratch,
+	};
+	size_t len;
 
 	if (!chunk_ok(c, sh))
 		return -EINVAL;
-	for (uint32_t i = 0; i < c->nr; i++) {
-		const uint8_t *data = c->data + (size_t)i * FT_PAGE_SIZE;
-
-		if (is_zero(data))
-			add_zero(&e, sh, c->page[i]);
-		else if (!sh || !add_delta(&e, sh, c->page[i], data))
-			add_whole(&e, sh, c->page[i], data);
-	}
-	raw = (size_t)(e.payload - cd->scratch);
-	if (e.nr_runs) {
-		out[1] = (uint8_t)e.nr_runs;
-		ft_put16(out + 2, 0);
-		ft_put32(out + 4, (uint32_t)raw);
-		len = pack_payload(cd, out, e.runs_end, cd->scratch, raw);
-	}
+	add_pages(&e);
+	len = finish_block(cd, &e, out);
 	stats->pages += c->nr;
 	stats->zero += e.zero;
 	stats->whole += e.whole;
@@ -383,26 +484,23 @@ static const uint8_t *get_runs(struct ft_codec *cd, const uint8_t *p, const uint
 /* The length of the delta at @p, of which @left bytes are there; 0 when it is not well formed. */
 static size_t delta_len(const uint8_t *p, size_t left)
 {
-	unsigned lines, words = 0;
-	size_t len;
+	size_t len = 8;
+	uint64_t lines;
 
+	if (left > FT_PAGE_SIZE)
+		left = FT_PAGE_SIZE;
 	if (left < 8)
 		return 0;
-	lines = (unsigned)__builtin_popcountll(ft_le64(p));
-	if (!lines || left < 8 + lines)
-		return 0;
-	for (unsigned i = 0; i < lines; i++) {
-		if (!p[8 + i])
+	for (lines = ft_le64(p); lines; lines &= lines - 1) {
+		unsigned words = len < left ? (unsigned)__builtin_popcount(p[len++]) : 0;
+
+		if (!words || left - len < 8 * (size_t)words)
 			return 0;
-		words += (unsigned)__builtin_popcount(p[8 + i]);
+		for (; words; words--, len += 8)
+			if (!ft_le64(p + len))
+				return 0;
 	}
-	len = 8 + lines + 8 * (size_t)words;
-	if (len > left || len > FT_PAGE_SIZE)
-		return 0;
-	for (const uint8_t *w = p + 8 + lines; w < p + len; w += 8)
-		if (!ft_le64(w))
-			return 0;
-	return len;
+	return len == 8 ? 0 : len;
 }
 
 static bool payload_ok(const struct ft_codec *cd, size_t left)
@@ -471,19 +569,20 @@ const struct ft_page_run *ft_codec_checked_runs(const struct ft_codec *cd, unsig
 /* XOR the delta at @p into @page. Returns its length. */
 static size_t apply_delta(const uint8_t *p, uint8_t *page)
 {
+	const uint8_t *start = p;
 	uint64_t lines = ft_le64(p);
-	const uint8_t *m = p + 8, *w = m + __builtin_popcountll(lines);
 
-	for (; lines; lines &= lines - 1) {
+	for (p += 8; lines; lines &= lines - 1) {
 		uint8_t *line = page + 64 * (unsigned)__builtin_ctzll(lines);
 
-		for (unsigned mask = *m++; mask; mask &= mask - 1, w += 8) {
-			uint8_t *word = line + 8 * (unsigned)__builtin_ctz(mask);
+		for (unsigned mask = *p++; mask; mask &= mask - 1, p += 8) {
+			word *w = (word *)(line + 8 * (unsigned)__builtin_ctz(mask)), x;
 
-			ft_put64(word, ft_le64(word) ^ ft_le64(w));
+			memcpy(&x, p, 8);
+			*w ^= x;
 		}
 	}
-	return (size_t)(w - p);
+	return (size_t)(p - start);
 }
 
 void ft_codec_apply_checked(const struct ft_codec *cd, uint8_t *ram)
@@ -500,7 +599,7 @@ void ft_codec_apply_checked(const struct ft_codec *cd, uint8_t *ram)
 			memset(page, 0, bytes);
 			break;
 		case FT_PAGE_WHOLE:
-			memcpy(page, p, bytes);
+			ft_copy(page, p, bytes);
 			p += bytes;
 			break;
 		case FT_PAGE_DELTA:

@@ -198,7 +198,7 @@ static int stage(struct ft_image *im, const uint8_t *block, size_t len)
 	if (!r)
 		return -ENOMEM;
 	*r = (struct record){ .len = (uint32_t)len };
-	memcpy(r->data, block, len);
+	ft_copy(r->data, block, len);
 	*e->last = r;
 	e->last = &r->next;
 	im->mem_used += bytes;

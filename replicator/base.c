@@ -33,6 +33,17 @@ void ft_priority_default(void)
 		ft_debug("scheduling priority stays raised: %s", strerror(errno));
 }
 
+void ft_copy(void *to, const void *from, size_t len)
+{
+	const size_t piece = 2048;      /* below it libc uses vectors */
+	uint8_t *t = to;
+	const uint8_t *f = from;
+
+	for (; len > piece; len -= piece, t += piece, f += piece)
+		memcpy(t, f, piece);
+	memcpy(t, f, len);
+}
+
 static const char *log_program = "ft";
 static enum ft_log_level log_max = FT_LOG_INFO;
 static bool log_journal;

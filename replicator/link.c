@@ -234,7 +234,7 @@ int ft_link_send(struct ft_link *l, enum ft_link_lane lane, uint32_t type, const
 		return -ENOMEM;
 	}
 	if (len)
-		memcpy(b->data + FT_WIRE_HDR, body, len);
+		ft_copy(b->data + FT_WIRE_HDR, body, len);
 	enqueue(l, lane, b);
 	return 0;
 }

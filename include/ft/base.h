@@ -79,6 +79,12 @@ int ft_write_file(const char *path, const void *data, size_t len, unsigned mode)
 int ft_write_all(int fd, const void *data, size_t len) FT_MUST_CHECK;
 int ft_mkdir_p(const char *path, unsigned mode) FT_MUST_CHECK;
 
+/*
+ * memcpy for what is many pages long. libc copies that with one `rep movsb`, which some CPUs (Zen 3) do at a
+ * fifth of the speed when @to lies just after @from modulo 4096, as it does behind a header.
+ */
+void ft_copy(void *to, const void *from, size_t len);
+
 /* --- little-endian bytes of the wire and of files --- */
 static inline uint16_t ft_le16(const void *p)
 {

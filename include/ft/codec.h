@@ -50,7 +50,7 @@ struct ft_page_run {                    /* neighbouring pages that travel in the
  * of the same bytes cannot fail. -EPROTO. *pages counts its pages.
  */
 int ft_codec_check(struct ft_codec *cd, const uint8_t *block, size_t len, uint64_t nr_pages, uint32_t *pages) FT_MUST_CHECK;
-void ft_codec_apply(struct ft_codec *cd, const uint8_t *block, size_t len, uint8_t *ram);
+void ft_codec_apply(struct ft_codec *cd, const uint8_t *block, size_t len, uint8_t *ram);     /* @ram: page-aligned */
 
 /* The block that @cd checked last, while it is still in memory: its runs, and applying it without a second decoding. */
 const struct ft_page_run *ft_codec_checked_runs(const struct ft_codec *cd, unsigned *nr);

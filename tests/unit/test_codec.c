@@ -53,7 +53,7 @@ static void side_init(struct side *s, bool shadow)
 		CHECK_OK(ft_shadow_new(NR_PAGES, &s->shadow));
 	s->chunk.data = aligned_alloc(64, FT_CHUNK_PAGES * FT_PAGE_SIZE);
 	s->block = malloc(FT_BLOCK_MAX);
-	s->replica = malloc((size_t)NR_PAGES * FT_PAGE_SIZE);
+	s->replica = aligned_alloc(FT_PAGE_SIZE, (size_t)NR_PAGES * FT_PAGE_SIZE);
 	memset(s->replica, 0xee, (size_t)NR_PAGES * FT_PAGE_SIZE);
 }
 
