@@ -121,24 +121,20 @@ def payload_of(block, at, packed, raw_len):
 
 def take_delta(payload, at):
     """[(word, xor)] of one page, and where the next page's bytes start."""
-    start, words, masks = at, [], []
+    start, words = at, []
     need(at + 8 <= len(payload), 'PAGES: delta is cut off')
     lines = int.from_bytes(payload[at:at + 8], 'little')
     at += 8
     need(lines, 'PAGES: delta without a line')
-    for line in range(64):
-        if lines >> line & 1:
-            need(at < len(payload) and payload[at], 'PAGES: changed line without a word')
-            masks.append((line, payload[at]))
-            at += 1
-    for line, mask in masks:
-        for word in range(8):
-            if mask >> word & 1:
-                need(at + 8 <= len(payload), 'PAGES: delta is cut off')
-                xor = int.from_bytes(payload[at:at + 8], 'little')
-                need(xor, 'PAGES: changed word that did not change')
-                words.append((line * 8 + word, xor))
-                at += 8
+    for line in (i for i in range(64) if lines >> i & 1):
+        need(at < len(payload) and payload[at], 'PAGES: changed line without a word')
+        mask, at = payload[at], at + 1
+        for word in (j for j in range(8) if mask >> j & 1):
+            need(at + 8 <= len(payload), 'PAGES: delta is cut off')
+            xor = int.from_bytes(payload[at:at + 8], 'little')
+            need(xor, 'PAGES: changed word that did not change')
+            words.append((line * 8 + word, xor))
+            at += 8
     need(at - start <= PAGE, 'PAGES: delta longer than a page')
     return words, at
 
