@@ -54,9 +54,6 @@ static void add_machine(struct args *a, const struct ft_qemu_plan *p)
 	add(a, "-object");
 	add(a, "memory-backend-file,id=ram,mem-path=%s,size=%" PRIu64 ",share=%s",
 	    p->ram, s->memory, p->kind == FT_QEMU_SCRATCH ? "off" : "on");
-	/* Device state is loaded without a configuration section; the guest itself must then not write one. */
-	add(a, "-global");
-	add(a, "migration.send-configuration=off");
 }
 
 static void add_boot(struct args *a, const struct ft_spec *s)

@@ -5,7 +5,10 @@
 #define HEADER_LEN 8
 static const uint8_t header[HEADER_LEN] = { 'Q', 'E', 'V', 'M', 0, 0, 0, 3 };
 
-enum { SECTION_EOF = 0, SECTION_START = 1, SECTION_PART = 2, SECTION_END = 3, SECTION_FULL = 4, SECTION_FOOTER = 0x7e };
+enum {
+	SECTION_EOF = 0, SECTION_START = 1, SECTION_PART = 2, SECTION_END = 3, SECTION_FULL = 4, SUBSECTION = 5,
+	SECTION_CONFIGURATION = 7, SECTION_COMMAND = 8, SECTION_FOOTER = 0x7e,
+};
 
 enum {                                  /* of a RAM record; the low bits of a page's address */
 	RAM_ZERO = 0x02,                /* u8: the byte that fills the page */
@@ -17,6 +20,8 @@ enum {                                  /* of a RAM record; the low bits of a pa
 };
 
 #define BLOCKS_MAX 256
+#define MACHINE_NAME_MAX 256
+#define CAPABILITIES_MAX 64
 
 struct text {
 	const uint8_t *at;
@@ -174,6 +179,46 @@ static bool take_record(struct reader *r)
 	return !r->fault;
 }
 
+/* --- configuration: the machine's name, which QEMU compares, then subsections --- */
+
+static void take_capabilities(struct reader *r)
+{
+	uint32_t nr = take32(r);
+
+	if (nr > CAPABILITIES_MAX)
+		fault(r, "too many capabilities");
+	while (nr-- && !r->fault)
+		take_text(r);
+}
+
+static void take_subsection(struct reader *r)
+{
+	struct text name = take_text(r);
+
+	take32(r);                      /* version */
+	if (text_is(&name, "configuration/capabilities"))
+		take_capabilities(r);
+	else if (text_is(&name, "configuration/target-page-bits"))
+		take32(r);
+	else if (text_is(&name, "configuration/uuid"))
+		take(r, 16);
+	else
+		fault(r, "a configuration of unknown kind");
+}
+
+static void take_configuration(struct reader *r)
+{
+	uint32_t len = take32(r);
+
+	if (len > MACHINE_NAME_MAX)
+		fault(r, "the machine's name is too long");
+	take(r, len);
+	while (!r->fault && r->pos < r->len && r->data[r->pos] == SUBSECTION) {
+		r->pos++;
+		take_subsection(r);
+	}
+}
+
 /* --- sections --- */
 
 static void take_ram_section(struct reader *r, unsigned type)
@@ -215,18 +260,27 @@ static bool has_guest_ram(const struct reader *r)
 	return false;
 }
 
+/* Where RAM ends: at the first device, or at the command with which QEMU 10 announces devices. */
+static bool at_end_of_ram(const struct reader *r)
+{
+	return r->pos == r->len || r->data[r->pos] == SECTION_FULL || r->data[r->pos] == SECTION_COMMAND;
+}
+
 int ft_qemu_stream_ram(const void *data, size_t len, const char *ram_block, size_t *end)
 {
 	struct reader r = { .data = data, .len = len, .ram_block = ram_block };
 
 	take_header(&r);
-	while (!r.fault && r.pos < len && r.data[r.pos] != SECTION_FULL) {
+	if (take8(&r) != SECTION_CONFIGURATION)
+		fault(&r, "no configuration (migration.send-configuration must be on)");
+	take_configuration(&r);
+	while (!r.fault && !at_end_of_ram(&r)) {
 		unsigned type = take8(&r);
 
 		if (type >= SECTION_START && type <= SECTION_END)
 			take_ram_section(&r, type);
 		else
-			fault(&r, "neither RAM nor a device (is migration.send-configuration off?)");
+			fault(&r, "neither RAM nor a device");
 	}
 	if (!r.fault && !has_guest_ram(&r))
 		fault(&r, "guest RAM is not among its blocks");

@@ -44,6 +44,27 @@ static void put_header(struct maker *m)
 	put(m, "QEVM\0\0\0\3", 8);
 }
 
+/* As of a guest with a UUID, which ours have not. */
+static void put_configuration(struct maker *m)
+{
+	put8(m, 7);
+	put32(m, 14);
+	put(m, "pc-i440fx-10.0", 14);
+	put8(m, 5);
+	put_text(m, "configuration/capabilities");
+	put32(m, 1);
+	put32(m, 1);
+	put_text(m, "x-ignore-shared");
+	put8(m, 5);
+	put_text(m, "configuration/uuid");
+	put32(m, 1);
+	put(m, "0123456789abcdef", 16);
+	put8(m, 5);
+	put_text(m, "configuration/target-page-bits");
+	put32(m, 1);
+	put32(m, 12);
+}
+
 static void put_section(struct maker *m, uint8_t type, uint32_t id, const char *name)
 {
 	put8(m, type);
@@ -125,6 +146,7 @@ static struct maker *make_firmware(void)
 
 	m.len = 0;
 	put_header(&m);
+	put_configuration(&m);
 	put_ram(&m);
 	put_device(&m, "old timer");
 	put8(&m, 0);
@@ -164,6 +186,7 @@ TEST(firmware_and_state_become_one_stream)
 	struct iovec part[2];
 
 	put_header(&want);
+	put_configuration(&want);
 	put_ram(&want);
 	put_device(&want, "timer");
 	put_device(&want, "cpu");
@@ -223,6 +246,7 @@ TEST(pages_of_guest_ram_are_refused)
 	size_t end;
 
 	put_header(&m);
+	put_configuration(&m);
 	begin_ram(&m);
 	put_section(&m, 2, 2, NULL);
 	put_page(&m, 0x5000, "ram");
@@ -241,6 +265,7 @@ static void check_refused(const char *why, const uint64_t *words, unsigned n)
 	size_t end;
 
 	put_header(&m);
+	put_configuration(&m);
 	begin_ram(&m);
 	put_section(&m, 2, 2, NULL);
 	for (unsigned i = 0; i < n; i++)
@@ -277,6 +302,7 @@ TEST(block_lists_that_make_no_sense_are_refused)
 		size_t end;
 
 		put_header(&m);
+		put_configuration(&m);
 		put_section(&m, 1, 2, "ram");
 		put64(&m, bad[i].total | 0x04);
 		for (unsigned k = 0; k < 300; k++)
@@ -286,23 +312,62 @@ TEST(block_lists_that_make_no_sense_are_refused)
 	}
 }
 
+TEST(what_qemu_10_announces_devices_with_is_no_ram)
+{
+	struct maker *fw = make_firmware();
+	size_t end, with_command;
+
+	CHECK_OK(ft_qemu_stream_ram(fw->buf, fw->len, "ram", &end));
+	fw->buf[end] = 8;
+	CHECK_OK(ft_qemu_stream_ram(fw->buf, fw->len, "ram", &with_command));
+	CHECK_EQ(with_command, end);
+}
+
 TEST(strange_sections_are_refused_with_a_hint)
 {
 	struct maker m = { .len = 0 };
 	size_t end;
 
 	put_header(&m);
-	put8(&m, 7);                    /* a configuration section */
-	put(&m, "0000000000000", 13);
+	put_ram(&m);
 	CHECK_EQ(ft_qemu_stream_ram(m.buf, m.len, "ram", &end), -EPROTO);
 	CHECK(ft_test_logged("send-configuration"));
 	m.len = 0;
 	put_header(&m);
+	put_configuration(&m);
 	put_section(&m, 1, 2, "block");
 	CHECK_EQ(ft_qemu_stream_ram(m.buf, m.len, "ram", &end), -EPROTO);
 	CHECK(ft_test_logged("neither RAM nor a device"));
 	CHECK_EQ(ft_qemu_stream_ram("QEVM\0\0\0\2", 8, "ram", &end), -EPROTO);
 	CHECK_EQ(ft_qemu_stream_ram("", 0, "ram", &end), -EPROTO);
+}
+
+TEST(configurations_that_make_no_sense_are_refused)
+{
+	struct maker m = { .len = 0 };
+	size_t end, body;
+
+	put_header(&m);
+	put8(&m, 7);
+	body = m.len;
+	put32(&m, 0xffffffff);
+	CHECK_EQ(ft_qemu_stream_ram(m.buf, m.len, "ram", &end), -EPROTO);
+	CHECK(ft_test_logged("name is too long"));
+	m.len = body;
+	put32(&m, 0);
+	put8(&m, 5);
+	put_text(&m, "configuration/surprise");
+	put64(&m, 1);
+	CHECK_EQ(ft_qemu_stream_ram(m.buf, m.len, "ram", &end), -EPROTO);
+	CHECK(ft_test_logged("of unknown kind"));
+	m.len = body;
+	put32(&m, 0);
+	put8(&m, 5);
+	put_text(&m, "configuration/capabilities");
+	put32(&m, 1);
+	put32(&m, 0x10000);
+	CHECK_EQ(ft_qemu_stream_ram(m.buf, m.len, "ram", &end), -EPROTO);
+	CHECK(ft_test_logged("too many capabilities"));
 }
 
 static void drop_line(void *ctx, enum ft_log_level level, const char *line)
