@@ -53,7 +53,7 @@ struct ft_gate {
 	pthread_mutex_t lock;           /* of all below */
 	struct mnl_socket *owner;
 	struct ft_nft batch;
-	bool installed, shut, complained;
+	bool installed, hushed, shut, complained;
 };
 
 static struct ft_gate_caps forbidden;
@@ -789,20 +789,41 @@ static int renew_locked(struct ft_gate *g, uint64_t until_ns)
 	return ft_nft_send(&g->batch, g->owner, NULL, 0);
 }
 
+static int may_renew(const struct ft_gate *g, uint64_t until_ns)
+{
+	if (!g->installed)
+		return -ENOTCONN;
+	if (until_ns && g->shut)
+		return -EIO;
+	return until_ns && g->hushed ? -ECANCELED : 0;
+}
+
 int ft_gate_fresh(struct ft_gate *g, uint64_t until_ns)
 {
 	bool complain = false;
 	int rc;
 
 	pthread_mutex_lock(&g->lock);
-	rc = !g->installed ? -ENOTCONN : g->shut && until_ns ? -EIO : renew_locked(g, until_ns);
-	if (rc && rc != -ENOTCONN && !g->shut) {
-		complain = !g->complained;
-		g->complained = true;
+	rc = may_renew(g, until_ns);
+	if (!rc) {
+		rc = renew_locked(g, until_ns);
+		complain = rc && !g->complained;
+		g->complained |= complain;
 	}
 	pthread_mutex_unlock(&g->lock);
 	if (complain)
 		ft_err("%s: cannot renew the right to speak in the kernel: %s; output closes by itself", g->guest, strerror(-rc));
+	return rc;
+}
+
+int ft_gate_hush(struct ft_gate *g, bool hushed)
+{
+	int rc;
+
+	pthread_mutex_lock(&g->lock);
+	g->hushed = hushed;
+	rc = hushed && g->installed ? renew_locked(g, 0) : 0;
+	pthread_mutex_unlock(&g->lock);
 	return rc;
 }
 

@@ -60,7 +60,9 @@ void ft_gate_free(struct ft_gate *g);   /* NULL is fine; the rules stay */
 int ft_gate_install(struct ft_gate *g, uint16_t queue) FT_MUST_CHECK;
 /* Thread-safe. Frames that were released may pass until @until_ns (CLOCK_MONOTONIC); 0: no longer. */
 int ft_gate_fresh(struct ft_gate *g, uint64_t until_ns) FT_MUST_CHECK;
-/* Thread-safe. Close, and refuse to be opened again before the next install. */
+/* Thread-safe. Close, and refuse to be opened (-ECANCELED) until @hushed is false. */
+int ft_gate_hush(struct ft_gate *g, bool hushed) FT_MUST_CHECK;
+/* Thread-safe. Close, and refuse to be opened again (-EIO) before the next install. */
 void ft_gate_shut(struct ft_gate *g);
 /* For the end of protection: frames no longer need to be queued, marked or fresh. */
 int ft_gate_bypass(struct ft_gate *g) FT_MUST_CHECK;
@@ -68,7 +70,7 @@ int ft_gate_remove(struct ft_gate *g) FT_MUST_CHECK;
 
 int ft_gate_count(struct ft_gate *g, struct ft_gate_counters *out) FT_MUST_CHECK;
 /*
- * Are the rules as install made them? 0; -ENOENT with a line in @what. Puts back the spare of a table
+ * Are the rules as install made them? 0; -ENOENT with a line in @what; -EINTR: could not be read whole. Puts back the spare of a table
  * that nobody could remove (then nothing got out, and 0 is returned with a warning logged).
  */
 int ft_gate_verify(struct ft_gate *g, char *what, size_t size) FT_MUST_CHECK;

@@ -20,7 +20,7 @@
 #define EPOCHS_MAX 64u
 #define HELD_BYTES_MAX (256ull << 20)
 #define DRAIN_SLICE 4096u               /* packets a visit; the loop has other work */
-#define SWEEP_S 0.05
+#define SWEEP_S 0.002                   /* little is left to read when the guest is paused */
 #define AUDIT_NS (50 * FT_MS_NS)
 #define AUDIT_STRIKES 3u                /* frames may be on their way from the tap to the bridge */
 
@@ -65,11 +65,11 @@ struct ft_netbuf {
 	struct epoch now;               /* being filled; nr is unused */
 	struct epoch sealed[EPOCHS_MAX];/* ring: oldest at first */
 	unsigned first, nr_sealed;
-	bool told;                      /* on_held was called since the last seal */
 	uint64_t held, held_bytes, held_bytes_max;
 	uint64_t released, refused;     /* refused: over the bounds, or not ours */
 	bool full_logged;
 
+	bool recheck;                   /* rules changed, and could not be read whole */
 	bool audited;                   /* base values are known */
 	uint64_t audited_ns, unheld_base;
 	int64_t missing_base;
@@ -117,6 +117,12 @@ static int breach(struct ft_netbuf *nb, const char *why)
 	ft_err("%s: output is shut: %s", nb->guest, nb->why);
 	stop_holding(nb);
 	return -EIO;
+}
+
+static void tell_breach(struct ft_netbuf *nb)
+{
+	if (nb->on_breach)
+		nb->on_breach(nb->ctx, nb->why);
 }
 
 /* --- packets --- */
@@ -175,12 +181,11 @@ static int drain(struct ft_netbuf *nb, unsigned max)
 	return n;
 }
 
-/* The first packet of an epoch is news; from then on a sweep now and then keeps the socket from filling. */
+/* The first packet of an epoch is news; what follows is swept up now and then, without waking for each. */
 static void tell_held(struct ft_netbuf *nb)
 {
-	if (nb->told || !nb->now.packets)
+	if (!nb->now.packets)
 		return;
-	nb->told = true;
 	ev_io_stop(nb->loop, &nb->readable);
 	ev_timer_again(nb->loop, &nb->sweep);
 	nb->on_held(nb->ctx);
@@ -192,28 +197,33 @@ static void on_readable(struct ev_loop *loop, ev_io *io, int revents)
 
 	if (drain(nb, DRAIN_SLICE) >= 0)
 		tell_held(nb);
-	else if (breach(nb, "the packet queue cannot be read") && nb->on_breach)
-		nb->on_breach(nb->ctx, nb->why);
+	else if (breach(nb, "the packet queue cannot be read"))
+		tell_breach(nb);
 }
 
 static void on_sweep(struct ev_loop *loop, ev_timer *t, int revents)
 {
 	struct ft_netbuf *nb = t->data;
 
-	if (drain(nb, DRAIN_SLICE) < 0 && breach(nb, "the packet queue cannot be read") && nb->on_breach)
-		nb->on_breach(nb->ctx, nb->why);
+	if (drain(nb, DRAIN_SLICE) < 0 && breach(nb, "the packet queue cannot be read"))
+		tell_breach(nb);
+}
+
+static int check_rules(struct ft_netbuf *nb)
+{
+	char why[200];
+	int rc = ft_gate_verify(nb->gate, why, sizeof(why));
+
+	nb->recheck = rc == -EINTR;     /* somebody commits all the time: again at the next audit */
+	return !rc || rc == -EINTR ? 0 : breach(nb, why);
 }
 
 static void on_rules_changed(void *ctx)
 {
 	struct ft_netbuf *nb = ctx;
-	char why[200];
 
-	if (nb->state != ST_CLOSED || ft_gate_verify(nb->gate, why, sizeof(why)) == 0)
-		return;
-	breach(nb, why);
-	if (nb->on_breach)
-		nb->on_breach(nb->ctx, nb->why);
+	if (nb->state == ST_CLOSED && check_rules(nb))
+		tell_breach(nb);
 }
 
 /* --- audit: does every frame that leaves a tap come by our rules? --- */
@@ -265,6 +275,8 @@ static int audit(struct ft_netbuf *nb)
 	if (nb->audited && now - nb->audited_ns < AUDIT_NS)
 		return 0;
 	nb->audited_ns = now;
+	if (nb->recheck && check_rules(nb))
+		return -EIO;
 	rc = ft_gate_count(nb->gate, &c);
 	if (rc == -EINTR)
 		return 0;               /* somebody commits all the time; next seal */
@@ -343,7 +355,7 @@ static void start_watching(struct ft_netbuf *nb)
 {
 	ev_io_set(&nb->readable, ft_queue_fd(nb->queue), EV_READ);
 	ev_io_start(nb->loop, &nb->readable);
-	nb->told = nb->audited = nb->full_logged = false;
+	nb->audited = nb->recheck = nb->full_logged = false;
 	nb->strikes = 0;
 	nb->released = nb->refused = 0;
 }
@@ -396,7 +408,6 @@ static int netbuf_seal(struct ft_output *o, uint64_t epoch)
 	nb->now.nr = epoch;
 	nb->sealed[(nb->first + nb->nr_sealed++) % EPOCHS_MAX] = nb->now;
 	nb->now = (struct epoch){ 0 };
-	nb->told = false;
 	ev_timer_stop(nb->loop, &nb->sweep);
 	ev_io_start(nb->loop, &nb->readable);
 	return audit(nb);
@@ -568,6 +579,11 @@ int ft_netbuf_fresh(struct ft_netbuf *nb, uint64_t until_ns)
 	return ft_gate_fresh(nb->gate, until_ns);
 }
 
+int ft_netbuf_hush(struct ft_netbuf *nb, bool hushed)
+{
+	return ft_gate_hush(nb->gate, hushed);
+}
+
 int ft_netbuf_owner_fd(struct ft_netbuf *nb)
 {
 	return ft_gate_owner_fd(nb->gate);
@@ -647,7 +663,7 @@ int ft_netbuf_check(const struct ft_netbuf_config *cfg, void (*obstacle)(void *c
 	return found;
 }
 
-int ft_netbuf_purge(const char *guest, const struct ft_netbuf_config *cfg)
+int ft_netbuf_purge(const char *guest)
 {
 	return ft_gate_purge(guest);
 }

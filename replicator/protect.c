@@ -217,7 +217,9 @@ static int op_beat(void *ctx, const struct ft_wire_welcome *w)
 	pr->beat = NULL;
 	ft_beat_stop(old);
 	pr->hushed = false;
-	rc = ft_beat_start(&cfg, &pr->beat);
+	rc = pr->netbuf ? ft_netbuf_hush(pr->netbuf, false) : 0;
+	if (!rc)
+		rc = ft_beat_start(&cfg, &pr->beat);
 	if (rc)
 		return rc;
 	pr->beat_cfg = cfg;
@@ -237,7 +239,7 @@ static void op_hush(void *ctx)
 	struct protect *pr = ctx;
 
 	pr->hushed = true;
-	if (pr->netbuf && ft_netbuf_fresh(pr->netbuf, 0))
+	if (pr->netbuf && ft_netbuf_hush(pr->netbuf, true))
 		ft_err("%s: the gate could not be shut at once; it closes by itself when the lease ends", pr->guest);
 }
 

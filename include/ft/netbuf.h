@@ -63,6 +63,11 @@ void ft_netbuf_get_stats(struct ft_netbuf *nb, struct ft_netbuf_stats *out);
  */
 int ft_netbuf_fresh(struct ft_netbuf *nb, uint64_t until_ns) FT_MUST_CHECK;
 /*
+ * Close the gate, and let no renewal open it (-ECANCELED) until hush is called with false: the peer may speak
+ * now. Thread-safe, and ordered with ft_netbuf_fresh: a renewal that is under way cannot come after it.
+ */
+int ft_netbuf_hush(struct ft_netbuf *nb, bool hushed) FT_MUST_CHECK;
+/*
  * A duplicate of the socket that owns the tables, for the guard. Nobody else can change them while one is
  * open; a restarted ft-protect must get it back (config.owner_fd) or wait until the guard has ended.
  */
@@ -71,7 +76,7 @@ int ft_netbuf_owner_fd(struct ft_netbuf *nb) FT_MUST_CHECK;
 /* One line for each obstacle to holding the taps' output here; touches nothing. 0: none, else -EOPNOTSUPP. */
 int ft_netbuf_check(const struct ft_netbuf_config *cfg, void (*obstacle)(void *ctx, const char *line), void *ctx);
 /* Remove every rule of ours for @guest, also of a dead process. Opens the output: unprotect only. */
-int ft_netbuf_purge(const char *guest, const struct ft_netbuf_config *cfg) FT_MUST_CHECK;
+int ft_netbuf_purge(const char *guest) FT_MUST_CHECK;
 /* True when rules of ours for @guest exist (a previous ft-protect left the output shut). */
 bool ft_netbuf_present(const char *guest);
 

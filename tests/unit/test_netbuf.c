@@ -701,6 +701,27 @@ TEST(a_renewal_that_comes_too_late_opens_nothing)
 	world_free(w);
 }
 
+TEST(a_hushed_gate_is_not_opened_by_a_late_renewal)
+{
+	struct world *w = protected_world();
+
+	CHECK_OK(fresh_ms(w, 1900));
+	guest_sends(w, K_IPV4);
+	CHECK_OK(seal(w, 1));
+	CHECK_OK(ft_netbuf_hush(w->nb, true));
+	CHECK_EQ(fresh_ms(w, 1900), -ECANCELED);
+	CHECK_OK(commit(w, 1));
+	guest_sends(w, K_ARP);
+	nothing_is_seen(w);
+	CHECK_OK(ft_netbuf_hush(w->nb, false));
+	nothing_is_seen(w);
+	guest_sends(w, K_IPV4);
+	CHECK_OK(seal(w, 2));
+	CHECK_OK(acked(w, 2));
+	client_sees(w, 3, 3);
+	world_free(w);
+}
+
 /* Nothing of ours runs while the right to speak ends. */
 TEST(the_kernel_closes_the_gate_of_a_stopped_process)
 {
@@ -732,7 +753,6 @@ TEST(the_kernel_closes_the_gate_of_a_stopped_process)
 static void killed_process_stays_mute(void)
 {
 	struct world *w = world_new();
-	struct ft_netbuf_config cfg = config(w);
 	static struct seen c;
 	int status;
 	pid_t pid;
@@ -753,7 +773,7 @@ static void killed_process_stays_mute(void)
 	nothing_is_seen(w);
 	CHECK(ft_netbuf_present("vm1"));
 	CHECK(!ft_netbuf_present("vm2"));
-	CHECK_OK(ft_netbuf_purge("vm1", &cfg));
+	CHECK_OK(ft_netbuf_purge("vm1"));
 	CHECK(!ft_netbuf_present("vm1"));
 	guest_sends(w, K_IPV4);
 	collect_until(w->client, &c, 1, ARRIVAL_MS);
@@ -1232,11 +1252,10 @@ TEST(check_names_each_obstacle_and_touches_nothing)
 TEST(an_owner_that_lives_is_named)
 {
 	struct world *w = protected_world();
-	struct ft_netbuf_config cfg = config(w);
 
 	if (!kernel_has_owner())
 		ft_test_skip("this kernel's tables have no owner");
-	CHECK_EQ(ft_netbuf_purge("vm1", &cfg), -EPERM);
+	CHECK_EQ(ft_netbuf_purge("vm1"), -EPERM);
 	CHECK(ft_test_logged("another process"));
 	world_free(w);
 }
