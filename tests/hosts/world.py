@@ -68,6 +68,12 @@ def tool(name):
     return os.path.join(TOOLS, name)
 
 
+def in_netns(pid, command):
+    done = subprocess.run(['nsenter', '-t', str(pid), '-n', 'sh', '-c', command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failure(f'"{command}": {done.stderr.strip()}')
+
+
 # ---- processes ----
 
 class Process:
@@ -163,10 +169,7 @@ class Node:
 
     def net(self, command):
         """In its network only: PIDs are ours, so that a cable to another node can be named."""
-        done = subprocess.run(['nsenter', '-t', str(self.pid1), '-n', 'sh', '-c', command], capture_output=True,
-                              text=True, check=False)
-        if done.returncode:
-            raise Failure(f'{self.name}: "{command}": {done.stderr.strip()}')
+        in_netns(self.pid1, command)
 
     def _enter(self, command):
         argv = ['sh', '-c', command] if isinstance(command, str) else list(command)
@@ -237,7 +240,9 @@ class Host(Node):
         # The kernel takes a dead host's end away in its own time.
         self.world.switch.net(f'ip link del {port} 2>/dev/null; ip link add {port} type veth peer name eth0 netns {self.pid1} && '
                               f'ip link set {port} master sw0 up')
-        self.world.wire(f'attach {n - 1} {self.pid1} eth1')
+        in_netns(self.world.wire_pid(), f'ip link del w{n - 1} 2>/dev/null; '
+                                        f'ip link add w{n - 1} type veth peer name eth1 netns {self.pid1}')
+        self.world.wire(f'attach {n - 1}')
         mac = f'02:f7:00:00:{n:02x}:'            # cards keep their addresses over a power cut
         self.run(f'ip link set eth0 address {mac}00 && ip link set eth1 address {mac}01 && '
                  f'ip link add br0 address {mac}00 type bridge forward_delay 0 && '
@@ -300,7 +305,6 @@ class World:
         self.ram = os.path.join(WORLDS_RAM, str(os.getpid()))   # many small files that must not
         self.processes, self.nodes = [], []
         self._wire = None
-        self.wire_on = True
 
     # -- making and unmaking --
 
@@ -340,6 +344,7 @@ class World:
                         f'ip -6 addr add {LAN6}100/64 dev eth0 nodad')
         self._wire = subprocess.Popen([tool('wire')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                       start_new_session=True)
+        self._wire_answer('start')
         self.alpha, self.beta = Host(self, 'alpha', 1), Host(self, 'beta', 2)
         for host in (self.alpha, self.beta):
             self._node(host)
@@ -393,9 +398,15 @@ class World:
 
     # -- the cable --
 
+    def wire_pid(self):
+        return self._wire.pid
+
     def wire(self, command):
         self._wire.stdin.write(command + '\n')
         self._wire.stdin.flush()
+        return self._wire_answer(command)
+
+    def _wire_answer(self, command):
         answer = self._wire.stdout.readline().split(None, 1)
         if not answer or answer[0] != 'ok':
             raise Failure(f'wire: "{command}": {" ".join(answer[1:]) or "died"}')
