@@ -60,6 +60,7 @@ static void answer(struct ft_echo *e, struct msghdr *msg, struct ft_hb *hb)
 	msg->msg_iov = &iov;
 	msg->msg_flags = 0;
 	(void)!sendmsg(e->fd, msg, MSG_NOSIGNAL);       /* lost is lost: the next beat is on its way */
+	msg->msg_iov = NULL;
 }
 
 /* One datagram. -EAGAIN when there is none. */

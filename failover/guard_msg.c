@@ -32,8 +32,8 @@ int guard_send(int sock, const void *buf, size_t len, const int *fds, unsigned n
 	if (nr_fds) {
 		msg.msg_control = &control;
 		msg.msg_controllen = CMSG_SPACE(nr_fds * sizeof(int));
-		*CMSG_FIRSTHDR(&msg) = (struct cmsghdr){ CMSG_LEN(nr_fds * sizeof(int)), SOL_SOCKET, SCM_RIGHTS };
-		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&msg)), fds, nr_fds * sizeof(int));
+		control.align = (struct cmsghdr){ CMSG_LEN(nr_fds * sizeof(int)), SOL_SOCKET, SCM_RIGHTS };
+		memcpy(CMSG_DATA(&control.align), fds, nr_fds * sizeof(int));
 	}
 	if (sendmsg(sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
 		return 0;

@@ -355,9 +355,10 @@ void ft_control_free(struct ft_control *c)
 		return;
 	if (c->gone)
 		*c->gone = true;
-	while (c->clients) {
-		last_words(c->clients);
-		client_free(c->clients);
+	for (struct client *cl = c->clients, *next; cl; cl = next) {
+		next = cl->next;
+		last_words(cl);
+		client_free(cl);
 	}
 	ev_io_stop(c->loop, &c->acceptor);
 	if (c->bound)

@@ -215,6 +215,7 @@ int ft_dial(struct ft_dial *d, int *fd)
 	rc = resolve(d, &r);
 	if (rc)
 		return rc;
+	assert(r);
 	for (struct addrinfo *ai = r->list; ai; ai = ai->ai_next)
 		left++;
 	rc = -EHOSTUNREACH;

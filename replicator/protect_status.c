@@ -104,9 +104,10 @@ static void on_display(struct ev_loop *loop, ev_timer *w, int revents)
 
 void protect_display_start(struct protect *pr)
 {
+	const char *term = getenv("TERM");
 	double every = 1.0;
 
-	pr->live = isatty(STDERR_FILENO) && getenv("TERM") && strcmp(getenv("TERM"), "dumb") != 0;
+	pr->live = isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0;
 	if (!pr->live)
 		every = 60.0;           /* a journal wants a sign of life, not a film */
 	ev_timer_init(&pr->display, on_display, every, every);

@@ -56,8 +56,9 @@ make_root() {
 
 copy_tree() {
 	mkdir -p "$root/src"
-	# Not what was built: only the other compiler's own objects, kernel and guest stay.
+	# Only the kernel for guests stays: objects would be newer than sources that were changed meanwhile.
 	find "$root/src" -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
+	find "$root/src/build" -mindepth 1 -maxdepth 1 ! -name kernel -exec rm -rf {} + 2>/dev/null || true
 	tar --exclude=./build --exclude="./${BUILD:-build}" --exclude=./.git -cf - . | tar -xf - -C "$root/src"
 }
 
@@ -76,9 +77,11 @@ inside() {
 		mount -t tmpfs run "$1/run"
 		hostname debian13
 		ip link set lo up 2>/dev/null || true
-		exec chroot "$1" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
+		cd "$1"
+		pivot_root . mnt                # not only chroot: tests make mount namespaces of their own
+		exec chroot . /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
 			http_proxy="${http_proxy:-}" https_proxy="${https_proxy:-}" \
-			/bin/sh -c "cd /src && $2"' sh "$root" "$2"
+			/bin/sh -c "umount -l /mnt && cd /src && $2"' sh "$root" "$2"
 }
 
 [ "$(id -u)" = 0 ] || fail "must run as root"

@@ -17,5 +17,5 @@ cppcheck --std=c11 --enable=warning,portability,performance --inline-suppr --err
 	--library=tests/lint/cppcheck.cfg --suppressions-list=tests/lint/cppcheck.suppress \
 	"${cppcheck_flags[@]}" -DFT_MUST_CHECK= "$@" || rc=1
 # Counts of what was suppressed go to stderr.
-printf '%s\0' "$@" | xargs -0 -P "$(nproc)" -I{} clang-tidy --quiet {} -- "${flags[@]}" 2>/dev/null || rc=1
+printf '%s\0' "$@" | xargs -0 -P "$(nproc)" -I{} clang-tidy --quiet {} -- -include tests/lint/errno.h "${flags[@]}" 2>/dev/null || rc=1
 exit $rc

@@ -46,7 +46,7 @@ void ft_test_bridge(const char *name);
 #define TEST(id) TEST_TIMEOUT(id, 60)
 
 #define CHECK(cond) \
-	do { if (!(cond)) ft_test_fail(__FILE__, __LINE__, "%s", #cond); } while (0)
+	do { if (cond) { } else { ft_test_fail(__FILE__, __LINE__, "%s", #cond); } } while (0)
 #define CHECK_EQ(a, b) \
 	do { long long a_ = (long long)(a), b_ = (long long)(b); \
 	     if (a_ != b_) ft_test_fail(__FILE__, __LINE__, "%s == %lld, expected %s == %lld", #a, a_, #b, b_); } while (0)
