@@ -718,7 +718,7 @@ TEST(a_hushed_gate_is_not_opened_by_a_late_renewal)
 	guest_sends(w, K_IPV4);
 	CHECK_OK(seal(w, 2));
 	CHECK_OK(acked(w, 2));
-	client_sees(w, 3, 3);
+	client_sees(w, holds_all(w) ? 2 : 3, 3);        /* the ARP was held, or is gone */
 	world_free(w);
 }
 
