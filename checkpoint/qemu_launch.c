@@ -110,7 +110,7 @@ static int set_accel(struct start *s)
 {
 	enum ft_accel want = s->l->accel != FT_ACCEL_AUTO ? s->l->accel : s->l->spec->accel;
 
-	s->at.accel = want == FT_ACCEL_TCG ? FT_ACCEL_TCG : ft_qemu_probe_accel();
+	s->at.accel = want == FT_ACCEL_TCG ? FT_ACCEL_TCG : ft_qemu_probe_accel(s->l->spec->kernel);
 	if (want == FT_ACCEL_KVM && s->at.accel != FT_ACCEL_KVM) {
 		ft_err("guest %s: KVM does not work on this host: say accel = tcg in the guest file, or repair KVM and remove %s/accel",
 		       NAME(s), ft_conf()->run_dir);

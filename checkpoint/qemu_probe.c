@@ -13,7 +13,7 @@
 
 #define OUTPUT_MAX (256u << 10)
 #define HELP_TIMEOUT_MS 20000
-#define KVM_TIMEOUT_MS 5000
+#define KVM_TIMEOUT_MS 8000             /* with KVM each takes a second or two */
 
 struct output {
 	char text[OUTPUT_MAX + 1];
@@ -118,13 +118,18 @@ int ft_qemu_default_machine(char *machine, size_t size)
 }
 
 /*
- * /dev/kvm may open, and firmware may start, on hosts where guests then hang: so let the firmware come to its end.
+ * /dev/kvm may open, and firmware run to its end, on hosts where an operating system then hangs in silence. So where
+ * the guest brings a kernel, that kernel must come as far as missing its root; else the firmware must give up.
  */
-static bool kvm_works(void)
+static bool kvm_works(const char *kernel)
 {
-	const char *argv[] = {
+	const char *firmware[] = {
 		ft_conf()->qemu, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-accel", "kvm", "-m", "16M",
 		"-global", "isa-debugcon.iobase=0x402", "-debugcon", "stdio", NULL
+	};
+	const char *system[] = {
+		ft_conf()->qemu, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-accel", "kvm", "-m", "256M",
+		"-smp", "2", "-no-reboot", "-serial", "stdio", "-kernel", kernel, "-append", "console=ttyS0 panic=-1", NULL
 	};
 	struct output *o;
 	bool works;
@@ -134,12 +139,14 @@ static bool kvm_works(void)
 		return false;
 	close(fd);
 	o = malloc(sizeof(*o));
-	works = o && run(argv, "No bootable device", KVM_TIMEOUT_MS, o) == 1;
+	works = o && run(firmware, "No bootable device", KVM_TIMEOUT_MS, o) == 1;
+	if (works && *kernel)
+		works = run(system, "Kernel panic", KVM_TIMEOUT_MS, o) == 1;
 	free(o);
 	return works;
 }
 
-enum ft_accel ft_qemu_probe_accel(void)
+enum ft_accel ft_qemu_probe_accel(const char *kernel)
 {
 	char path[FT_PATH_MAX + 8];
 	struct ft_blob known;
@@ -151,7 +158,7 @@ enum ft_accel ft_qemu_probe_accel(void)
 		ft_blob_free(&known);
 		return kvm ? FT_ACCEL_KVM : FT_ACCEL_TCG;
 	}
-	kvm = kvm_works();
+	kvm = kvm_works(kernel);
 	ft_info("KVM %s; remembered in %s", kvm ? "works on this host" : "does not work on this host: guests run under TCG", path);
 	if (ft_mkdir_p(ft_conf()->run_dir, 0755) || ft_write_file(path, kvm ? "kvm\n" : "tcg\n", 4, 0644))
 		ft_warn("cannot write %s: KVM will be probed again", path);

@@ -332,9 +332,9 @@ TEST_TIMEOUT(kvm_is_believed_only_after_something_ran, 60)
 	uint64_t t;
 
 	use_test_dirs();
-	a = ft_qemu_probe_accel();
+	a = ft_qemu_probe_accel("");
 	CHECK(a == FT_ACCEL_KVM || a == FT_ACCEL_TCG);
 	t = ft_now_ns();
-	CHECK_EQ(ft_qemu_probe_accel(), a);
+	CHECK_EQ(ft_qemu_probe_accel(""), a);
 	CHECK(ft_now_ns() - t < FT_S_NS);       /* remembered: no five seconds again */
 }
