@@ -50,7 +50,7 @@ int ft_qemu_net(const struct ft_attach *at, bool up) FT_MUST_CHECK;
  * else is in it, the directory. Taps vanish with their QEMU. Idempotent; the attach record is its owner's.
  */
 void ft_qemu_cleanup(const struct ft_attach *at);
-/* KVM only where it really works: runs firmware in it once, with a time limit; the answer is kept in RUN_DIR/accel. */
+/* KVM only where it really works: runs firmware and @kernel in it once, with a time limit; kept in RUN_DIR/accel. */
 enum ft_accel ft_qemu_probe_accel(const char *kernel);        /* the guest's, or empty */
 
 /* --- qmp.c: a QMP client with a bound on every wait; one at a time per socket --- */
