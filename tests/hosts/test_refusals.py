@@ -6,6 +6,7 @@ guest does not notice.
 import contextlib
 import os
 import shutil
+import signal
 
 from lab import Lab, check, main, test
 from world import read_file, wait_for
@@ -13,9 +14,16 @@ from world import read_file, wait_for
 OBSTACLE, REFUSED, USAGE = 3, 4, 2
 
 
+def stop_ftd(lab):
+    """Its children too, which keep nothing here: a child goes by the configuration that it was started with."""
+    for pid in lab.backup.pids('ftd'):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    wait_for('ftd to end', lambda: not lab.backup.pids('ftd'), 20)
+
+
 def restart_ftd(lab):
-    ftd = lab.ftd[lab.backup.name]
-    ftd.stop()
+    stop_ftd(lab)
     lab.ftd[lab.backup.name] = lab.w.start_ftd(lab.backup)
 
 
@@ -37,7 +45,7 @@ def edited(lab, host, path, edit, restart=False):
 
 @contextlib.contextmanager
 def no_ftd(lab):
-    lab.ftd[lab.backup.name].stop()
+    stop_ftd(lab)
     try:
         yield
     finally:
@@ -92,7 +100,7 @@ def guest_file(host, old, new):
     return lambda lab: edited(lab, getattr(lab, host), '/etc/ft/guests/vm1.conf', lambda text: text.replace(old, new))
 
 
-# name: how things are, the command, its status, and what its output must name
+# name: how things are, the command, its status, what its output must name, and what ftd's must
 TABLE = {
     'an_unknown_guest': (as_it_is, 'ft-protect nobody beta', OBSTACLE, ['nobody']),
     'a_guest_that_does_not_run': (as_it_is, 'ft-protect vm2 beta', OBSTACLE, ['vm2', 'ft-guest start']),
@@ -108,8 +116,8 @@ TABLE = {
                                                             lambda text: text.replace('vm1', 'vm9')),
                                         'ft-protect vm1 beta', REFUSED, ['vm1']),
     'a_guest_file_that_differs': (guest_file('backup', 'vcpus = 2', 'vcpus = 1'), 'ft-protect vm1 beta', REFUSED, ['vcpus']),
-    'a_backup_without_room': (small_shm, 'ft-protect vm1 beta', REFUSED, ['/dev/shm']),
-    'a_backup_without_qemu': (conf_of('backup', '[ft]', '[ft]\nqemu = /nowhere/qemu'), 'ft-protect vm1 beta', REFUSED, ['/nowhere/qemu']),
+    'a_backup_without_room': (small_shm, 'ft-protect vm1 beta', REFUSED, ['beta', 'memory'], '/dev/shm'),
+    'a_backup_without_qemu': (conf_of('backup', '[ft]', '[ft]\nqemu = /nowhere/qemu'), 'ft-protect vm1 beta', REFUSED, ['beta', 'hypervisor'], '/nowhere/qemu'),
     'a_wrong_word_in_the_configuration': (conf_of('primary', '[policy]', '[policy]\nsilence-ms = soon'), 'ft-protect vm1 beta', USAGE,
                                           ['ft.conf:4', 'silence-ms']),
     'a_wrong_word_in_the_guest_file': (guest_file('primary', 'vcpus = 2', 'vcpus = two'), 'ft-protect vm1 beta', OBSTACLE,
@@ -127,11 +135,12 @@ def check_untouched(lab):
     wait_for('the parked replica to go', lambda: not lab.backup.pids('qemu'), 20)
 
 
-def make_test(name, how, command, status, words):
+def make_test(name, how, command, status, words, told_there=''):
     def refusal(lab):
         lab.running()
         with how(lab):
             done = lab.primary.call(command, 60)
+            check(not told_there or lab.ftd[lab.backup.name].logged(told_there), f'ftd does not name {told_there}')
         said = done.stdout.strip()
         check(done.returncode == status, f'"{command}" ended with {done.returncode}, not {status}: {said}')
         for word in words:

@@ -110,7 +110,7 @@ class Process:
             rc = self.popen.wait(limit)
         except subprocess.TimeoutExpired:
             raise Failure(f'{self.name} still runs after {limit} s') from None
-        self._reader.join(5)
+        self._reader.join(0.5)          # a child of its own may keep the pipe open
         return rc
 
     def stop(self, limit=10):
