@@ -29,6 +29,7 @@ struct ft_backup {
 	struct ft_blob firmware;
 	uint64_t generation;
 	uint64_t epochs;
+	uint64_t started_epoch;                 /* the one that was started, once it was */
 	bool drilling;
 };
 
@@ -518,6 +519,7 @@ static int take_over(struct ft_backup *b, const char *why)
 		set_state(b, FT_BACKUP_EMPTY, "takeover failed");
 		return rc;
 	}
+	b->started_epoch = epoch;
 	set_state(b, FT_BACKUP_RUNNING, why);
 	if (b->replica->ops->detach(b->replica))
 		ft_err("%s: runs, but its attach record could not be written: it cannot be protected again", b->cfg.guest);
@@ -648,8 +650,8 @@ void ft_backup_get_status(const struct ft_backup *b, struct ft_backup_status *ou
 	*out = (struct ft_backup_status){
 		.state = b->state, .generation = b->record.generation, .peer = b->peer, .linked = b->link,
 		.drilling = b->drilling, .epochs = b->epochs,
-		.epoch = b->image ? ft_image_whole_epoch(b->image) : 0,
-		.applied_epoch = b->image ? ft_image_applied_epoch(b->image) : 0,
+		.epoch = b->image ? ft_image_whole_epoch(b->image) : b->started_epoch,
+		.applied_epoch = b->image ? ft_image_applied_epoch(b->image) : b->started_epoch,
 		.staging_bytes = b->image ? ft_image_staging_used(b->image) : 0,
 	};
 }
