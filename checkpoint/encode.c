@@ -23,6 +23,7 @@ struct item {
 	uint32_t flags;
 	struct ft_chunk *chunk;         /* NULL: the end of the epoch, with its state */
 	struct ft_blob state;
+	bool state_sent;
 };
 
 struct worker {
@@ -67,15 +68,20 @@ typedef int emit_fn(void *ctx, uint32_t type, const void *body, size_t len);
 
 /* --- emitting: by the one whose turn it is, lock not held --- */
 
-static int emit_begin(struct ft_encoder *en, emit_fn *emit, const struct item *it)
+static int emit_begin(struct ft_encoder *en, emit_fn *emit, struct item *it)
 {
 	struct ft_wire_epoch_begin begin = { .epoch = it->epoch, .base = it->base, .flags = it->flags };
 	uint8_t buf[FT_WIRE_EPOCH_BEGIN_LEN];
+	int rc;
 
+	if (!it->begins)
+		return 0;
 	en->blocks = en->pages = 0;
 	en->epoch_stats = (struct ft_codec_stats){ 0 };
 	XXH3_64bits_reset(en->sum);
-	return emit(en->cfg.ctx, FT_REC_EPOCH_BEGIN, buf, ft_wire_pack_epoch_begin(&begin, buf));
+	rc = emit(en->cfg.ctx, FT_REC_EPOCH_BEGIN, buf, ft_wire_pack_epoch_begin(&begin, buf));
+	it->begins = rc != 0;
+	return rc;
 }
 
 static void add_stats(struct ft_codec_stats *to, const struct ft_codec_stats *from)
@@ -100,26 +106,40 @@ static int emit_block(struct ft_encoder *en, emit_fn *emit, const uint8_t *block
 	return emit(en->cfg.ctx, FT_REC_PAGES, block, len);
 }
 
-static int emit_end(struct ft_encoder *en, emit_fn *emit, const struct item *it)
+static int emit_state(struct ft_encoder *en, emit_fn *emit, struct item *it)
+{
+	int rc;
+
+	if (it->state_sent)
+		return 0;
+	rc = emit(en->cfg.ctx, FT_REC_STATE, it->state.data, it->state.len);
+	if (rc)
+		return rc;
+	XXH3_64bits_update(en->sum, it->state.data, it->state.len);
+	it->state_sent = true;
+	return 0;
+}
+
+static int emit_end(struct ft_encoder *en, emit_fn *emit, struct item *it)
 {
 	struct ft_wire_epoch_end end = { .epoch = it->epoch, .blocks = en->blocks, .pages = en->pages };
 	uint8_t buf[FT_WIRE_EPOCH_END_LEN];
-	int rc;
+	int rc = emit_state(en, emit, it);
 
-	XXH3_64bits_update(en->sum, it->state.data, it->state.len);
+	if (rc)
+		return rc;
 	end.checksum = XXH3_64bits_digest(en->sum);
-	rc = emit(en->cfg.ctx, FT_REC_STATE, it->state.data, it->state.len);
-	if (!rc)
-		rc = emit(en->cfg.ctx, FT_REC_EPOCH_END, buf, ft_wire_pack_epoch_end(&end, buf));
+	rc = emit(en->cfg.ctx, FT_REC_EPOCH_END, buf, ft_wire_pack_epoch_end(&end, buf));
 	if (!rc && en->cfg.epoch_done)
 		en->cfg.epoch_done(en->cfg.ctx, it->epoch, &en->epoch_stats);
 	return rc;
 }
 
-static int emit_item(struct ft_encoder *en, emit_fn *emit, const struct item *it, const uint8_t *block, size_t len,
+/* What was emitted is noted in @it, so that another thread can go on from there. */
+static int emit_item(struct ft_encoder *en, emit_fn *emit, struct item *it, const uint8_t *block, size_t len,
 		     const struct ft_codec_stats *st)
 {
-	int rc = it->begins ? emit_begin(en, emit, it) : 0;
+	int rc = emit_begin(en, emit, it);
 
 	if (rc)
 		return rc;
@@ -167,20 +187,9 @@ static void drop_queue(struct ft_encoder *en)
 	}
 }
 
-/* Wait for the turn of item @nr, emit, let the next one go on. */
-static void take_turn(struct worker *w, emit_fn *emit, uint64_t nr, struct item *it, size_t len, const struct ft_codec_stats *st)
+/* The turn of item @nr has come and gone. */
+static void end_turn(struct ft_encoder *en, int rc)
 {
-	struct ft_encoder *en = w->en;
-	int rc = 0;
-
-	while (en->next_emit != nr)
-		pthread_cond_wait(&en->turn, &en->lock);
-	if (!en->failed) {
-		pthread_mutex_unlock(&en->lock);
-		rc = emit_item(en, emit, it, w->block, len, st);
-		pthread_mutex_lock(&en->lock);
-		add_stats(&en->stats, st);
-	}
 	if (rc) {
 		en->failed = rc;
 		drop_queue(en);
@@ -189,7 +198,32 @@ static void take_turn(struct worker *w, emit_fn *emit, uint64_t nr, struct item 
 	pthread_cond_broadcast(&en->turn);
 }
 
-static void run_item(struct worker *w, emit_fn *emit)
+/* Wait for the turn of item @nr, emit, let the next one go on. */
+static void take_turn(struct worker *w, uint64_t nr, struct item *it, size_t len, const struct ft_codec_stats *st)
+{
+	struct ft_encoder *en = w->en;
+	int rc = 0;
+
+	while (en->next_emit != nr)
+		pthread_cond_wait(&en->turn, &en->lock);
+	if (!en->failed) {
+		pthread_mutex_unlock(&en->lock);
+		rc = emit_item(en, en->cfg.emit, it, w->block, len, st);
+		pthread_mutex_lock(&en->lock);
+		add_stats(&en->stats, st);
+	}
+	end_turn(en, rc);
+}
+
+static void end_item(struct ft_encoder *en, struct item *it)
+{
+	if (it->chunk)
+		return;
+	en->ends--;
+	ft_blob_free(&it->state);
+}
+
+static void run_item(struct worker *w)
 {
 	struct ft_encoder *en = w->en;
 	uint64_t nr = en->next_take++;
@@ -207,11 +241,8 @@ static void run_item(struct worker *w, emit_fn *emit)
 		if (!--en->encoding && may_take(en))
 			pthread_cond_broadcast(&en->work);
 	}
-	take_turn(w, emit, nr, &it, len, &st);
-	if (!it.chunk) {
-		en->ends--;
-		ft_blob_free(&it.state);
-	}
+	take_turn(w, nr, &it, len, &st);
+	end_item(en, &it);
 }
 
 static void *worker_main(void *arg)
@@ -222,7 +253,7 @@ static void *worker_main(void *arg)
 	pthread_mutex_lock(&en->lock);
 	while (!en->stop) {
 		if (may_take(en))
-			run_item(w, en->cfg.emit);
+			run_item(w);
 		else
 			pthread_cond_wait(&en->work, &en->lock);
 	}
@@ -231,6 +262,28 @@ static void *worker_main(void *arg)
 }
 
 /* --- the calling thread --- */
+
+/*
+ * All is emitted but the last item, the end of an epoch: emit it here and now, and leave to a worker what would
+ * block.
+ */
+static void finish_here(struct ft_encoder *en)
+{
+	struct item *slot = &en->ring[en->next_take++ % en->ring_size], it = *slot;
+	int rc;
+
+	pthread_mutex_unlock(&en->lock);
+	rc = emit_item(en, en->cfg.emit_nowait, &it, NULL, 0, NULL);
+	pthread_mutex_lock(&en->lock);
+	if (rc == -EAGAIN) {
+		*slot = it;
+		en->next_take--;
+		pthread_cond_signal(&en->work);
+		return;
+	}
+	end_turn(en, rc);
+	end_item(en, &it);
+}
 
 /* Queue @it and see that somebody runs it. */
 static int put_item(struct ft_encoder *en, struct item *it)
@@ -250,9 +303,9 @@ static int put_item(struct ft_encoder *en, struct item *it)
 		en->ends += !it->chunk;
 		en->ring[en->next_put++ % en->ring_size] = *it;
 		if (!en->cfg.threads)
-			run_item(&en->worker[0], en->cfg.emit);
+			run_item(&en->worker[0]);
 		else if (!it->chunk && en->cfg.emit_nowait && en->next_emit + 1 == en->next_put)
-			run_item(&en->worker[0], en->cfg.emit_nowait);  /* all is emitted but this */
+			finish_here(en);
 		else
 			pthread_cond_signal(&en->work);
 	}

@@ -25,7 +25,8 @@ struct ft_encoder_config {
 	int (*emit)(void *ctx, uint32_t type, const void *body, size_t len);
 	/*
 	 * The same, but never blocking: lets ft_encoder_end send the last records of an epoch from the calling
-	 * thread when the workers have nothing left to do. NULL: only workers emit.
+	 * thread when the workers have nothing left to do. -EAGAIN leaves this record and the rest to a worker.
+	 * NULL: only workers emit.
 	 */
 	int (*emit_nowait)(void *ctx, uint32_t type, const void *body, size_t len);
 	/* EPOCH_END of @epoch was emitted (any thread) - statistics only. May be NULL. */

@@ -30,6 +30,7 @@ struct rig {
 	bool stuck, down;               /* emit blocks; emit fails */
 	unsigned fail_after;            /* records until the link goes down; 0: never */
 	uint64_t records, emitters, nowait, epochs_done;
+	unsigned refuse;                /* emit_nowait says -EAGAIN each so many records; 0: never */
 	pthread_t caller;
 };
 
@@ -86,6 +87,8 @@ static int emit_nowait(void *ctx, uint32_t type, const void *body, size_t len)
 
 	CHECK(pthread_equal(pthread_self(), r->caller));
 	r->nowait++;
+	if (r->refuse && r->nowait % r->refuse == 0)
+		return -EAGAIN;
 	return emit(ctx, type, body, len);
 }
 
@@ -101,6 +104,7 @@ struct opts {
 	unsigned threads;
 	size_t staging;
 	bool nowait, no_shadow;
+	unsigned refuse;
 };
 
 static void rig_init(struct rig *r, const struct opts *o)
@@ -116,6 +120,7 @@ static void rig_init(struct rig *r, const struct opts *o)
 	memset(r, 0, sizeof(*r));
 	r->cfg = (struct ft_fake_config){ .nr_pages = NR_PAGES, .seed = 3 };
 	r->caller = pthread_self();
+	r->refuse = o->refuse;
 	pthread_mutex_init(&r->lock, NULL);
 	pthread_cond_init(&r->moved, NULL);
 	CHECK_OK(ft_fake_guest_new(&r->cfg, &r->guest));
@@ -221,6 +226,12 @@ TEST(every_epoch_arrives_whole_and_in_order_with_four_threads)
 TEST(the_caller_may_send_the_last_records_itself)
 {
 	many_epochs(&(struct opts){ .threads = 4, .nowait = true }, 200);
+}
+
+TEST(what_the_caller_cannot_send_at_once_a_worker_sends)
+{
+	for (unsigned refuse = 1; refuse < 6; refuse++)
+		many_epochs(&(struct opts){ .threads = 2, .nowait = true, .refuse = refuse }, 60);
 }
 
 TEST(without_a_shadow_nothing_is_a_delta)
