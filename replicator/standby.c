@@ -140,6 +140,17 @@ static void conn_down(void *ctx, int rc, const char *why)
 	conn_close(c);
 }
 
+/* A child lives long: permissions, certificates and paths are those of now, not of when it was born. */
+static void reload_conf(void)
+{
+	static struct ft_conf now;
+	char path[FT_PATH_MAX];
+
+	snprintf(path, sizeof(path), "%s", ft_conf()->path);
+	if (!ft_conf_load(*path ? path : NULL, &now))
+		ft_conf_set(&now);      /* else what was valid stays; the log says what is wrong */
+}
+
 static void serve(struct standby *sb, int fd)
 {
 	const struct ft_conf *conf = ft_conf();
@@ -150,6 +161,7 @@ static void serve(struct standby *sb, int fd)
 	};
 	struct conn *c = NULL;
 
+	reload_conf();
 	for (unsigned i = 0; i < CONNS_MAX && !c; i++)
 		if (!sb->conn[i].link)
 			c = &sb->conn[i];
