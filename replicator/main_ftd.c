@@ -151,7 +151,7 @@ static void deliver(struct daemon *d, const char *guest, int fd)
 {
 	int rc = pass_to_child(guest, fd);
 
-	if (rc == -ECONNREFUSED || rc == -ENOENT)
+	if (rc == -ECONNREFUSED || rc == -ENOENT || rc == -EPIPE || rc == -ECONNRESET)   /* gone, or just leaving */
 		ft_ignore(start_child(d, guest, fd));   /* logged there; the primary tries again */
 	else if (rc)
 		ft_warn("%s: its child does not answer: %s", guest, strerror(-rc));

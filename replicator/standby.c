@@ -147,7 +147,7 @@ static void reload_conf(void)
 	char path[FT_PATH_MAX];
 
 	snprintf(path, sizeof(path), "%s", ft_conf()->path);
-	if (!ft_conf_load(*path ? path : NULL, &now))
+	if (!ft_conf_load(access(path, R_OK) ? NULL : path, &now))     /* the default one may be missing */
 		ft_conf_set(&now);      /* else what was valid stays; the log says what is wrong */
 }
 
