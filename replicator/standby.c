@@ -17,8 +17,10 @@
 #include "hook.h"
 
 #include <ev.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -28,6 +30,7 @@
 #define IDLE_S 15.0                     /* nothing to keep and nobody here: end */
 #define SEND_BOUND (1u << 20)
 #define STAGING_BOUND_MB 128u
+#define PREDECESSOR_S 20                /* a leaving child ends its links and its parked QEMU */
 
 struct standby;
 
@@ -505,6 +508,40 @@ static int make_parts(struct standby *sb)
 	return rc ? rc : ft_control_new(sb->loop, path, &control_ops, &sb->control);
 }
 
+static void on_alarm(int sig)
+{
+	(void)sig;                      /* to interrupt flock() */
+}
+
+/*
+ * A child that is leaving has closed its door, so ftd starts the next one, but not yet let go of the guest's record,
+ * control socket and QEMU. The kernel ends this lock with the process that holds it.
+ */
+static int succeed_predecessor(const char *guest)
+{
+	const struct sigaction interrupt = { .sa_handler = on_alarm };
+	char path[FT_PATH_MAX];
+	int fd, rc = ft_run_path(path, sizeof(path), guest, "standby.lock");
+
+	if (rc)
+		return rc;
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0) {
+		rc = -errno;
+		ft_err("%s: %s", path, strerror(-rc));
+		return rc;
+	}
+	sigaction(SIGALRM, &interrupt, NULL);
+	alarm(PREDECESSOR_S);
+	rc = flock(fd, LOCK_EX) < 0 ? -errno : 0;
+	alarm(0);
+	if (rc) {
+		ft_err("%s: another ftd --guest %s did not end in %d s: end that process", path, guest, PREDECESSOR_S);
+		close(fd);
+	}
+	return rc;                      /* held until we end */
+}
+
 int ft_standby_door(const char *guest, char *buf, unsigned long size)
 {
 	return ft_run_path(buf, size, guest, "standby.sock");
@@ -516,7 +553,7 @@ int ft_standby_run(const char *guest, int listen_fd, int tcp_fd)
 	char door[FT_PATH_MAX];
 
 	sb = (struct standby){ .guest = guest, .loop = ev_default_loop(0), .door = listen_fd };
-	if (make_parts(&sb)) {
+	if (succeed_predecessor(guest) || make_parts(&sb)) {
 		close(tcp_fd);
 		return 1;
 	}

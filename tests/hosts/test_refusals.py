@@ -4,6 +4,7 @@
 guest does not notice.
 """
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -161,6 +162,23 @@ def the_same_guest_is_not_protected_twice(lab):
     check(done.returncode == OBSTACLE and 'vm1' in done.stdout, f'status {done.returncode}: {done.stdout}')
     lab.wait_state('PROTECTED')
     lab.check_goes_on()
+
+
+@test(limit=120)
+def a_child_waits_until_the_one_before_it_has_ended(lab):
+    """The lock stands for a child that has closed its door and still ends its links and its QEMU."""
+    lab.running()
+    stop_ftd(lab)
+    lab.ftd[lab.backup.name] = ftd = lab.w.start_ftd(lab.backup)
+    os.makedirs(lab.backup.path('/run/ft/guests/vm1'), exist_ok=True)
+    with open(lab.backup.path('/run/ft/guests/vm1/standby.lock'), 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        asked = lab.primary.spawn('ft-protect --check vm1 beta')
+        wait_for('a child', lambda: ftd.logged('started its child'), 20)
+        inode = f':{os.fstat(lock.fileno()).st_ino} '
+        wait_for('it to wait', lambda: any('->' in line and inode in line for line in read_file('/proc/locks').splitlines()), 20)
+        check(asked.running(), 'answered before the predecessor ended')
+    check(asked.wait(30) == 0, f'refused: {asked.tail()}')
 
 
 @test(limit=60)
