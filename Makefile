@@ -81,7 +81,7 @@ $(B)/tests/%: tests/unit/%.c $(TESTLIB) $(B)/libft.a
 	@mkdir -p $(@D)
 	$(say) $(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o,$^) $(B)/libft.a $(LDFLAGS) $(LDLIBS)
 
-$(B)/tests/test_sim: $(SIMLIB)
+$(B)/tests/test_sim $(B)/tests/test_protocol: $(SIMLIB)
 
 $(B)/hosts/%: tests/hosts/%.c $(TESTLIB) $(B)/libft.a
 	@mkdir -p $(@D)

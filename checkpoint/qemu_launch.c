@@ -6,14 +6,10 @@
 
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/close_range.h>
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/pidfd.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -339,7 +335,7 @@ static int make_preload(struct start *s)
 
 static int make_tap(struct start *s, unsigned i)
 {
-	const char *tap = s->at.nic[i].tap;
+	const char *tap = s->plan.tap[i];
 	int rc;
 
 	if (s->l->kind == FT_QEMU_SCRATCH) {
@@ -364,7 +360,8 @@ static int make_nics(struct start *s)
 	for (unsigned i = 0; i < s->at.nr_nics && !rc; i++) {
 		memcpy(s->at.nic[i].mac, s->l->spec->nic[i].mac, 6);
 		strcpy(s->at.nic[i].bridge, s->l->spec->nic[i].bridge);
-		ft_tap_name(NAME(s), i, s->at.nic[i].tap);
+		ft_tap_name(NAME(s), i, s->plan.tap[i]);
+		strcpy(s->at.nic[i].tap, s->plan.tap[i]);
 		rc = make_tap(s, i);
 	}
 	return rc;
@@ -418,139 +415,7 @@ static int make_all(struct start *s)
 	return rc;
 }
 
-/* --- the child: nothing but system calls from here to exec --- */
-
-static void child_signals(void)
-{
-	sigset_t none;
-
-	for (int sig = 1; sig < NSIG; sig++)
-		signal(sig, SIG_DFL);
-	signal(SIGXFSZ, SIG_IGN);       /* a full log is a short write, not the guest's death */
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-}
-
-/* QEMU in a network namespace where there is nothing: its taps lead nowhere. */
-static int child_scratch(const struct start *s)
-{
-	int rc = 0;
-
-	if (unshare(CLONE_NEWNET) < 0)
-		return -errno;
-	for (unsigned i = 0; i < s->l->spec->nr_nics && rc >= 0; i++)
-		rc = ft_tap_open_raw(s->at.nic[i].tap, s->plan.tap_fd[i]);
-	return rc < 0 ? rc : 0;
-}
-
-static void keep_open(int fd)
-{
-	fcntl(fd, F_SETFD, fcntl(fd, F_GETFD) & ~FD_CLOEXEC);
-}
-
-static int child_files(const struct start *s)
-{
-	const struct rlimit bound = { FT_QEMU_LOG_MAX, FT_QEMU_LOG_MAX };
-
-	if (dup2(s->null_fd, 0) < 0 || dup2(s->log_fd, 1) < 0 || dup2(s->log_fd, 2) < 0)
-		return -errno;
-	if (close_range(3, ~0u, CLOSE_RANGE_CLOEXEC) < 0 || setrlimit(RLIMIT_FSIZE, &bound) < 0)
-		return -errno;
-	for (unsigned i = 0; i < FT_ARRAY_LEN(s->plan.qmp_fd); i++)
-		keep_open(s->plan.qmp_fd[i]);
-	for (unsigned i = 0; i < s->l->spec->nr_nics; i++)
-		keep_open(s->plan.tap_fd[i]);
-	umask(077);
-	return chdir("/") < 0 ? -errno : 0;
-}
-
-static void child_exec(const struct start *s, int status_fd) __attribute__((noreturn));
-static void child_exec(const struct start *s, int status_fd)
-{
-	int rc = 0, n;
-
-	child_signals();
-	ft_priority_default();
-	if (s->l->kind == FT_QEMU_SCRATCH)
-		rc = child_scratch(s);
-	if (!rc)
-		rc = child_files(s);
-	if (!rc) {
-		execvpe(s->argv[0], s->argv, s->envp);
-		rc = -errno;
-	}
-	n = (int)write(status_fd, &rc, sizeof(rc));
-	_exit(n < 0 ? 126 : 127);
-}
-
 /* --- starting --- */
-
-/*
- * The status pipe carries QEMU's pid, then an errno if it could not be executed. A guest and a replica are born by a
- * process that ends at once: they are nobody's child. A scratch guest dies with the thread that started it.
- */
-static void child(const struct start *s, int status_fd, pid_t parent)
-{
-	pid_t pid;
-
-	setsid();
-	if (s->l->kind == FT_QEMU_SCRATCH) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (getppid() != parent)
-			_exit(125);
-	} else {
-		pid = _Fork();
-		if (pid)
-			_exit(pid < 0 ? 125 : 0);
-	}
-	pid = getpid();
-	if (write(status_fd, &pid, sizeof(pid)) != sizeof(pid))
-		_exit(125);
-	child_exec(s, status_fd);
-}
-
-static bool read_int(int fd, int *v)
-{
-	ssize_t n;
-
-	do
-		n = read(fd, v, sizeof(*v));
-	while (n < 0 && errno == EINTR);
-	return n == sizeof(*v);
-}
-
-static int read_status(int fd, pid_t *pid)
-{
-	int rc;
-
-	if (!read_int(fd, pid))
-		return -EAGAIN;
-	return read_int(fd, &rc) ? rc : 0;
-}
-
-static int spawn(struct start *s, pid_t *qemu)
-{
-	pid_t parent = getpid(), pid;
-	int p[2], rc;
-
-	if (pipe2(p, O_CLOEXEC) < 0)
-		return -errno;
-	pid = fork();
-	if (pid == 0)
-		child(s, p[1], parent);
-	rc = pid < 0 ? -errno : 0;
-	close(p[1]);
-	if (!rc)
-		rc = read_status(p[0], qemu);
-	close(p[0]);
-	if (pid > 0 && (rc || s->l->kind != FT_QEMU_SCRATCH))
-		while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
-			;
-	if (rc)
-		ft_err("guest %s: cannot run %s: %s", NAME(s), s->argv[0],
-		       rc == -ENOENT ? "there is no such program (install qemu-system-x86, or set 'qemu' in ft.conf)" : strerror(-rc));
-	return rc;
-}
 
 /* Our copies go, so that a QEMU that dies is seen as a closed connection. */
 static void close_given(struct start *s)
@@ -628,6 +493,17 @@ static int greet(struct start *s)
 	ft_qmp_close(q);
 	if (rc)
 		say_last_words(s, why);
+	return rc;
+}
+
+static int spawn(struct start *s, pid_t *pid)
+{
+	struct ft_qemu_exec x = { .plan = &s->plan, .argv = s->argv, .envp = s->envp, .log_fd = s->log_fd, .null_fd = s->null_fd };
+	int rc = ft_qemu_spawn(&x, pid);
+
+	if (rc)
+		ft_err("guest %s: cannot run %s: %s", NAME(s), s->argv[0],
+		       rc == -ENOENT ? "there is no such program (install qemu-system-x86, or set 'qemu' in ft.conf)" : strerror(-rc));
 	return rc;
 }
 

@@ -15,7 +15,20 @@ struct ft_qemu_plan {
 	const char *ram;
 	int qmp_fd[3];                  /* listening: replicator, guard, the replicator's state command */
 	int tap_fd[FT_SPEC_NICS_MAX];
+	char tap[FT_SPEC_NICS_MAX][16];
 };
+
+/* --- qemu_spawn.c --- */
+struct ft_qemu_exec {
+	const struct ft_qemu_plan *plan;        /* its descriptors are what QEMU inherits */
+	char **argv, **envp;
+	int log_fd, null_fd;                    /* standard output and error; standard input */
+};
+/*
+ * Run QEMU in a session of its own. -errno when it cannot be executed, unlogged. A guest and a replica are nobody's
+ * child; a scratch guest is ours, dies with the calling thread, and has its taps in an empty network namespace.
+ */
+int ft_qemu_spawn(const struct ft_qemu_exec *x, pid_t *pid) FT_MUST_CHECK;
 
 /* --- qemu_argv.c --- */
 int ft_qemu_argv(const struct ft_qemu_plan *p, char ***argv) FT_MUST_CHECK;

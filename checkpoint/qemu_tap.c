@@ -26,7 +26,7 @@ static struct ifreq request(const char *name)
 {
 	struct ifreq r = { 0 };
 
-	snprintf(r.ifr_name, sizeof(r.ifr_name), "%s", name);
+	memcpy(r.ifr_name, name, strnlen(name, IFNAMSIZ - 1));
 	return r;
 }
 

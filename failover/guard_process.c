@@ -401,7 +401,7 @@ static int turn_ms(const struct guard *g)
 
 	if (alert)
 		return POLL_MS;
-	if (!g->beat || g->gave_up || until > now + IDLE_MS * FT_MS_NS)
+	if (!g->beat || g->gave_up || g->qemu_fd < 0 || until > now + IDLE_MS * FT_MS_NS)
 		return IDLE_MS;
 	return until > now ? (int)((until - now) / FT_MS_NS) + 1 : 0;
 }
@@ -423,8 +423,10 @@ static void run(struct guard *g)
 			hear_pending(g);
 		if (readable(g->listen_fd))
 			hear_listener(g);
-		if (g->qemu_fd < 0)
+		if (g->qemu_fd < 0) {
+			g->end |= g->owner.fd < 0;      /* nothing to guard, nobody to wait for */
 			continue;
+		}
 		watch_pause(g);
 		watch_loop(g);
 		watch_grace(g);

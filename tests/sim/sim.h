@@ -20,6 +20,7 @@
 #define FT_SIM_H
 
 #include "ft/base.h"
+#include <stdio.h>
 
 /* Deliberately broken worlds: the protocol as shipped, one seam lying. Each must be caught. */
 enum sim_mutant {
@@ -41,6 +42,9 @@ struct sim_result {
 	char why[200];                  /* the invariant that broke, and when */
 	uint64_t epochs, takeovers, faults, released, answered;
 };
+
+/* From now on all records go to @f too, as tests/protocol_check.py wants them. NULL: no more. */
+void sim_capture(FILE *f);
 
 /* One life, from protection to the end. With @trace every event is printed. */
 void sim_run(uint64_t seed, enum sim_mutant mutant, bool trace, struct sim_result *out);

@@ -258,7 +258,7 @@ void sim_protect_start(struct sim *s, uint64_t unused)
 	struct ft_encoder_config enc = { .nr_pages = PAGES, .shadow = true, .emit = a_send, .ctx = s };
 	struct ft_primary_config cfg = {
 		.guest = "vm1", .peer = "beta", .nr_outputs = 1, .policy = policy, .vcpus = 1, .spec_text = "spec",
-		.facts = "facts", .files = &sim_files_a, .state_dir = "/a", .output_shut = s->shut, .ops = &primary_ops, .ctx = s,
+		.facts = "accel=tcg\n", .files = &sim_files_a, .state_dir = "/a", .output_shut = s->shut, .ops = &primary_ops, .ctx = s,
 	};
 
 	(void)unused;

@@ -254,6 +254,7 @@ void sim_accept_conn(struct sim *s, uint64_t id)
 	sim_wire_clear(&s->to_a);
 	sim_wire_clear(&s->to_b);
 	s->conn = true;
+	sim_capture_connection();
 	ft_backup_link_up(s->backup, "alpha");
 	s->b_link = true;
 	if (s->a.stalled_until <= s->now)

@@ -4,6 +4,28 @@
 
 /* --- the network --- */
 
+static FILE *capture;
+
+void sim_capture(FILE *f)
+{
+	capture = f;
+}
+
+void sim_capture_connection(void)
+{
+	if (capture)
+		fputc('C', capture);
+}
+
+static void capture_record(char mark, uint32_t type, const void *body, size_t len)
+{
+	uint8_t header[9] = { (uint8_t)mark };
+
+	ft_put32(header + 1, type);
+	ft_put32(header + 5, (uint32_t)len);
+	if (fwrite(header, sizeof(header), 1, capture) != 1 || (len && fwrite(body, len, 1, capture) != 1))
+		abort();
+}
 
 void sim_wire_clear(struct wire *w)
 {
@@ -30,6 +52,8 @@ void sim_transmit(struct sim *s, struct wire *w, event_fn *pump, uint32_t type, 
 
 	if (!m)
 		abort();
+	if (capture)
+		capture_record(w == &s->to_b ? '>' : '<', type, body, len);
 	m->type = type;
 	m->len = len;
 	m->body = malloc(len + 1);

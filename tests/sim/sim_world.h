@@ -156,6 +156,7 @@ void sim_conn_break(struct sim *s, uint64_t a_ns, uint64_t b_ns);
 uint64_t sim_delay(struct sim *s);
 void sim_pump_to_a(struct sim *s, uint64_t id);
 void sim_pump_to_b(struct sim *s, uint64_t id);
+void sim_capture_connection(void);      /* a new one, in the capture that is under way */
 void sim_transmit(struct sim *s, struct wire *w, event_fn *pump, uint32_t type, const void *body, size_t len);
 void sim_wire_clear(struct wire *w);
 

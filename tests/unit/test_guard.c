@@ -22,7 +22,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define LIMIT_MS 300
+#define LIMIT_MS 800                    /* the epochs of a loaded machine are slow */
 #define GRACE_MS 1500
 
 static void pause_ms(unsigned ms)
@@ -380,10 +380,11 @@ static struct protect started(void)
 /* After a revoked pause some more may be void, until the guard has heard QEMU's answer; not for long. */
 static bool epochs_are_whole_again(struct protect *p)
 {
-	for (int i = 0; i < 500; i++)
-		if (does(p, "pscr") == '0')
-			return does(p, "pscr") == '0';
-	return false;
+	int whole = 0;
+
+	for (int i = 0; i < 500 && whole < 2; i++)
+		whole = does(p, "pscr") == '0' ? whole + 1 : 0;
+	return whole == 2;
 }
 
 /* A QMP stop by somebody else, or one that was on its way when ft-protect died. */

@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -66,6 +67,17 @@ static bool is_up(const char *name)
 	return r.ifr_flags & IFF_UP;
 }
 
+/* The host has no address on the guest's wire, not even a link-local one. */
+static void check_silent(const char *name)
+{
+	struct ft_blob addresses;
+
+	if (ft_read_file("/proc/net/if_inet6", 65536, &addresses))
+		return;                 /* a kernel without IPv6 */
+	CHECK(!strstr((const char *)addresses.data, name));
+	ft_blob_free(&addresses);
+}
+
 static void check_status(const struct ft_attach *at, const char *expected)
 {
 	struct ft_qmp *q;
@@ -114,6 +126,7 @@ TEST_TIMEOUT(a_guest_starts_answers_and_leaves_nothing_behind, 120)
 {
 	struct ft_preload_page *page;
 	struct ft_attach at;
+	struct rlimit logs;
 	struct stat st;
 	int fd;
 
@@ -130,6 +143,9 @@ TEST_TIMEOUT(a_guest_starts_answers_and_leaves_nothing_behind, 120)
 	CHECK_EQ(st.st_mode & 0777, 0600);
 	CHECK(getsid(at.pid) != getsid(0));
 	CHECK(is_up(at.nic[0].tap));
+	check_silent(at.nic[0].tap);
+	CHECK_OK(prlimit(at.pid, RLIMIT_FSIZE, NULL, &logs));
+	CHECK_EQ(logs.rlim_cur, FT_QEMU_LOG_MAX);
 
 	fd = open(at.preload, O_RDONLY);
 	CHECK(fd >= 0);
