@@ -30,6 +30,8 @@ static void last_words(const struct ft_attach *at, char *out, size_t size)
 	if (ft_read_file(path, FT_QEMU_LOG_MAX, &log))
 		return;
 	tail = (const char *)log.data + (log.len > size ? log.len - size : 0);
+	if (!strncmp(tail, "qemu-system-x86_64: ", 20))
+		tail += 20;
 	snprintf(out, size, "%s", tail);
 	for (char *p = out; (p = strchr(p, '\n')); p++)
 		*p = p[1] ? ';' : 0;

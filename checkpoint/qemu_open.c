@@ -190,6 +190,21 @@ static int open_events(struct qemu_vm *v)
 	return rc ? rc : watch(v, ft_qmp_fd(v->qmp));
 }
 
+/* Powered off while nobody of ours was there to see it: told now. */
+static int find_off(struct qemu_vm *v)
+{
+	json_t *status = NULL;
+	const char *s;
+	int rc = qemu_vm_call(v, "query-status", NULL, -1, &status);
+
+	s = json_string_value(json_object_get(status, "status"));
+	v->off = s && !strcmp(s, "shutdown");
+	json_decref(status);
+	if (v->off)
+		qemu_vm_queue_event(v, FT_VM_SHUTDOWN);
+	return rc;
+}
+
 static void tell_obstacle(void *ctx, const char *line)
 {
 	const struct qemu_vm *v = ctx;
@@ -220,7 +235,9 @@ static int open_all(struct qemu_vm *v, const struct ft_qemu_options *opt)
 		rc = open_vcpus(v);
 	if (!rc)
 		rc = choose_tracker(v, opt ? opt->tracker : NULL);
-	return rc ? rc : open_events(v);
+	if (!rc)
+		rc = open_events(v);
+	return rc ? rc : find_off(v);
 }
 
 int ft_qemu_open(const struct ft_attach *at, const struct ft_qemu_options *opt, struct ft_vm **out)

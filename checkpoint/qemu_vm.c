@@ -37,7 +37,7 @@ void qemu_vm_try(struct qemu_vm *v, const char *command, json_t *args)
 
 /* --- events --- */
 
-static void queue_event(struct qemu_vm *v, enum ft_vm_event ev)
+void qemu_vm_queue_event(struct qemu_vm *v, enum ft_vm_event ev)
 {
 	uint64_t one = 1;
 
@@ -54,7 +54,7 @@ static void on_stop(struct qemu_vm *v)
 	if (v->changing || v->off)
 		return;
 	v->foreign_pause = true;
-	queue_event(v, FT_VM_PAUSED_BY_OTHER);
+	qemu_vm_queue_event(v, FT_VM_PAUSED_BY_OTHER);
 }
 
 static void on_resume(struct qemu_vm *v)
@@ -73,7 +73,7 @@ static void on_shutdown(struct qemu_vm *v, const json_t *data)
 	if (reason && !strcmp(reason, "host-signal"))
 		return;
 	v->off = true;
-	queue_event(v, FT_VM_SHUTDOWN);
+	qemu_vm_queue_event(v, FT_VM_SHUTDOWN);
 }
 
 static void on_event(struct qemu_vm *v, const json_t *event)
@@ -89,7 +89,7 @@ static void on_event(struct qemu_vm *v, const json_t *event)
 	else if (!strcmp(name, "SHUTDOWN"))
 		on_shutdown(v, json_object_get(event, "data"));
 	else if (!strcmp(name, "RESET"))
-		queue_event(v, FT_VM_RESET);
+		qemu_vm_queue_event(v, FT_VM_RESET);
 }
 
 void qemu_vm_take_events(struct qemu_vm *v)
@@ -120,7 +120,7 @@ void qemu_vm_check_exit(struct qemu_vm *v)
 	v->exited = true;
 	qemu_vm_take_events(v);                 /* its last words say whether the guest wanted this */
 	if (!v->off)
-		queue_event(v, FT_VM_GONE);
+		qemu_vm_queue_event(v, FT_VM_GONE);
 	epoll_ctl(v->vm.event_fd, EPOLL_CTL_DEL, v->pidfd, NULL);
 }
 
@@ -209,6 +209,14 @@ static int change(struct qemu_vm *v, const char *command)
 	return rc;
 }
 
+/* A `stop` that takes too long still comes true some time: say `cont` behind it, and wait for neither. */
+static void undo_pause(struct qemu_vm *v)
+{
+	if (ft_qmp_send(v->qmp, "cont", NULL, -1))
+		ft_debug("%s: %s", v->at.guest, ft_qmp_error(v->qmp));
+	qemu_vm_hold_clock(v, false);
+}
+
 int qemu_vm_pause(struct ft_vm *vm)
 {
 	struct qemu_vm *v = qemu_of(vm);
@@ -221,8 +229,9 @@ int qemu_vm_pause(struct ft_vm *vm)
 	qemu_vm_hold_clock(v, true);
 	rc = change(v, "stop");
 	if (rc) {
-		qemu_vm_hold_clock(v, false);
-		return failed(v, v->qmp, "stop", rc);
+		rc = failed(v, v->qmp, "stop", rc);
+		undo_pause(v);
+		return rc;
 	}
 	v->paused = true;
 	return 0;

@@ -55,6 +55,7 @@ extern const struct ft_hv_ops qemu_vm_ops;
 int qemu_vm_call(struct qemu_vm *v, const char *command, json_t *args, int fd, json_t **ret) FT_MUST_CHECK;
 /* The same where a failure changes nothing. */
 void qemu_vm_try(struct qemu_vm *v, const char *command, json_t *args);
+void qemu_vm_queue_event(struct qemu_vm *v, enum ft_vm_event ev);
 void qemu_vm_take_events(struct qemu_vm *v);
 void qemu_vm_check_exit(struct qemu_vm *v);
 void qemu_vm_hold_clock(struct qemu_vm *v, bool still);

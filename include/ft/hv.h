@@ -50,6 +50,7 @@ struct ft_hv_ops {
 	int (*state_end)(struct ft_vm *vm, struct ft_blob *out);
 	/* OR into @dirty the pages written since the last call (first: since track). May run unpaused. */
 	int (*take_dirty)(struct ft_vm *vm, struct ft_bitmap *dirty);
+	/* -ECANCELED: it runs, but somebody else let it run on before: what was captured is void. */
 	int (*resume)(struct ft_vm *vm);
 	/*
 	 * Firmware and other RAM blocks outside guest RAM and outside the state blob, once at the start;
