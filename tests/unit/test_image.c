@@ -7,6 +7,7 @@
 
 #include <sched.h>
 #include <sys/mount.h>
+#include <unistd.h>
 
 #define NR_PAGES 300u
 #define STATE_MAX 4096u
@@ -595,6 +596,46 @@ TEST(the_spill_file_has_no_name)
 	CHECK_OK(play(&r, 1));
 	snprintf(cmd, sizeof(cmd), "test -z \"$(ls -A %s)\"", ft_test_dir());
 	CHECK_EQ(system(cmd), 0);
+	rig_free(&r);
+}
+
+/* Our own descriptor of the unlinked file. */
+static int spill_fd(void)
+{
+	for (int fd = 3; fd < 100; fd++) {
+		char path[32], target[200];
+		ssize_t n;
+
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		n = readlink(path, target, sizeof(target) - 1);
+		if (n > 0 && !strncmp(target, ft_test_dir(), strlen(ft_test_dir())))
+			return fd;
+	}
+	return -1;
+}
+
+TEST(a_disk_that_gives_other_bytes_back_makes_no_wrong_image)
+{
+	struct rig r;
+	int fd;
+
+	rig_init(&r);
+	run_epochs(&r, 3, 0);
+	new_image(&r, 0);
+	CHECK_OK(play(&r, 1));
+	ft_image_commit(r.im);
+	check_is(&r, 1);
+	CHECK_OK(play(&r, 2));
+	fd = spill_fd();
+	CHECK(fd >= 0);
+	CHECK_EQ(pwrite(fd, "\xff\xff\xff\xff", 4, 40), 4);
+	ft_image_commit(r.im);
+	CHECK(!ft_image_usable(r.im));
+	CHECK(ft_test_logged("full copy"));
+	CHECK_EQ(play(&r, 3), -EPROTO);
+	CHECK_OK(play(&r, 1));
+	ft_image_commit(r.im);
+	check_is(&r, 1);
 	rig_free(&r);
 }
 
