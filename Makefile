@@ -85,7 +85,7 @@ $(B)/tests/test_sim $(B)/tests/test_protocol: $(SIMLIB)
 
 $(B)/hosts/%: tests/hosts/%.c $(TESTLIB) $(B)/libft.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o %.a,$^) $(LDFLAGS) $(LDLIBS)
+	$(say) $(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o %.a,$^) $(LDFLAGS) $(LDLIBS)
 
 $(B)/tools/%: tests/tools/%.c
 	@mkdir -p $(@D)

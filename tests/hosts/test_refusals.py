@@ -156,15 +156,6 @@ for the_name, row in TABLE.items():
 
 
 @test(limit=120)
-def the_same_guest_is_not_protected_twice(lab):
-    lab.protected()
-    done = lab.primary.call('ft-protect vm1 beta', 30)
-    check(done.returncode == OBSTACLE and 'vm1' in done.stdout, f'status {done.returncode}: {done.stdout}')
-    lab.wait_state('PROTECTED')
-    lab.check_goes_on()
-
-
-@test(limit=120)
 def a_child_waits_until_the_one_before_it_has_ended(lab):
     """The lock stands for a child that has closed its door and still ends its links and its QEMU."""
     lab.running()
@@ -179,6 +170,15 @@ def a_child_waits_until_the_one_before_it_has_ended(lab):
         wait_for('it to wait', lambda: any('->' in line and inode in line for line in read_file('/proc/locks').splitlines()), 20)
         check(asked.running(), 'answered before the predecessor ended')
     check(asked.wait(30) == 0, f'refused: {asked.tail()}')
+
+
+@test(limit=120)
+def the_same_guest_is_not_protected_twice(lab):
+    lab.protected()
+    done = lab.primary.call('ft-protect vm1 beta', 30)
+    check(done.returncode == OBSTACLE and 'vm1' in done.stdout, f'status {done.returncode}: {done.stdout}')
+    lab.wait_state('PROTECTED')
+    lab.check_goes_on()
 
 
 @test(limit=60)
