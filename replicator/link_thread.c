@@ -370,13 +370,10 @@ static int shake_hands(struct ft_link *l)
 /* After our goodbye only the end of the peer's stream is of interest. */
 static int drain(struct ft_link *l)
 {
-	uint8_t *at;
-	size_t len = ft_tls_rx_space(l->tls, &at);
-
 	for (;;) {
-		ssize_t n = recv(l->sock, at, len, MSG_DONTWAIT);
+		ssize_t n = recv(l->sock, l->small, sizeof(l->small), MSG_DONTWAIT);
 
-		if (n < 0 && errno == EAGAIN)
+		if (n < 0 && errno == EAGAIN && !l->send_error)
 			return 0;
 		if (n == 0 || (n < 0 && errno != EINTR))
 			return lost(l, -ESHUTDOWN, "closed by us after all was sent");
@@ -404,23 +401,24 @@ static int pump_in(struct ft_link *l, bool readable)
 
 /* --- one turn of the thread after the other --- */
 
-static int leave_when_done(struct ft_link *l)
+/* Goodbye follows the last record; the end of our stream follows the goodbye; then the peer's end is waited for. */
+static void leave_when_done(struct ft_link *l)
 {
 	const uint8_t *at;
 	bool done;
 
 	pthread_mutex_lock(&l->lock);
-	done = l->finishing && !l->urgent_bytes && !l->bulk_bytes;
+	done = l->finishing && !l->urgent_bytes && !l->bulk_bytes && !l->piece_len;
 	if (l->finishing)
 		l->deadline_ns = l->finish_by_ns;
 	pthread_mutex_unlock(&l->lock);
-	if (l->stage != STAGE_UP || !done || l->piece_len || ft_tls_tx_bytes(l->tls, &at))
-		return 0;
-	ft_tls_goodbye(l->tls);
-	flush_socket(l);
-	shutdown(l->sock, SHUT_WR);
-	l->stage = STAGE_LEAVING;
-	return 0;
+	if (l->stage == STAGE_UP && done) {
+		ft_tls_goodbye(l->tls);
+		flush_socket(l);
+		l->stage = STAGE_LEAVING;
+	}
+	if (l->stage == STAGE_LEAVING && !ft_tls_tx_bytes(l->tls, &at))
+		shutdown(l->sock, SHUT_WR);     /* more than once does no harm */
 }
 
 /* Under the lock: is there a reason not to sleep? */
@@ -470,7 +468,7 @@ static int wait_turn(struct ft_link *l, bool *readable)
 	finishing = l->finishing;
 	work = has_work(l, unsent);
 	l->asleep = !work;
-	if (!l->inbox_full && !l->eof)
+	if (l->stage == STAGE_LEAVING || (!l->inbox_full && !l->eof))
 		p[0].events = POLLIN;
 	pthread_mutex_unlock(&l->lock);
 	if (unsent)
@@ -504,10 +502,10 @@ static int serve(struct ft_link *l)
 		rc = pump_in(l, readable);
 		if (!rc)
 			rc = pump_out(l);
-		if (!rc)
-			rc = leave_when_done(l);
-		if (!rc)
-			rc = wait_turn(l, &readable);
+		if (rc)
+			break;
+		leave_when_done(l);
+		rc = wait_turn(l, &readable);
 	}
 	return rc == -ESHUTDOWN ? 0 : rc;
 }

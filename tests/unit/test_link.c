@@ -298,21 +298,23 @@ TEST(keys_are_renewed_by_age_on_an_idle_link)
 
 /* --- ends --- */
 
-TEST(the_last_word_arrives_before_the_end)
+TEST(the_last_word_arrives_before_the_end_also_from_a_side_that_is_being_flooded)
 {
 	uint8_t error[4] = { FT_REASON_GUEST_ENDED };
+	struct sender s;
 	struct pair *p;
 
 	make_ca("ca");
 	p = pair_new();
 	pair_up(p);
-	/* While records are on their way to the side that finishes. */
-	for (uint64_t i = 0; i < 20; i++)
-		CHECK_OK(send_counted(p->primary.link, FT_LANE_BULK, i, 200 << 10));
+	sender_start(&s, p->primary.link, 200 << 10, 100000);
+	wait_until_stuck(&s);                   /* the backup's inbox is full: it reads no more */
 	CHECK_OK(ft_link_send(p->backup.link, FT_LANE_URGENT, FT_REC_ERROR, error, sizeof(error)));
 	ft_link_finish(p->backup.link);
 	CHECK_EQ(ft_link_send(p->backup.link, FT_LANE_URGENT, FT_REC_ERROR, error, sizeof(error)), -EPIPE);
 	RUN_UNTIL(p, p->primary.down && p->backup.down);
+	sender_end(&s);
+	CHECK_EQ(s.rc, -EPIPE);
 	CHECK_EQ(p->primary.last_type, FT_REC_ERROR);
 	CHECK_EQ(p->primary.rc, -ECONNRESET);
 	CHECK(strstr(p->primary.why, "beta at 127.0.0.1") && strstr(p->primary.why, "closed the connection"));
