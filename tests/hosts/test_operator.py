@@ -1,0 +1,118 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an operator does on purpose: drill, planned failover, unprotect; and what each policy does when the backup
+is lost.
+"""
+import time
+
+from lab import Lab, check, main, test
+from world import now, read_file, wait_for
+
+STATUS_KEYS = ('guest role state generation peer backend accel tracker epoch acked_epoch interval_ms pause_us ack_us '
+               'dirty_pages bytes_dirty bytes_sent held_packets dropped_packets in_flight staging_bytes').split()
+HOOK = '#!/bin/sh\necho "$FT_GUEST $FT_ROLE $FT_WAS $FT_STATE" >>/var/lib/ft/hook.log\n'
+OK, TAKEN_OVER = 0, 5
+
+
+@test(limit=120)
+def status_says_all_that_is_promised(lab):
+    lab.protected()
+    status = lab.primary.status('vm1')
+    missing = [key for key in STATUS_KEYS if key not in status]
+    check(not missing, f'status lacks {missing}')
+    check({'p50', 'p99', 'max'} <= set(status['pause_us']) and {'p50', 'p99'} <= set(status['ack_us']), f'{status}')
+    check(status['tracker'] in ('uffd-wp-async', 'soft-dirty', 'compare'), f'tracker is {status["tracker"]}')
+    for host in (lab.primary, lab.backup):
+        check('vm1' in host.run('ft-ctl list'), f'{host.name} does not list vm1')
+
+
+@test(limit=120)
+def a_drill_runs_the_replica_and_disturbs_nobody(lab):
+    lab.protected()
+    before = lab.primary.status('vm1')['acked_epoch']
+    said = lab.primary.run('ft-ctl drill vm1', 60)
+    check('ms' in said, f'the drill does not say how long it took: {said}')
+    check(len(lab.backup.pids('qemu')) == 1, 'the scratch guest is still there')
+    wait_for('epochs to go on', lambda: lab.primary.status('vm1')['acked_epoch'] > before, 20)
+    lab.wait_state('PROTECTED')
+    lab.check_goes_on()
+
+
+@test(limit=180)
+def a_planned_failover_loses_nothing(lab):
+    lab.protected()
+    began = now()
+    lab.primary.run('ft-ctl failover vm1', 60)
+    lab.wait_state('RUNNING', lab.backup, 30)
+    lab.check_goes_on()
+    print(f'# client gap {1000 * lab.incr.verdict(since=began)["gap"]:.0f} ms')
+    status = lab.ft_protect.wait(30)
+    check(status in (OK, TAKEN_OVER), f'ft-protect ended with {status}: {lab.ft_protect.tail()}')
+    wait_for('the old guest to go', lambda: not lab.primary.pids('qemu'), 30)
+    lab.primary, lab.backup = lab.backup, lab.primary
+    lab.ft_protect = lab.w.protect(lab.primary, 'vm1', lab.backup)
+    lab.check_goes_on()
+
+
+@test(limit=180)
+def an_unprotected_guest_runs_on_and_is_not_taken_over(lab):
+    lab.protected()
+    lab.primary.run('ft-ctl unprotect vm1', 60)
+    status = lab.ft_protect.wait(30)
+    check(status == OK, f'ft-protect ended with {status}: {lab.ft_protect.tail()}')
+    rules = lab.primary.call('nft list ruleset; iptables-save; ip6tables-save').stdout
+    check('queue' not in rules.lower(), f'rules are left: {rules}')
+    wait_for('the guard to end', lambda: not lab.primary.pids('ft-guard'), 20)
+    lab.check_goes_on()
+    lab.w.cut_replication()
+    time.sleep(2)
+    lab.w.heal()
+    check(lab.backup.state('vm1') != 'RUNNING', 'the backup took over a guest that is not protected')
+    lab.check_goes_on()
+    lab.ft_protect = lab.w.protect(lab.primary, 'vm1', lab.backup)
+    lab.check_goes_on()
+
+
+@test(limit=240)
+def frozen_without_its_backup_the_guest_goes_on_when_it_is_back(lab):
+    """Policy freeze, the default: clients wait, and nothing is lost."""
+    lab.protected()
+    lab.w.power_cut(lab.backup)
+    cut = now()
+    time.sleep(3)
+    late = lab.incr.reply_after(cut + 1)
+    check(not late, 'the guest speaks although nobody acknowledges')
+    lab.w.power_on(lab.backup)
+    lab.ftd[lab.backup.name] = lab.w.start_ftd(lab.backup)
+    lab.wait_state('PROTECTED', limit=120)
+    lab.check_goes_on(60)
+
+
+@test(limit=240)
+def alone_without_its_backup_the_guest_goes_on_at_once(lab):
+    """Policy continue: the guest goes on unprotected, and is protected again when the backup is back."""
+    lab.close()
+    lab.policy = 'on-peer-loss = continue\nhook = /etc/ft/hook'
+    w = lab.open()
+    for host in (lab.primary, lab.backup):
+        host.write('/etc/ft/hook', HOOK, 0o755)
+    lab.protected()
+    w.power_cut(lab.backup)
+    cut = now()
+    wait_for('the guest to go on alone', lambda: lab.incr.reply_after(cut + 1) or lab.incr.broken(), 30)
+    lab.check_goes_on()
+    w.power_on(lab.backup)
+    lab.ftd[lab.backup.name] = w.start_ftd(lab.backup)
+    lab.wait_state('PROTECTED', limit=120)
+    lab.check_goes_on()
+
+
+@test(limit=60)
+def each_change_of_state_runs_the_hook(lab):
+    lab.protected()
+    said = read_file(lab.primary.path('/var/lib/ft/hook.log'))
+    for line in ('vm1 primary DRILLING PROTECTED', 'vm1 primary PROTECTED'):
+        check(line in said, f'the hook was not told "{line}": {said}')
+
+
+main(Lab())
