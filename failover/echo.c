@@ -149,7 +149,7 @@ static int want_destination(struct ft_echo *e)
 
 static int bound_port(int fd, uint16_t *port)
 {
-	struct sockaddr_in6 a;          /* sin_port lies at the same place */
+	struct sockaddr_in6 a = { 0 };  /* sin_port lies at the same place */
 	socklen_t len = sizeof(a);
 
 	if (getsockname(fd, (struct sockaddr *)&a, &len) < 0)
