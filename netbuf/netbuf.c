@@ -242,7 +242,8 @@ static int read_taps(struct ft_netbuf *nb, uint64_t *rx)
 			*rx += link.rx_packets;
 			continue;
 		}
-		snprintf(why, sizeof(why), "%s %s", t->name, rc ? "is gone" : link.ifindex != t->ifindex ? "was replaced" : "left its bridge");
+		snprintf(why, sizeof(why), "%s %s", t->name,
+			 rc ? "is gone" : link.ifindex != t->ifindex ? "was replaced" : "left its bridge");
 		return breach(nb, why);
 	}
 	return 0;
@@ -261,7 +262,8 @@ static int judge(struct ft_netbuf *nb, const struct ft_gate_counters *c, uint64_
 		return breach(nb, "frames came to the gate without having been held");
 	nb->strikes = missing > nb->missing_base ? nb->strikes + 1 : 0;
 	if (nb->strikes >= AUDIT_STRIKES)
-		return breach(nb, "frames leave the tap and do not come by the rules: something diverts or filters them (tc, an nft netdev chain, ebtables broute)");
+		return breach(nb, "frames leave the tap and do not come by the rules: something diverts or filters them "
+				  "(tc, an nft netdev chain, ebtables broute)");
 	return 0;
 }
 
@@ -305,7 +307,8 @@ static int find_tap(struct ft_netbuf *nb, struct tap *t)
 	}
 	rc = ft_rtnl_diversion(nb->rtnl, tap.ifindex, what, sizeof(what));
 	if (rc) {
-		ft_err("%s: %s on interface %s would take frames past the rules; remove it", nb->guest, rc == -EEXIST ? what : strerror(-rc), t->name);
+		ft_err("%s: %s on interface %s would take frames past the rules; remove it", nb->guest,
+		       rc == -EEXIST ? what : strerror(-rc), t->name);
 		return rc;
 	}
 	t->ifindex = tap.ifindex;
@@ -609,66 +612,4 @@ void ft_netbuf_get_stats(struct ft_netbuf *nb, struct ft_netbuf_stats *out)
 	};
 	for (unsigned i = 0; i < nb->nr_sealed; i++)
 		out->in_flight += nb->sealed[(nb->first + i) % EPOCHS_MAX].packets > 0;
-}
-
-/* --- without an object --- */
-
-static void check_kernel(void (*obstacle)(void *ctx, const char *line), void *ctx, int *found)
-{
-	struct ft_gate_caps caps;
-	char line[256];
-	int rc = ft_gate_probe(&caps);
-
-	if (!rc && !ft_gate_lacks(&caps))
-		return;
-	*found = -EOPNOTSUPP;
-	if (rc)
-		snprintf(line, sizeof(line), "nf_tables cannot be used: %s (root and a kernel with nf_tables for bridges are needed)", strerror(-rc));
-	else
-		snprintf(line, sizeof(line), "this kernel cannot hold packets: %s", ft_gate_lacks(&caps));
-	obstacle(ctx, line);
-}
-
-static void check_tap(struct mnl_socket *nl, const char *tap, const char *bridge,
-		      void (*obstacle)(void *ctx, const char *line), void *ctx, int *found)
-{
-	char line[256] = "", what[64] = "";
-	struct ft_rtnl_link t, b = { 0 };
-	int rc = ft_rtnl_link(nl, tap, &t);
-
-	if (rc)
-		snprintf(line, sizeof(line), "interface %s: %s", tap, strerror(-rc));
-	else if (ft_rtnl_link(nl, bridge, &b) || !b.is_bridge || t.master != b.ifindex)
-		snprintf(line, sizeof(line), "interface %s is not a port of bridge %s", tap, bridge);
-	else if (ft_rtnl_diversion(nl, t.ifindex, what, sizeof(what)))
-		snprintf(line, sizeof(line), "%s on interface %s would take frames past the rules; remove it", what, tap);
-	if (!*line)
-		return;
-	*found = -EOPNOTSUPP;
-	obstacle(ctx, line);
-}
-
-int ft_netbuf_check(const struct ft_netbuf_config *cfg, void (*obstacle)(void *ctx, const char *line), void *ctx)
-{
-	struct mnl_socket *nl;
-	int found = 0;
-	int rc = ft_rtnl_open(&nl);
-
-	if (rc)
-		return rc;
-	check_kernel(obstacle, ctx, &found);
-	for (unsigned i = 0; i < cfg->nr_taps; i++)
-		check_tap(nl, cfg->tap[i], cfg->bridge[i], obstacle, ctx, &found);
-	mnl_socket_close(nl);
-	return found;
-}
-
-int ft_netbuf_purge(const char *guest)
-{
-	return ft_gate_purge(guest);
-}
-
-bool ft_netbuf_present(const char *guest)
-{
-	return ft_gate_present(guest);
 }

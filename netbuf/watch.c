@@ -44,7 +44,8 @@ static void on_readable(struct ev_loop *loop, ev_io *io, int revents)
 		w->changed(w->ctx);             /* may close @w */
 }
 
-int ft_watch_open(struct ev_loop *loop, uint32_t self, void (*changed)(void *ctx), void *ctx, struct ft_watch **out)
+int ft_watch_open(struct ev_loop *loop, uint32_t self, void (*changed)(void *ctx), void *ctx,
+		  struct ft_watch **out)
 {
 	struct ft_watch *w = calloc(1, sizeof(*w));
 	int group = NFNLGRP_NFTABLES, rc;

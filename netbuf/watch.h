@@ -9,7 +9,8 @@ struct ev_loop;
 struct ft_watch;
 
 /* @changed runs on the loop, once for a burst of changes. Changes made by port @self do not count. */
-int ft_watch_open(struct ev_loop *loop, uint32_t self, void (*changed)(void *ctx), void *ctx, struct ft_watch **out) FT_MUST_CHECK;
+int ft_watch_open(struct ev_loop *loop, uint32_t self, void (*changed)(void *ctx), void *ctx,
+		  struct ft_watch **out) FT_MUST_CHECK;
 void ft_watch_close(struct ft_watch *w);        /* NULL is fine */
 
 #endif

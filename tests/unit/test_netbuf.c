@@ -484,7 +484,8 @@ static void nothing_is_seen(struct world *w)
 	collect(w->host, &h);
 	collect(w->lldp, &h);
 	if (c.nr || h.nr)
-		ft_test_fail(__FILE__, __LINE__, "%u frames at the client (first: %u), %u at the host (first: %u)", c.nr, c.tag[0], h.nr, h.tag[0]);
+		ft_test_fail(__FILE__, __LINE__, "%u frames at the client (first: %u), %u at the host (first: %u)",
+			     c.nr, c.tag[0], h.nr, h.tag[0]);
 }
 
 /* Exactly @first..@last at the client, in order. */
