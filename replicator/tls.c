@@ -322,6 +322,17 @@ static int check_own_cert(struct ft_tls *t)
 	}
 }
 
+/* A backup shows what it has: the primary's refusal tells the operator there, where a closed connection would not. */
+static int judge_own_cert(struct ft_tls *t)
+{
+	int rc = check_own_cert(t);
+
+	if (!rc || t->client)
+		return rc;
+	ft_warn("%s", t->why);
+	return 0;
+}
+
 /* --- setting up --- */
 
 static void on_message(int sent, int version, int type, const void *data, size_t len, SSL *ssl, void *ctx)
@@ -431,7 +442,7 @@ void ft_tls_free(struct ft_tls *t)
 
 int ft_tls_load(struct ft_tls *t)
 {
-	int (*const step[])(struct ft_tls *) = { make_context, load_ca, load_cert, load_key, check_own_cert, make_session };
+	int (*const step[])(struct ft_tls *) = { make_context, load_ca, load_cert, load_key, judge_own_cert, make_session };
 	int rc = 0;
 
 	ERR_clear_error();

@@ -204,6 +204,20 @@ TEST(our_own_certificate_out_of_date_is_found_before_connecting)
 	pair_free(p);
 }
 
+TEST(a_backup_out_of_date_is_named_on_the_primary)
+{
+	struct pair *p;
+
+	make_ca("ca");
+	shift_dates("ca/beta.pem", -7200, -3600);
+	p = pair_new();
+	pair_connect(p);
+	RUN_UNTIL(p, p->primary.down);
+	check_line(&p->primary, -EKEYREJECTED, "its certificate has expired", "'ft-cert renew' there");
+	CHECK(ft_test_logged("beta.pem has expired"));
+	pair_free(p);
+}
+
 /* --- plain OpenSSL on the other end --- */
 
 struct raw {
