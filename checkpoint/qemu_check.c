@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <linux/magic.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -373,23 +374,60 @@ unsigned qemu_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tel
 	return c.found;
 }
 
+/* 'T' in /proc/PID/stat, after the name in brackets: a signal or a debugger stopped the process. */
+static bool is_stopped(pid_t pid)
+{
+	struct ft_blob stat;
+	const char *state;
+	char path[64];
+	bool stopped;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	if (ft_read_file(path, 4096, &stat))
+		return false;
+	state = strrchr((const char *)stat.data, ')');
+	stopped = state && (!strncmp(state, ") T", 3) || !strncmp(state, ") t", 3));
+	ft_blob_free(&stat);
+	return stopped;
+}
+
+static void say_mute(struct check *c, const char *why)
+{
+	int pid = (int)c->at->pid;
+
+	if (is_stopped(c->at->pid))
+		found(c, "QMP socket %s does not answer: QEMU (process %d) is stopped: let it run (kill -CONT %d)", c->at->qmp, pid, pid);
+	else
+		found(c, "QMP socket %s: %s: end the other client, or look at process %d", c->at->qmp, why, pid);
+}
+
+static bool has_ram_file(const struct ft_attach *at)
+{
+	struct stat st;
+
+	return stat(at->ram, &st) == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size == at->memory;
+}
+
 int ft_qemu_check(const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx)
 {
+	struct check c = { .at = at, .tell = obstacle, .ctx = ctx };
 	struct ft_qmp *q = NULL;
-	char line[FT_SPEC_PATH_MAX + 128];
-	int n, fd = ft_attach_pidfd(at);
+	char why[320] = "out of memory";
+	int fd = ft_attach_pidfd(at);
 
 	if (fd < 0) {
-		obstacle(ctx, "its QEMU is gone: start the guest");
+		found(&c, "its QEMU is gone: start the guest");
 		return 1;
 	}
 	close(fd);
-	if (ft_qmp_open(at->qmp, FT_QEMU_CALL_MS, &q)) {
-		snprintf(line, sizeof(line), "QMP socket %s does not answer: another client, or ft-protect itself, holds it", at->qmp);
-		obstacle(ctx, line);
-		return 1;
+	if (!has_ram_file(at))
+		found(&c, "its RAM file %s is gone or has another size, so its memory cannot be read: stop it and start it again "
+		      "(ft-guest stop %s; ft-guest start %s)", at->ram, at->guest, at->guest);
+	if (ft_qmp_try(at->qmp, FT_QEMU_CALL_MS, &q, why, sizeof(why))) {
+		say_mute(&c, why);
+		return (int)c.found;
 	}
-	n = (int)qemu_obstacles(q, at, obstacle, ctx);
+	c.found += qemu_obstacles(q, at, obstacle, ctx);
 	ft_qmp_close(q);
-	return n;
+	return (int)c.found;
 }

@@ -101,17 +101,70 @@ static bool find_alias(const char *help, char *machine, size_t size)
 	return end && (size_t)snprintf(machine, size, "%.*s", (int)(end - alias), alias) < size;
 }
 
+/* What QEMU says to these arguments; the caller frees it. NULL, after saying why in *rc and in the log. */
+static struct output *ask_qemu(const char *arg1, const char *arg2, int *rc)
+{
+	const char *argv[] = { ft_conf()->qemu, arg1, arg2, NULL };
+	struct output *o = malloc(sizeof(*o));
+
+	*rc = o ? run(argv, NULL, HELP_TIMEOUT_MS, o) : -ENOMEM;
+	if (*rc >= 0)
+		return o;
+	ft_err("cannot run %s on %s: %s (install qemu-system-x86, or set 'qemu' in ft.conf)", argv[0], ft_conf()->host,
+	       strerror(-*rc));
+	free(o);
+	return NULL;
+}
+
 int ft_qemu_default_machine(char *machine, size_t size)
 {
-	const char *argv[] = { ft_conf()->qemu, "-machine", "help", NULL };
-	struct output *o = malloc(sizeof(*o));
-	int rc = o ? run(argv, NULL, HELP_TIMEOUT_MS, o) : -ENOMEM;
+	int rc;
+	struct output *o = ask_qemu("-machine", "help", &rc);
 
-	if (rc < 0)
-		ft_err("cannot run %s: %s (install qemu-system-x86, or set 'qemu' in ft.conf)", argv[0], strerror(-rc));
-	else if (!find_alias(o->text, machine, size)) {
-		ft_err("%s -machine help names no machine type for 'pc': set 'machine' in the guest file", argv[0]);
+	if (!o)
+		return rc;
+	if (!find_alias(o->text, machine, size)) {
+		ft_err("%s -machine help names no machine type for 'pc': set 'machine' in the guest file", ft_conf()->qemu);
 		rc = -ENOTSUP;
+	}
+	free(o);
+	return rc;
+}
+
+int ft_qemu_version(char *version, size_t size)
+{
+	static const char before[] = "version ";
+	const char *at;
+	int rc;
+	struct output *o = ask_qemu("--version", NULL, &rc);
+
+	if (!o)
+		return rc;
+	at = strstr(o->text, before);
+	if (at)
+		snprintf(version, size, "%.*s", (int)strspn(at + sizeof(before) - 1, "0123456789."), at + sizeof(before) - 1);
+	if (!at || !*version) {
+		ft_err("%s --version on %s names no version: is it QEMU? (set 'qemu' in ft.conf)", ft_conf()->qemu, ft_conf()->host);
+		rc = -ENOENT;
+	}
+	free(o);
+	return rc;
+}
+
+/* Its lines begin with the name. */
+int ft_qemu_knows_machine(const char *machine)
+{
+	char line[80];
+	int rc;
+	struct output *o = ask_qemu("-machine", "help", &rc);
+
+	if (!o)
+		return rc;
+	snprintf(line, sizeof(line), "\n%s ", machine);
+	if (!strstr(o->text, line)) {
+		ft_err("machine type %s is unknown to %s on %s: set a 'machine' in the guest file that both hosts' QEMU have, and "
+		       "start the guest again", machine, ft_conf()->qemu, ft_conf()->host);
+		rc = -ENOEXEC;
 	}
 	free(o);
 	return rc;

@@ -4,6 +4,7 @@
  * its RAM file epoch by epoch. All that can be done before a takeover is done here beforehand.
  */
 #include "checkpoint/qemu_load.h"
+#include "checkpoint/qemu_start.h"
 #include "ft/conf.h"
 #include "ft/preload.h"
 
@@ -193,33 +194,55 @@ static int check_room(const struct ft_spec *spec)
 		free_shm = (uint64_t)fs.f_bavail * fs.f_frsize;
 	if (spec->memory <= free_shm && spec->memory <= free_ram)
 		return 0;
-	ft_err("%s: no room for its memory of %" PRIu64 " MiB: %" PRIu64 " MiB free in %s, %" PRIu64 " MiB available on this host",
-	       spec->name, spec->memory >> 20, free_shm >> 20, dir, free_ram >> 20);
+	ft_err("%s: no room for its memory of %" PRIu64 " MiB on %s: %" PRIu64 " MiB free in %s, %" PRIu64 " MiB available: free "
+	       "some, or mount a larger tmpfs", spec->name, spec->memory >> 20, ft_conf()->host, free_shm >> 20, dir, free_ram >> 20);
 	return -ENOSPC;
 }
 
 /* It becomes part of a command line. */
-static int check_machine_name(const struct ft_spec *spec, const char *machine)
+static int check_machine_name(const char *machine)
 {
 	static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_";
 
 	if (machine[0] && !machine[strspn(machine, allowed)])
 		return 0;
-	ft_err("%s: the peer names a machine type that is none", spec->name);
+	ft_err("the peer names a machine type that is none");
 	return -EPROTO;
 }
 
 /* Device state has no meaning for another machine, or another QEMU than the one that wrote it. */
+static int check_version(const char *ours, const char *theirs)
+{
+	if (!strcmp(ours, theirs))
+		return 0;
+	ft_err("the guest runs in QEMU %s, but %s has QEMU %s: install the same version on both hosts", theirs, ft_conf()->host, ours);
+	return -ENOEXEC;
+}
+
+/* What can be known without starting a machine. */
+static int check_host(const struct ft_attach *theirs)
+{
+	char version[sizeof(theirs->qemu_version)] = "";
+	int rc = check_machine_name(theirs->machine);
+
+	if (!rc)
+		rc = ft_qemu_version(version, sizeof(version));
+	if (!rc)
+		rc = check_version(version, theirs->qemu_version);
+	return rc ? rc : ft_qemu_knows_machine(theirs->machine);
+}
+
+/* What the parked one says of itself. */
 static int check_same(const struct ft_attach *ours, const struct ft_attach *theirs)
 {
-	if (strcmp(ours->qemu_version, theirs->qemu_version)) {
-		ft_err("%s: it runs in QEMU %s there, but here is QEMU %s: install the same version on both hosts", ours->guest,
-		       theirs->qemu_version, ours->qemu_version);
-		return -ENOEXEC;
-	}
+	int rc = check_version(ours->qemu_version, theirs->qemu_version);
+
+	if (rc)
+		return rc;
 	if (strcmp(ours->machine, theirs->machine) || ours->accel != theirs->accel) {
-		ft_err("%s: it runs on machine %s (%s) there, but here on %s (%s)", ours->guest, theirs->machine,
-		       theirs->accel == FT_ACCEL_KVM ? "kvm" : "tcg", ours->machine, ours->accel == FT_ACCEL_KVM ? "kvm" : "tcg");
+		ft_err("%s: it runs on machine %s (%s), but on %s (%s) on %s: set 'machine' and 'accel' in both guest files and start it again",
+		       ours->guest, theirs->machine, theirs->accel == FT_ACCEL_KVM ? "kvm" : "tcg", ours->machine,
+		       ours->accel == FT_ACCEL_KVM ? "kvm" : "tcg", ft_conf()->host);
 		return -ENOEXEC;
 	}
 	return 0;
@@ -276,7 +299,7 @@ static int prepare(struct qemu_replica *q, const struct ft_attach *theirs)
 	struct ft_qemu_launch launch = {
 		.spec = &q->spec, .kind = FT_QEMU_PARKED, .accel = theirs->accel, .machine = theirs->machine,
 	};
-	int rc = check_machine_name(&q->spec, theirs->machine);
+	int rc = check_host(theirs);
 
 	if (!rc)
 		rc = check_free_name(&q->spec);
@@ -298,16 +321,33 @@ static int prepare(struct qemu_replica *q, const struct ft_attach *theirs)
 	return q->r.watch_fd < 0 ? q->r.watch_fd : 0;
 }
 
-int ft_qemu_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out)
+/* Without a line of its own it is a bare error of the system. */
+static int told(int rc, char *why, size_t size)
+{
+	ft_log_keep(NULL, 0);
+	if (rc && !*why)
+		snprintf(why, size, "%s: %s", ft_conf()->host, strerror(-rc));
+	return rc;
+}
+
+int ft_qemu_replica_check(const struct ft_attach *theirs, char *why, size_t size)
+{
+	ft_log_keep(why, size);
+	return told(check_host(theirs), why, size);
+}
+
+int ft_qemu_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out,
+			    char *why, size_t size)
 {
 	struct qemu_replica *q = calloc(1, sizeof(*q));
 	int rc;
 
 	*out = NULL;
+	ft_log_keep(why, size);
 	if (!q)
-		return -ENOMEM;
+		return told(-ENOMEM, why, size);
 	*q = (struct qemu_replica){ .r = { .ops = &qemu_replica_ops, .watch_fd = -1 }, .spec = *spec };
-	rc = prepare(q, theirs);
+	rc = told(prepare(q, theirs), why, size);
 	if (rc) {
 		qemu_destroy(&q->r);
 		return rc;

@@ -48,5 +48,9 @@ int ft_tap_open_raw(const char *name, int fd) FT_MUST_CHECK;
 /* --- qemu_probe.c --- */
 /* What "pc" means to this host's QEMU today, for example pc-i440fx-7.2. Logged. */
 int ft_qemu_default_machine(char *machine, size_t size) FT_MUST_CHECK;
+/* This host's QEMU in the form of an attach record ("7.2.22"), without starting a machine. Logged. */
+int ft_qemu_version(char *version, size_t size) FT_MUST_CHECK;
+/* Does this host's QEMU know @machine? 0, -ENOEXEC, or why it could not be asked. Logged. */
+int ft_qemu_knows_machine(const char *machine) FT_MUST_CHECK;
 
 #endif

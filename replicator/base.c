@@ -66,6 +66,17 @@ void ft_log_divert(void (*sink)(void *ctx, enum ft_log_level level, const char *
 	log_sink_ctx = ctx;
 }
 
+static _Thread_local char *log_kept;
+static _Thread_local size_t log_kept_size;
+
+void ft_log_keep(char *why, size_t size)
+{
+	log_kept = why;
+	log_kept_size = size;
+	if (why && size)
+		*why = 0;
+}
+
 void ft_vlog(enum ft_log_level level, const char *fmt, va_list ap)
 {
 	int saved = errno;
@@ -77,6 +88,8 @@ void ft_vlog(enum ft_log_level level, const char *fmt, va_list ap)
 	for (char *p = line; *p; p++)           /* peers and guests do not get to forge lines */
 		if ((unsigned char)*p < 0x20 || *p == 0x7f)
 			*p = '?';
+	if (level == FT_LOG_ERR && log_kept)
+		snprintf(log_kept, log_kept_size, "%s", line);
 	if (log_sink)
 		log_sink(log_sink_ctx, level, line);
 	else if (log_journal)

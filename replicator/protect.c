@@ -612,6 +612,7 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 {
 	const struct ft_conf *conf = ft_conf();
 	const struct ft_tls_files tls = { conf->tls_ca, conf->tls_cert, conf->tls_key };
+	char why[256];
 	int rc;
 
 	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
@@ -619,11 +620,13 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 	    ft_qemu_check(&pr->attach, log_obstacle, pr))
 		return FT_END_OBSTACLE;
 	ft_priority_raise();
+	ft_log_keep(why, sizeof(why));
 	rc = make_parts(pr);
-	if (rc) {
+	ft_log_keep(NULL, 0);
+	if (rc && !*why)
 		ft_err("%s cannot be protected: %s", guest, strerror(-rc));
+	if (rc)
 		return FT_END_OBSTACLE;
-	}
 	watch(pr);
 	return 0;
 }

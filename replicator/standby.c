@@ -289,6 +289,23 @@ static bool op_silent(void *ctx)
 	return sb->echo && ft_echo_try_takeover(sb->echo);
 }
 
+static enum ft_wire_reason hypervisor_reason(int rc)
+{
+	switch (rc) {
+	case 0:
+		return FT_REASON_OK;
+	case -ENOMEM:
+	case -ENOSPC:
+		return FT_REASON_NO_ROOM;
+	case -ENOEXEC:
+		return FT_REASON_MISMATCH;
+	case -ENOENT:
+		return FT_REASON_NO_HYPERVISOR;
+	default:
+		return FT_REASON_INTERNAL;
+	}
+}
+
 static enum ft_wire_reason op_admit(void *ctx, const struct ft_wire_hello *h, const char *spec, const char *facts,
 				    char *why, size_t size)
 {
@@ -313,7 +330,12 @@ static enum ft_wire_reason op_admit(void *ctx, const struct ft_wire_hello *h, co
 		snprintf(why, size, "the facts about the running guest are not valid");
 	if (rc)
 		return rc == -EPROTO ? FT_REASON_PROTO : FT_REASON_MISMATCH;
-	return h->nr_pages == sb->theirs.memory / FT_PAGE_SIZE ? FT_REASON_OK : FT_REASON_PROTO;
+	if (h->nr_pages != sb->theirs.memory / FT_PAGE_SIZE)
+		return FT_REASON_PROTO;
+	/* A parked QEMU has been asked already, and a session that is resumed must not wait for QEMU's help text. */
+	if (ev_is_active(&sb->replica_event))
+		return FT_REASON_OK;
+	return hypervisor_reason(ft_qemu_replica_check(&sb->theirs, why, size));
 }
 
 static bool op_runs_here(void *ctx)
@@ -336,7 +358,7 @@ static void on_replica(struct ev_loop *loop, ev_io *w, int revents)
 static enum ft_wire_reason op_prepare(void *ctx, struct ft_replica **out, char *why, size_t size)
 {
 	struct standby *sb = ctx;
-	int rc = ft_qemu_replica_prepare(&sb->spec, &sb->theirs, out);
+	int rc = ft_qemu_replica_prepare(&sb->spec, &sb->theirs, out, why, size);
 
 	if (!rc) {
 		ev_io_stop(sb->loop, &sb->replica_event);
@@ -344,12 +366,7 @@ static enum ft_wire_reason op_prepare(void *ctx, struct ft_replica **out, char *
 		ev_io_start(sb->loop, &sb->replica_event);
 		return FT_REASON_OK;
 	}
-	snprintf(why, size, "%s could not build the replica: %s (its log says more)", ft_conf()->host, strerror(-rc));
-	if (rc == -ENOMEM || rc == -ENOSPC)
-		return FT_REASON_NO_ROOM;
-	if (rc == -ENOEXEC)
-		return FT_REASON_MISMATCH;
-	return rc == -ENOENT ? FT_REASON_NO_HYPERVISOR : FT_REASON_INTERNAL;
+	return hypervisor_reason(rc);
 }
 
 static void on_drill(struct ev_loop *loop, ev_io *w, int revents)

@@ -53,6 +53,11 @@ enum ft_log_level { FT_LOG_ERR = 3, FT_LOG_WARN = 4, FT_LOG_INFO = 6, FT_LOG_DEB
 void ft_log_init(const char *program);
 /* Divert lines (tests, status line redraw). NULL restores stderr. @line has no newline. */
 void ft_log_divert(void (*sink)(void *ctx, enum ft_log_level level, const char *line), void *ctx);
+/*
+ * From now on keep this thread's newest error line in @why (empty until there is one), beside logging it: what a peer
+ * or an operator elsewhere is to be told. NULL: no more.
+ */
+void ft_log_keep(char *why, size_t size);
 void ft_log(enum ft_log_level level, const char *fmt, ...) FT_PRINTF(2, 3);
 void ft_vlog(enum ft_log_level level, const char *fmt, va_list ap) FT_PRINTF(2, 0);
 

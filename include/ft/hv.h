@@ -115,7 +115,13 @@ struct ft_replica_ops {
 	void (*destroy)(struct ft_replica *r);          /* kills what is parked; frees RAM; NULL is fine */
 };
 
-/* Build the RAM file and park a QEMU with incoming migration deferred. */
-int ft_qemu_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out) FT_MUST_CHECK;
+/*
+ * Could a replica of the guest that runs as @theirs says be built here? Builds nothing: asks this host's QEMU for its
+ * version and machine types. -ENOENT: no usable QEMU; -ENOEXEC: another one. Logged, and the same line in @why.
+ */
+int ft_qemu_replica_check(const struct ft_attach *theirs, char *why, size_t size) FT_MUST_CHECK;
+/* Build the RAM file and park a QEMU with incoming migration deferred. The reason is logged, and in @why. */
+int ft_qemu_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out,
+			    char *why, size_t size) FT_MUST_CHECK;
 
 #endif

@@ -5,7 +5,7 @@
  * Each test is PID 1 of namespaces of its own, so that nothing it starts outlives it. Two hosts are two network
  * namespaces with directories of their own, their bridges joined by a cable; the client sits on the first.
  */
-#include "checkpoint/qemu.h"
+#include "checkpoint/qemu_start.h"
 #include "ft/bitmap.h"
 #include "ft/conf.h"
 #include "ft/hv.h"
@@ -332,9 +332,10 @@ static struct ft_replica *park(const struct ft_attach *theirs)
 {
 	struct ft_spec spec = spec_of((unsigned)(theirs->memory / MB));
 	struct ft_replica *r;
+	char why[256];
 
 	at(&beta);
-	CHECK_OK(ft_qemu_replica_prepare(&spec, theirs, &r));
+	CHECK_OK(ft_qemu_replica_prepare(&spec, theirs, &r, why, sizeof(why)));
 	return r;
 }
 
@@ -568,6 +569,7 @@ static void story_orphan(void)
 	struct ft_qemu_launch launch = { .spec = &spec, .kind = FT_QEMU_GUEST };
 	struct ft_blob firmware = { 0 }, state = { 0 };
 	struct ft_replica *r;
+	char why[256];
 	int fd, status;
 	pid_t pid;
 
@@ -577,7 +579,7 @@ static void story_orphan(void)
 	pid = fork();
 	CHECK(pid >= 0);
 	if (pid == 0) {
-		CHECK_OK(ft_qemu_replica_prepare(&spec, &theirs, &r));
+		CHECK_OK(ft_qemu_replica_prepare(&spec, &theirs, &r, why, sizeof(why)));
 		CHECK_OK(ft_blob_copy(&firmware, "?", 1));
 		CHECK_OK(ft_blob_copy(&state, "?", 1));
 		CHECK_OK(r->ops->drill_start(r, &firmware, &state, &fd));
@@ -588,7 +590,7 @@ static void story_orphan(void)
 	wait_no_scratch();
 
 	/* What is left stands in nobody's way. */
-	CHECK_OK(ft_qemu_replica_prepare(&spec, &theirs, &r));
+	CHECK_OK(ft_qemu_replica_prepare(&spec, &theirs, &r, why, sizeof(why)));
 	r->ops->destroy(r);
 }
 TEST_TIMEOUT(a_drill_dies_with_its_owner, 120)
@@ -703,16 +705,21 @@ static void story_mismatch(void)
 	struct ft_attach theirs = { .guest = "vm1", .accel = FT_ACCEL_TCG, .machine = "pc-i440fx-7.1", .qemu_version = "6.2.0" };
 	struct ft_spec spec = spec_of(64);
 	struct ft_replica *r;
+	char why[512];
 
 	at(&beta);
-	CHECK_EQ(ft_qemu_replica_prepare(&spec, &theirs, &r), -ENOEXEC);
-	CHECK(ft_test_logged("QEMU 6.2.0 there"));
+	CHECK_EQ(ft_qemu_replica_prepare(&spec, &theirs, &r, why, sizeof(why)), -ENOEXEC);
+	CHECK(ft_test_logged("QEMU 6.2.0") && strstr(why, "QEMU 6.2.0"));
 	strcpy(theirs.machine, "pc,kernel-irqchip=off");
-	CHECK_EQ(ft_qemu_replica_prepare(&spec, &theirs, &r), -EPROTO);
+	CHECK_EQ(ft_qemu_replica_prepare(&spec, &theirs, &r, why, sizeof(why)), -EPROTO);
+	CHECK_OK(ft_qemu_version(theirs.qemu_version, sizeof(theirs.qemu_version)));
+	strcpy(theirs.machine, "pc-i440fx-0.1");
+	CHECK_EQ(ft_qemu_replica_prepare(&spec, &theirs, &r, why, sizeof(why)), -ENOEXEC);
+	CHECK(strstr(why, "pc-i440fx-0.1"));
 	strcpy(theirs.machine, "pc-i440fx-7.1");
 	spec.memory = 1ull << 46;
-	CHECK_EQ(ft_qemu_replica_prepare(&spec, &theirs, &r), -ENOSPC);
-	CHECK(ft_test_logged("no room for its memory"));
+	CHECK_EQ(ft_qemu_replica_prepare(&spec, &theirs, &r, why, sizeof(why)), -ENOSPC);
+	CHECK(ft_test_logged("no room for its memory") && strstr(why, "no room for its memory"));
 }
 TEST_TIMEOUT(a_replica_that_could_not_go_on_is_refused_by_name, 60)
 {

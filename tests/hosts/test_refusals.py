@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import signal
+import subprocess
 
 from lab import Lab, check, main, test
 from world import read_file, wait_for
@@ -89,6 +90,94 @@ def small_shm(lab):
 
 
 @contextlib.contextmanager
+def expired_certificate(lab, host):
+    cert, ca = os.path.join(host.etc, 'ft/tls/cert.pem'), os.path.join(lab.w.dir, 'ca')
+    before, text = read_file(cert), os.path.join(lab.w.dir, 'ext')
+    with open(text, 'w', encoding='utf-8') as f:
+        f.write(f'subjectAltName = DNS:{host.name}\nextendedKeyUsage = serverAuth, clientAuth\n')
+    subprocess.run(f'openssl req -new -key {host.etc}/ft/tls/key.pem -subj /CN={host.name} | openssl x509 -req -days -1 '
+                   f'-CA {ca}/ca.pem -CAkey {ca}/ca.key -set_serial 7 -extfile {text} -out {cert}', shell=True, check=True,
+                   stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        with open(cert, 'w', encoding='utf-8') as f:
+            f.write(before)
+
+
+@contextlib.contextmanager
+def other_qemu(lab, case):
+    """The backup's QEMU answers some questions otherwise."""
+    lab.backup.write('/etc/ft/qemu', f'#!/bin/sh\ncase "$*" in\n{case} ;;\n*) exec qemu-system-x86_64 "$@" ;;\nesac\n', 0o755)
+    with edited(lab, lab.backup, '/etc/ft/ft.conf', lambda text: text.replace('[ft]', '[ft]\nqemu = /etc/ft/qemu'), True):
+        yield
+
+
+@contextlib.contextmanager
+def stopped_qemu(lab):
+    pids = lab.primary.pids('qemu')
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def no_ram_file(lab):
+    lab.primary.run('mv /dev/shm/ft/vm1.ram /dev/shm/ft/away')
+    try:
+        yield
+    finally:
+        lab.primary.run('mv /dev/shm/ft/away /dev/shm/ft/vm1.ram')
+
+
+@contextlib.contextmanager
+def no_guest_file(lab):
+    lab.backup.run('mv /etc/ft/guests/vm1.conf /etc/ft/vm1.away')
+    try:
+        yield
+    finally:
+        lab.backup.run('mv /etc/ft/vm1.away /etc/ft/guests/vm1.conf')
+
+
+@contextlib.contextmanager
+def in_place_of_ftd(lab, script):
+    """A Python program on the backup that gets every connection to ftd's port as `c`."""
+    program = ('import socket, ssl, struct\ns = socket.create_server(("", 7800))\nprint("listens", flush=True)\n'
+               'while True:\n    c, _ = s.accept()\n    try:\n' + ''.join(f'        {line}\n' for line in script.splitlines()) +
+               '    except OSError as e:\n        print(e, flush=True)\n')
+    with no_ftd(lab):
+        server = lab.backup.spawn(['python3', '-c', program], name='fake')
+        wait_for('the other server', lambda: server.logged('listens'), 20)
+        try:
+            yield
+        finally:
+            server.kill(signal.SIGKILL)
+            server.wait(10)
+
+
+TALKS_FIRST = 'c.send(b"220 beta.example ESMTP ready\\r\\n")\nc.recv(4096)'
+SAYS_NOTHING = 'while c.recv(4096): pass'
+OTHER_VERSION = """\
+while len(c.recv(8, socket.MSG_PEEK)) < 8: pass
+c.recv(8)
+t = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+t.minimum_version = ssl.TLSVersion.TLSv1_3
+t.num_tickets = 1
+t.load_cert_chain("/etc/ft/tls/cert.pem", "/etc/ft/tls/key.pem")
+t.load_verify_locations("/etc/ft/tls/ca.pem")
+t.verify_mode = ssl.CERT_REQUIRED
+c = t.wrap_socket(c, server_side=True)
+c.recv(4096)
+text = b"we speak 7 to 9"
+c.send(struct.pack("<II", 32, 56 + len(text)) + struct.pack("<II", 0, 1) + bytes(48) + text)
+c.recv(4096)"""
+
+
+@contextlib.contextmanager
 def as_it_is(lab):
     yield
 
@@ -119,6 +208,21 @@ TABLE = {
     'a_guest_file_that_differs': (guest_file('backup', 'vcpus = 2', 'vcpus = 1'), 'ft-protect vm1 beta', REFUSED, ['vcpus']),
     'a_backup_without_room': (small_shm, 'ft-protect vm1 beta', REFUSED, ['beta', 'memory'], '/dev/shm'),
     'a_backup_without_qemu': (conf_of('backup', '[ft]', '[ft]\nqemu = /nowhere/qemu'), 'ft-protect vm1 beta', REFUSED, ['beta', 'hypervisor'], '/nowhere/qemu'),
+    'a_backup_that_has_no_guest_file': (no_guest_file, 'ft-protect vm1 beta', REFUSED, ['vm1.conf', 'copy it']),
+    'a_backup_with_another_qemu': (lambda lab: other_qemu(lab, '*--version*) echo QEMU emulator version 1.2.3'), 'ft-protect vm1 beta',
+                                   REFUSED, ['QEMU 1.2.3', 'beta', 'install the same version']),
+    'a_backup_without_the_machine_type': (lambda lab: other_qemu(lab, '"-machine help") echo "none  empty machine"'),
+                                          'ft-protect vm1 beta', REFUSED, ['machine type pc-', 'beta', "'machine'"]),
+    'a_backup_whose_certificate_has_expired': (lambda lab: expired_certificate(lab, lab.backup), 'ft-protect vm1 beta', REFUSED,
+                                               ['beta', 'expired', 'ft-cert']),
+    'an_expired_certificate_of_our_own': (lambda lab: expired_certificate(lab, lab.primary), 'ft-protect vm1 beta', OBSTACLE,
+                                          ['cert.pem', 'expired', 'ft-cert']),
+    'a_server_that_greets_first': (lambda lab: in_place_of_ftd(lab, TALKS_FIRST), 'ft-protect vm1 beta', REFUSED, ['beta', 'TLS', 'port in ft.conf']),
+    'a_server_that_says_nothing': (lambda lab: in_place_of_ftd(lab, SAYS_NOTHING), 'ft-protect vm1 beta', REFUSED, ['beta', 'ftd']),
+    'a_backup_of_another_protocol_version': (lambda lab: in_place_of_ftd(lab, OTHER_VERSION), 'ft-protect vm1 beta', REFUSED,
+                                             ['beta', 'version', '7 to 9']),
+    'a_qemu_that_does_not_answer': (stopped_qemu, 'ft-protect vm1 beta', OBSTACLE, ['vm1', 'qmp.sock', 'kill -CONT']),
+    'a_guest_without_its_ram_file': (no_ram_file, 'ft-protect vm1 beta', OBSTACLE, ['vm1', '/dev/shm/ft/vm1.ram', 'start']),
     'a_wrong_word_in_the_configuration': (conf_of('primary', '[policy]', '[policy]\nsilence-ms = soon'), 'ft-protect vm1 beta', USAGE,
                                           ['ft.conf:4', 'silence-ms']),
     'a_wrong_word_in_the_guest_file': (guest_file('primary', 'vcpus = 2', 'vcpus = two'), 'ft-protect vm1 beta', OBSTACLE,
@@ -153,6 +257,31 @@ def make_test(name, how, command, status, words, told_there=''):
 
 for the_name, row in TABLE.items():
     test(limit=120)(make_test(the_name, *row))
+
+
+PRIMARY_OF_VERSIONS_7_TO_9 = """
+import socket, ssl, struct
+t = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+t.load_cert_chain("/etc/ft/tls/cert.pem", "/etc/ft/tls/key.pem")
+t.load_verify_locations("/etc/ft/tls/ca.pem")
+s = socket.create_connection(("beta", 7800))
+s.send(b"FTr1\\x03vm1")
+s = t.wrap_socket(s, server_hostname="beta")
+s.send(struct.pack("<II", 1, 56) + struct.pack("<IIIIQQII", 7, 9, 0, 0, 1, 65536, 0, 0) + bytes(16))
+got = b""
+while len(got) < 16:
+    got += s.recv(4096) or exit("closed without a WELCOME")
+print("type %u version %u reason %u" % (*struct.unpack("<I", got[:4]), *struct.unpack("<II", got[8:16])))
+"""
+
+
+@test(limit=120)
+def a_primary_of_another_protocol_version_is_refused(lab):
+    lab.running()
+    done = lab.primary.call(['python3', '-c', PRIMARY_OF_VERSIONS_7_TO_9])
+    check('type 32 version 0 reason 1' in done.stdout, f'the answer: {done.stdout}')
+    check(lab.ftd[lab.backup.name].logged('version'), 'ftd does not say so')
+    check_untouched(lab)
 
 
 @test(limit=120)
