@@ -22,11 +22,12 @@ int ft_track_open_proc(const struct ft_track_target *t, const char *file, int fl
 int ft_track_alive(const struct ft_track_target *t) FT_MUST_CHECK;
 
 /*
- * Call @fn for pieces of [0, @nr_pages), large guests on a few threads at once. Pieces begin at multiples
- * of 64, so two threads never touch the same word of a bitmap. Every piece is called; the first error wins.
+ * Call @fn for pieces of the target's pages, large guests on a few threads at once. Pieces begin at multiples of 64, so
+ * two threads never touch the same word of a bitmap. Every piece is called; the first error wins. Between pieces of its
+ * own the calling thread calls the target's busy.
  */
 typedef int (*ft_scan_fn)(void *ctx, uint64_t first, uint64_t nr);
-int ft_scan_pages(uint64_t nr_pages, ft_scan_fn fn, void *ctx) FT_MUST_CHECK;
+int ft_scan_pages(const struct ft_track_target *t, ft_scan_fn fn, void *ctx) FT_MUST_CHECK;
 
 /*
  * Call @fn while every thread of @pid is held (ptrace). -ETIMEDOUT when a thread does not stop within

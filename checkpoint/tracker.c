@@ -76,33 +76,39 @@ int ft_track_open_proc(const struct ft_track_target *t, const char *file, int fl
 
 /* --- the parallel walk --- */
 
-#define PIECE_PAGES 32768ull            /* 128 MiB: some dozens of pieces to share out in a large guest */
+#define PIECE_PAGES 8192ull             /* 32 MiB: many pieces to share out in a large guest, each a matter of ms */
 #define PARALLEL_FROM (2ull << 30 >> FT_PAGE_SHIFT)
 #define MAX_THREADS 4
 
 struct walk {
-	uint64_t nr_pages;
+	const struct ft_track_target *t;
 	ft_scan_fn fn;
 	void *ctx;
 	_Atomic uint64_t next;          /* page at which the next piece starts */
 	_Atomic int rc;
 };
 
-static void *walk_pieces(void *arg)
+static void walk_pieces(struct walk *w, void (*busy)(void *ctx))
 {
-	struct walk *w = arg;
-
 	for (;;) {
 		uint64_t first = atomic_fetch_add(&w->next, PIECE_PAGES);
-		uint64_t left = first < w->nr_pages ? w->nr_pages - first : 0;
+		uint64_t left = first < w->t->nr_pages ? w->t->nr_pages - first : 0;
 		int none = 0, rc;
 
 		if (!left)
-			return NULL;
+			return;
 		rc = w->fn(w->ctx, first, left < PIECE_PAGES ? left : PIECE_PAGES);
 		if (rc)
 			atomic_compare_exchange_strong(&w->rc, &none, rc);
+		if (busy)
+			busy(w->t->busy_ctx);
 	}
+}
+
+static void *help(void *arg)
+{
+	walk_pieces(arg, NULL);
+	return NULL;
 }
 
 /* Worth at most one thread for each GiB, and no more than there are CPUs. */
@@ -117,20 +123,20 @@ static unsigned helpers_for(uint64_t nr_pages)
 	return (unsigned)(want < (uint64_t)cpus ? want : (uint64_t)cpus) - 1;
 }
 
-int ft_scan_pages(uint64_t nr_pages, ft_scan_fn fn, void *ctx)
+int ft_scan_pages(const struct ft_track_target *t, ft_scan_fn fn, void *ctx)
 {
-	struct walk w = { .nr_pages = nr_pages, .fn = fn, .ctx = ctx };
-	unsigned want = helpers_for(nr_pages), nr = 0;
+	struct walk w = { .t = t, .fn = fn, .ctx = ctx };
+	unsigned want = helpers_for(t->nr_pages), nr = 0;
 	pthread_t helper[MAX_THREADS];
 	sigset_t all, old;
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);       /* signals are for the caller's threads */
 	/* A helper that cannot be had leaves its share to the others. */
-	while (nr < want && !pthread_create(&helper[nr], NULL, walk_pieces, &w))
+	while (nr < want && !pthread_create(&helper[nr], NULL, help, &w))
 		nr++;
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	walk_pieces(&w);
+	walk_pieces(&w, t->busy);
 	while (nr)
 		pthread_join(helper[--nr], NULL);
 	return w.rc;

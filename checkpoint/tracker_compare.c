@@ -43,7 +43,7 @@ static int compare_take(struct ft_tracker *base, struct ft_bitmap *dirty)
 {
 	struct compare_tracker *tr = ft_container_of(base, struct compare_tracker, base);
 	struct take tk = { tr, dirty };
-	int rc = ft_scan_pages(tr->t.nr_pages, take_piece, &tk);
+	int rc = ft_scan_pages(&tr->t, take_piece, &tk);
 
 	if (!rc)
 		rc = ft_track_alive(&tr->t);
@@ -56,7 +56,7 @@ static int compare_start(struct ft_tracker *base)
 {
 	struct compare_tracker *tr = ft_container_of(base, struct compare_tracker, base);
 	struct take tk = { tr, NULL };
-	int rc = ft_scan_pages(tr->t.nr_pages, take_piece, &tk);
+	int rc = ft_scan_pages(&tr->t, take_piece, &tk);
 
 	return rc ? rc : ft_track_alive(&tr->t);
 }

@@ -69,7 +69,7 @@ static int take_piece(void *ctx, uint64_t first, uint64_t nr)
 static int take_frozen(void *ctx)
 {
 	const struct take *tk = ctx;
-	int rc = ft_scan_pages(tk->tr->t.nr_pages, take_piece, ctx);
+	int rc = ft_scan_pages(&tk->tr->t, take_piece, ctx);
 
 	return rc ? rc : clear_bits(tk->tr->clear_refs);
 }

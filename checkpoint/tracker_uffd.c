@@ -231,7 +231,7 @@ static int uffd_take(struct ft_tracker *base, struct ft_bitmap *dirty)
 {
 	struct uffd_tracker *tr = ft_container_of(base, struct uffd_tracker, base);
 	struct take tk = { tr, dirty };
-	int rc = ft_scan_pages(tr->t.nr_pages, take_piece, &tk);
+	int rc = ft_scan_pages(&tr->t, take_piece, &tk);
 
 	if (!rc)
 		rc = still_mapped(tr, tr->t.addr);

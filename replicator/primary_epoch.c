@@ -114,19 +114,24 @@ void ft_primary_flight_lost(struct ft_primary *p, uint64_t whole)
 
 /* --- capture --- */
 
+/* A long capture is not a dead ft-protect: tell the guard. Only in a pause of ours: @filling says so. */
+static void still_pausing(void *ctx)
+{
+	struct ft_primary *p = ctx;
+
+	if (!p->filling || primary_now(p) - p->chunk_ns <= 50 * FT_MS_NS)
+		return;
+	p->ops->pausing(p->cfg.ctx);
+	p->chunk_ns = primary_now(p);
+}
+
 static int sink_chunk(void *ctx, struct ft_chunk *c)
 {
 	struct ft_primary *p = ctx;
 
-	if (p->filling) {
-		for (uint32_t i = 0; i < c->nr; i++)
-			ft_bitmap_set(&p->filling->pages, c->page[i]);
-		/* A long capture is not a dead ft-protect: tell the guard. */
-		if (primary_now(p) - p->chunk_ns > 50 * FT_MS_NS) {
-			p->ops->pausing(p->cfg.ctx);
-			p->chunk_ns = primary_now(p);
-		}
-	}
+	for (uint32_t i = 0; p->filling && i < c->nr; i++)
+		ft_bitmap_set(&p->filling->pages, c->page[i]);
+	still_pausing(p);
 	return ft_encoder_chunk(p->cfg.encoder, c);
 }
 
@@ -137,6 +142,8 @@ int ft_primary_track(struct ft_primary *p)
 	p->sink = (struct ft_chunk_sink){ .chunk = sink_chunk, .ctx = p };
 	if (p->tracking)
 		return 0;
+	p->vm->busy = still_pausing;
+	p->vm->busy_ctx = p;
 	rc = p->vm->ops->track(p->vm);
 	if (!rc)
 		p->tracking = true;

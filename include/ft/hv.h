@@ -32,6 +32,9 @@ struct ft_vm {
 	const uint8_t *ram;     /* guest RAM in RAM-file order, as pages are to be copied; track may change it */
 	uint64_t nr_pages;
 	int event_fd;           /* readable: call next_event until FT_VM_NONE */
+	/* The owner's, set before track: called now and then while a take_dirty takes long. NULL: not wanted. */
+	void (*busy)(void *ctx);
+	void *busy_ctx;
 };
 
 /*

@@ -29,6 +29,9 @@ struct ft_track_target {
 	uint64_t nr_pages;
 	const uint8_t *ram;     /* our own mapping of the same file, for compare */
 	int uffd;               /* fd number inside the target, from the preload page (UFFDIO_API done); -1: none */
+	/* Called in the taker's thread now and then (each 32 MiB of work) while a take goes on; NULL: nobody waits. */
+	void (*busy)(void *ctx);
+	void *busy_ctx;
 };
 
 struct ft_tracker_ops {

@@ -845,12 +845,37 @@ TEST(the_walk_covers_every_page_once_and_keeps_an_error)
 	const uint64_t sizes[] = { 1, 64, 32768, 32769, 1000001, (8ull << 30 >> FT_PAGE_SHIFT) + 1 };
 
 	for (size_t i = 0; i < FT_ARRAY_LEN(sizes); i++) {
+		const struct ft_track_target target = { .nr_pages = sizes[i] };
 		struct tally t = { 0 };
 
-		CHECK_EQ(ft_scan_pages(sizes[i], tally_piece, &t), -EIO);
+		CHECK_EQ(ft_scan_pages(&target, tally_piece, &t), -EIO);
 		CHECK_EQ(t.pages, sizes[i]);
 		CHECK(!t.bad_start);
 	}
+}
+
+static void count_busy(void *ctx)
+{
+	++*(unsigned *)ctx;
+}
+
+/* A take over all RAM can last longer than the guard's patience with a pause. */
+TEST(a_long_take_says_that_it_is_at_work)
+{
+	unsigned busy = 0;
+	struct ft_track_target target = { .nr_pages = 96 << 20 >> FT_PAGE_SHIFT, .pidfd = -1, .busy = count_busy, .busy_ctx = &busy };
+	struct ft_bitmap dirty;
+	struct ft_tracker *tr;
+
+	target.ram = mmap(NULL, 96 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(target.ram != MAP_FAILED);
+	CHECK_OK(ft_bitmap_init(&dirty, target.nr_pages));
+	CHECK_OK(ft_tracker_compare.open(&target, &tr));
+	CHECK_OK(tr->ops->take(tr, &dirty));
+	CHECK(busy >= 3);
+	CHECK_EQ(ft_bitmap_count(&dirty), 0);
+	tr->ops->close(tr);
+	ft_bitmap_free(&dirty);
 }
 
 /* --- holding a process --- */
