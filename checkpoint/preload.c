@@ -7,7 +7,9 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <linux/kvm.h>
 #include <linux/userfaultfd.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -25,17 +27,26 @@
 
 #define STAMP_MASK ((1ull << 48) - 1)
 
+#ifndef KVM_CLOCK_REALTIME
+#define KVM_CLOCK_REALTIME (1 << 2)
+#endif
+
 typedef int clock_fn(clockid_t clock, struct timespec *ts);
+typedef int ioctl_fn(int fd, unsigned long request, void *arg);
 
 static struct ft_preload_page *page;    /* NULL: do nothing */
 static clock_fn *real_clock_gettime;
+ioctl_fn *ft_preload_ioctl;             /* the real one; tests put a fake in its place */
 /*
  * The latch: low 16 bits of the hold's sequence number, then 48 bits of its instant in nanoseconds, so that
  * one compare-and-swap sets both. 48 bits are three days; a hold lasts a second at most.
  */
 static _Atomic uint64_t latch;
+/* When KVM_GET_CLOCK was answered last, and in which hold. */
+static _Atomic uint64_t got_seq, got_ns;
 
 __attribute__((visibility("default"))) int clock_gettime(clockid_t clock, struct timespec *ts);
+__attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, ...);
 
 static int uffd_open(void)
 {
@@ -89,6 +100,7 @@ __attribute__((constructor)) static void preload_start(void)
 	int32_t nobody = 0;
 
 	real_clock_gettime = (clock_fn *)(uintptr_t)dlsym(RTLD_NEXT, "clock_gettime");
+	ft_preload_ioctl = (ioctl_fn *)(uintptr_t)dlsym(RTLD_NEXT, "ioctl");
 	if (!p)
 		return;
 	/* The first process has the page, also through exec; what QEMU may start itself inherits only the variable. */
@@ -157,4 +169,71 @@ static int read_held(struct timespec *ts)
 int clock_gettime(clockid_t clock, struct timespec *ts)
 {
 	return clock == CLOCK_MONOTONIC && page ? read_held(ts) : read_real(clock, ts);
+}
+
+/* --- kvmclock: QEMU reads it in stop and writes the same value back in cont, so it would lose every pause --- */
+
+static uint64_t real_now(void)
+{
+	struct timespec ts;
+
+	return read_real(CLOCK_MONOTONIC, &ts) ? 0 : (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/*
+ * How old the value is that QEMU is about to write in hold @seq. It ran until it was read, a moment after the latch; a
+ * replica, which reads it from the epoch and not from KVM, has it from the instant of the latch.
+ */
+static uint64_t clock_age(uint64_t seq)
+{
+	uint64_t now = real_now(), held = hold_instant(seq, now), got = atomic_load(&got_ns);
+
+	if (!held || held >= now)       /* not held any more, or for too long: then time is lost, as without us */
+		return 0;
+	return atomic_load(&got_seq) == seq && got > held && got <= now ? now - got : now - held;
+}
+
+static int set_kvm_clock(int fd, const struct kvm_clock_data *given, uint64_t seq)
+{
+	struct kvm_clock_data data = *given;
+
+	/* With this flag KVM itself adds the time that has passed since the value was read. */
+	if (!(data.flags & KVM_CLOCK_REALTIME))
+		data.clock += clock_age(seq);
+	return ft_preload_ioctl(fd, KVM_SET_CLOCK, &data);
+}
+
+static int get_kvm_clock(int fd, struct kvm_clock_data *data, uint64_t seq)
+{
+	int rc = ft_preload_ioctl(fd, KVM_GET_CLOCK, data);
+
+	if (!rc) {
+		atomic_store(&got_ns, real_now());
+		atomic_store(&got_seq, seq);
+	}
+	return rc;
+}
+
+static int kvm_ioctl(int fd, unsigned long request, void *arg)
+{
+	uint64_t seq = page ? atomic_load(&page->hold_seq) : 0;
+
+	if (!(seq & 1))
+		return ft_preload_ioctl(fd, request, arg);
+	return request == KVM_SET_CLOCK ? set_kvm_clock(fd, arg, seq) : get_kvm_clock(fd, arg, seq);
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	va_list ap;
+	void *arg;
+
+	va_start(ap, request);
+	arg = va_arg(ap, void *);
+	va_end(ap);
+	if (!ft_preload_ioctl)
+		return (int)syscall(SYS_ioctl, fd, request, arg);
+	if (request == KVM_SET_CLOCK || request == KVM_GET_CLOCK)
+		return kvm_ioctl(fd, request, arg);
+	return ft_preload_ioctl(fd, request, arg);
 }

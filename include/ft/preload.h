@@ -2,9 +2,11 @@
 /*
  * preload.h - the page shared with ft-preload.so inside QEMU (LD_PRELOAD, set by ft-guest and ftd).
  *
- * The preload does two small things that only code inside QEMU can do: it makes a userfaultfd (dirty
- * tracking from outside then takes it with pidfd_getfd), and it holds CLOCK_MONOTONIC still while the guest
- * is paused, so that QEMU's virtual clock jumps over the pause at `cont` instead of losing it.
+ * The preload does what only code inside QEMU can do: it makes a userfaultfd (dirty tracking from outside
+ * then takes it with pidfd_getfd), and it holds CLOCK_MONOTONIC still while the guest is paused, so that
+ * QEMU's virtual clock jumps over the pause at `cont` instead of losing it. Under KVM the guest has a second
+ * clock, kvmclock, which QEMU reads in `stop` and writes back in `cont` (KVM_GET_CLOCK, KVM_SET_CLOCK): the
+ * preload adds to what is written in a hold the time that has passed since it was read.
  * The page is a 4 KiB file named by FT_PRELOAD_PAGE in QEMU's environment, created by the launcher; without
  * it, or if anything fails, the preload does nothing and QEMU runs as ever.
  */

@@ -5,13 +5,17 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <linux/kvm.h>
 #include <pthread.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 static struct ft_preload_page *page;
 static int (*preload_gettime)(clockid_t clock, struct timespec *ts);
+static int (*preload_ioctl)(int fd, unsigned long request, ...);
+static int (**behind_ioctl)(int fd, unsigned long request, void *arg);
 
 /* ft-preload.so lies in ../bin from here. */
 static void load_preload(void)
@@ -28,7 +32,9 @@ static void load_preload(void)
 	if (!handle)
 		ft_test_fail(__FILE__, __LINE__, "%s", dlerror());
 	preload_gettime = (int (*)(clockid_t, struct timespec *))(uintptr_t)dlsym(handle, "clock_gettime");
-	CHECK(preload_gettime);
+	preload_ioctl = (int (*)(int, unsigned long, ...))(uintptr_t)dlsym(handle, "ioctl");
+	behind_ioctl = dlsym(handle, "ft_preload_ioctl");
+	CHECK(preload_gettime && preload_ioctl && behind_ioctl && *behind_ioctl);
 }
 
 static void with_page(off_t size)
@@ -139,6 +145,108 @@ TEST(other_clocks_are_left_alone)
 	CHECK_OK(preload_gettime(CLOCK_REALTIME, &b));
 	CHECK(a.tv_nsec != b.tv_nsec);
 	CHECK_EQ(preload_gettime(12345, &a), -1);
+}
+
+/* --- kvmclock, with a fake of KVM behind the preload: no machine of ours has a KVM that runs a guest --- */
+
+#define BOOT_NS (77 * FT_S_NS)          /* what the fake's clock says, always */
+
+static struct kvm_clock_data written;   /* what came through to KVM */
+static unsigned nr_calls;
+
+static int fake_kvm(int fd, unsigned long request, void *arg)
+{
+	struct kvm_clock_data *data = arg;
+
+	CHECK_EQ(fd, 42);
+	nr_calls++;
+	if (request == KVM_SET_CLOCK)
+		written = *data;
+	else if (request == KVM_GET_CLOCK)
+		data->clock = BOOT_NS;
+	else
+		CHECK_EQ(request, KVM_RUN);
+	return 0;
+}
+
+static void with_fake_kvm(void)
+{
+	with_page(FT_PRELOAD_SIZE);
+	*behind_ioctl = fake_kvm;
+}
+
+/* As QEMU does in stop and cont: what it read is what it writes. The time KVM is set ahead by, in a pause of @ms. */
+static uint64_t stop_and_cont(unsigned ms, unsigned flags)
+{
+	struct kvm_clock_data data = { 0 };
+
+	preload_now();                  /* the latch */
+	usleep(30000);                  /* the stop takes effect: the guest's clock ran until then */
+	CHECK_OK(preload_ioctl(42, KVM_GET_CLOCK, &data));
+	usleep(ms * 1000);
+	data = (struct kvm_clock_data){ .clock = data.clock, .flags = flags };
+	CHECK_OK(preload_ioctl(42, KVM_SET_CLOCK, &data));
+	CHECK_EQ(data.clock, BOOT_NS);  /* QEMU's own is not touched */
+	CHECK_EQ(written.flags, flags);
+	return written.clock - BOOT_NS;
+}
+
+TEST(kvmclock_gets_back_the_time_of_a_pause_and_no_more)
+{
+	uint64_t start, ahead;
+
+	with_fake_kvm();
+	hold(FT_S_NS * 50);
+	start = ft_now_ns();
+	ahead = stop_and_cont(20, 0);
+	CHECK(ahead >= 20 * FT_MS_NS && ahead + 30 * FT_MS_NS <= ft_now_ns() - start);
+	let_go();
+	CHECK_EQ(stop_and_cont(5, 0), 0);       /* somebody else's stop: not ours to hide */
+	CHECK_OK(preload_ioctl(42, KVM_RUN, 0));
+	CHECK_EQ(nr_calls, 5);
+}
+
+TEST(kvmclock_of_a_replica_catches_up_with_the_outage)
+{
+	struct kvm_clock_data data = { .clock = BOOT_NS };
+	uint64_t start = ft_now_ns();
+
+	with_fake_kvm();
+	atomic_store(&page->hold_back_ns, 3 * FT_S_NS);
+	hold(FT_S_NS * 50);
+	preload_now();
+	usleep(5000);
+	CHECK_OK(preload_ioctl(42, KVM_SET_CLOCK, &data));
+	CHECK(written.clock >= BOOT_NS + 3 * FT_S_NS + 5 * FT_MS_NS && written.clock <= BOOT_NS + 3 * FT_S_NS + ft_now_ns() - start);
+}
+
+TEST(kvmclock_is_left_alone_where_nothing_is_to_be_added)
+{
+	with_fake_kvm();
+	hold(1);                        /* its holder died long ago */
+	CHECK_EQ(stop_and_cont(2, 0), 0);
+	let_go();
+	hold(FT_S_NS * 50);             /* KVM adds the time itself */
+	CHECK_EQ(stop_and_cont(2, 1 << 2), 0);
+}
+
+/* The kernel's own KVM takes the corrected value, also where no guest runs in it. */
+TEST(kvm_really_moves_its_clock_by_the_pause)
+{
+	struct kvm_clock_data data = { .clock = BOOT_NS };
+	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), vm = kvm < 0 ? -1 : ioctl(kvm, KVM_CREATE_VM, 0);
+
+	if (vm < 0)
+		ft_test_skip("no KVM here");
+	with_page(FT_PRELOAD_SIZE);
+	hold(FT_S_NS * 50);
+	preload_now();
+	usleep(20000);
+	CHECK_OK(preload_ioctl(vm, KVM_SET_CLOCK, &data));
+	CHECK_OK(preload_ioctl(vm, KVM_GET_CLOCK, &data));
+	CHECK(data.clock >= BOOT_NS + 20 * FT_MS_NS && data.clock < BOOT_NS + 10 * FT_S_NS);
+	close(vm);
+	close(kvm);
 }
 
 static atomic_bool stop_readers;
