@@ -30,8 +30,8 @@ struct ft_qemu_launch {
 
 /*
  * Make taps and preload page and start QEMU as a session of its own that is nobody's child and outlives us; wait
- * until its QMP answers. The RAM file is made and every page of it allocated (tmpfs full later is SIGBUS), unless
- * one of the right size is there; GUEST always starts with a fresh one.
+ * until its QMP answers. The RAM file is made and every page of it allocated (tmpfs full later is SIGBUS). PARKED takes
+ * one of the right size that is there; GUEST always starts with a fresh one.
  *
  * A PARKED QEMU that a dead owner left in @dir is ended first. Any other QEMU there: -EEXIST.
  * On success @out is filled (not saved; @out->ram is empty for SCRATCH, which has no file of its own), and QEMU's
@@ -47,10 +47,11 @@ int ft_qemu_start(const struct ft_qemu_launch *l, struct ft_attach *out) FT_MUST
 int ft_qemu_net(const struct ft_attach *at, bool up) FT_MUST_CHECK;
 /*
  * Kill (SIGKILL by pidfd), wait until it is dead; remove RAM file, sockets, logs, preload page and, when nothing
- * else is in it, the directory. Taps vanish with their QEMU. Idempotent; the attach record is its owner's.
+ * else is in it, the directory. Taps vanish with their QEMU. Idempotent; the attach record is its owner's. Only regular
+ * files in SHM_DIR and RUN_DIR go, and none when another QEMU (a replica of this guest) has the directory by now.
  */
 void ft_qemu_cleanup(const struct ft_attach *at);
-/* KVM only where it really works: runs firmware and @kernel in it once, with a time limit; kept in RUN_DIR/accel. */
+/* KVM only where it really works: runs firmware, and each @kernel, in it once, with a time limit; kept in RUN_DIR/accel. */
 enum ft_accel ft_qemu_probe_accel(const char *kernel);        /* the guest's, or empty */
 
 /* --- qmp.c: a QMP client with a bound on every wait; one at a time per socket --- */
@@ -83,6 +84,7 @@ int ft_qmp_fire(struct ft_qmp *q) FT_MUST_CHECK;
 int ft_qmp_disarm(struct ft_qmp *q, unsigned timeout_ms) FT_MUST_CHECK; /* nothing armed: nothing to do */
 bool ft_qmp_armed(const struct ft_qmp *q);
 const char *ft_qmp_error(struct ft_qmp *q);
+const char *ft_qmp_error_class(struct ft_qmp *q);              /* of the last -EREMOTEIO, as "DeviceNotActive" */
 /*
  * The next queued event, NULL when none. Never blocks; reads what is there. Caller decrefs. At most 1024 wait, then
  * the oldest go: whoever pauses and resumes makes two an epoch, so look at them.

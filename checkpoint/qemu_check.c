@@ -20,6 +20,11 @@ struct check {
 	unsigned found;
 };
 
+static bool starts(const char *s, const char *prefix)
+{
+	return !strncmp(s, prefix, strlen(prefix));
+}
+
 static void found(struct check *c, const char *fmt, ...) FT_PRINTF(2, 3);
 static void found(struct check *c, const char *fmt, ...)
 {
@@ -33,15 +38,42 @@ static void found(struct check *c, const char *fmt, ...)
 	c->found++;
 }
 
-/* The answer, or NULL: this QEMU does not have the command or what it asks about. Anything else is an obstacle. */
-static json_t *ask(struct check *c, const char *command, json_t *args)
+/*
+ * The answer, of type @type, or NULL. What cannot be asked may be anything, so it is an obstacle; except an error of
+ * class @fine, by which QEMU says that it has nothing of that kind.
+ */
+static json_t *ask_unless(struct check *c, const char *command, json_t *args, json_type type, const char *fine)
 {
 	json_t *ret = NULL;
 	int rc = ft_qmp_call(c->qmp, command, args, -1, FT_QEMU_CALL_MS, &ret);
 
-	if (rc && rc != -EREMOTEIO)
-		found(c, "QEMU does not answer %s: %s", command, ft_qmp_error(c->qmp));
-	return ret;
+	if (!rc && json_typeof(ret) == type)
+		return ret;
+	if (rc != -EREMOTEIO || !fine || strcmp(ft_qmp_error_class(c->qmp), fine))
+		found(c, "QEMU does not say what was asked with %s: %s", command,
+		      rc ? ft_qmp_error(c->qmp) : "it answers something else");
+	json_decref(ret);
+	return NULL;
+}
+
+static json_t *ask(struct check *c, const char *command, json_type type)
+{
+	return ask_unless(c, command, NULL, type, NULL);
+}
+
+/* A human's command: its answer in lines, freed by the caller. NULL is an obstacle, told. */
+static char *ask_monitor(struct check *c, const char *line)
+{
+	json_t *answer = ask_unless(c, "human-monitor-command", json_pack("{s:s}", "command-line", line), JSON_STRING, NULL);
+	char *text = answer ? strdup(json_string_value(answer)) : NULL;
+
+	if (text && (starts(text, "unknown command") || starts(text, "Error:"))) {
+		found(c, "QEMU does not say what was asked with '%s': %.*s", line, (int)strcspn(text, "\r\n"), text);
+		free(text);
+		text = NULL;
+	}
+	json_decref(answer);
+	return text;
 }
 
 static const char *text(const json_t *object, const char *key)
@@ -49,11 +81,6 @@ static const char *text(const json_t *object, const char *key)
 	const char *s = json_string_value(json_object_get(object, key));
 
 	return s ? s : "";
-}
-
-static bool starts(const char *s, const char *prefix)
-{
-	return !strncmp(s, prefix, strlen(prefix));
 }
 
 /* --- this QEMU, this guest --- */
@@ -69,7 +96,7 @@ static bool lists(const json_t *array, const char *key, const char *value)
 static void check_commands(struct check *c)
 {
 	static const char *const needed[] = { "xen-save-devices-state", "set-action", "getfd", "add-fd" };
-	json_t *commands = ask(c, "query-commands", NULL), *caps = ask(c, "query-migrate-capabilities", NULL);
+	json_t *commands = ask(c, "query-commands", JSON_ARRAY), *caps = ask(c, "query-migrate-capabilities", JSON_ARRAY);
 
 	for (size_t i = 0; i < FT_ARRAY_LEN(needed); i++)
 		if (!lists(commands, "name", needed[i]))
@@ -82,18 +109,19 @@ static void check_commands(struct check *c)
 
 static void check_status(struct check *c)
 {
-	json_t *status = ask(c, "query-status", NULL);
+	json_t *status = ask(c, "query-status", JSON_OBJECT);
 	const char *s = text(status, "status");
+	bool ours = !strcmp(s, "paused") && qemu_old_pause(c->at);
 
-	/* Off counts as running: its end is reported as an event. */
-	if (status && strcmp(s, "running") && strcmp(s, "shutdown"))
+	/* Off counts as running: its end is reported as an event. A pause that we left behind ends when we open the guest. */
+	if (status && strcmp(s, "running") && strcmp(s, "shutdown") && !ours)
 		found(c, "the guest does not run (QEMU says '%s'); another client may hold it: `cont` it", s);
 	json_decref(status);
 }
 
 static void check_blockers(struct check *c)
 {
-	json_t *migrate = ask(c, "query-migrate", NULL), *reason;
+	json_t *migrate = ask(c, "query-migrate", JSON_OBJECT), *reason;
 	size_t i;
 
 	json_array_foreach(json_object_get(migrate, "blocked-reasons"), i, reason)
@@ -105,16 +133,20 @@ static void check_blockers(struct check *c)
 
 static void check_backends(struct check *c)
 {
-	json_t *backends = ask(c, "query-memdev", NULL), *b = json_array_get(backends, 0);
+	json_t *backends = ask(c, "query-memdev", JSON_ARRAY), *b = json_array_get(backends, 0);
 	struct statfs fs;
 
+	if (!backends)
+		return;
 	if (json_array_size(backends) != 1)
 		found(c, "it has %zu memory backends; exactly one is supported", json_array_size(backends));
 	else if (!json_is_true(json_object_get(b, "share")))
 		found(c, "memory backend '%s' is private: it needs share=on", text(b, "id"));
 	else if ((uint64_t)json_integer_value(json_object_get(b, "size")) != c->at->memory)
 		found(c, "memory backend '%s' and the attach record disagree about its size", text(b, "id"));
-	if (!statfs(c->at->ram, &fs) && fs.f_type == HUGETLBFS_MAGIC)
+	if (statfs(c->at->ram, &fs))
+		found(c, "RAM file %s: %s: stop and start the guest again", c->at->ram, strerror(errno));
+	else if (fs.f_type == HUGETLBFS_MAGIC)
 		found(c, "RAM file %s is made of huge pages, which are not tracked", c->at->ram);
 	json_decref(backends);
 }
@@ -134,27 +166,31 @@ static bool block_is_known(const char *name)
 /* One HMP line a block, under a line of headings: name (none: a backend in no machine), page size, ... */
 static void check_blocks(struct check *c)
 {
-	json_t *answer = ask(c, "human-monitor-command", json_pack("{s:s}", "command-line", "info ramblock"));
-	char *copy = strdup(json_is_string(answer) ? json_string_value(answer) : ""), *save = NULL;
-	char *line = copy ? strtok_r(copy, "\r\n", &save) : NULL;
+	char *answer = ask_monitor(c, "info ramblock"), *save = NULL, *line = answer ? strtok_r(answer, "\r\n", &save) : NULL;
+	unsigned known = 0;
 
 	while (line && (line = strtok_r(NULL, "\r\n", &save))) {
 		char name[128];
 		unsigned page;
 
-		if (sscanf(line, "%127s %u", name, &page) == 2 && !block_is_known(name))
+		if (sscanf(line, "%127s %u", name, &page) != 2)
+			continue;
+		if (block_is_known(name))
+			known++;
+		else
 			found(c, "RAM block %s lies outside guest RAM and would not be replicated", name);
 	}
-	free(copy);
-	json_decref(answer);
+	if (answer && !known)
+		found(c, "QEMU's list of RAM blocks ('info ramblock') is not understood: this version of QEMU is not supported");
+	free(answer);
 }
 
 static void check_balloon(struct check *c)
 {
-	json_t *balloon = ask(c, "query-balloon", NULL);
+	json_t *balloon = ask_unless(c, "query-balloon", NULL, JSON_OBJECT, "DeviceNotActive");
 
 	if (balloon)
-		found(c, "it has a balloon: memory that QEMU gives back to the host is not tracked");
+		found(c, "it has a balloon: memory that QEMU gives back to the host (free-page-reporting does, too) is not tracked");
 	json_decref(balloon);
 }
 
@@ -165,6 +201,7 @@ static const struct {
 } bad_devices[] = {
 	{ "vfio-", "a device of the host writes guest RAM unseen" },
 	{ "vhost-", "it writes guest RAM and sends outside of QEMU" },
+	{ "virtio-balloon", "memory that a balloon or free-page-reporting gives back to the host is not tracked" },
 	{ "virtio-mem", "memory that comes and goes is not tracked" },
 	{ "virtio-pmem", "its memory is not guest RAM" },
 	{ "nvdimm", "its memory is not guest RAM" },
@@ -191,7 +228,7 @@ static void check_devices(struct check *c)
 	static const char *const places[] = { "/machine/peripheral", "/machine/peripheral-anon" };
 
 	for (size_t k = 0; k < FT_ARRAY_LEN(places); k++) {
-		json_t *list = ask(c, "qom-list", json_pack("{s:s}", "path", places[k])), *entry;
+		json_t *list = ask_unless(c, "qom-list", json_pack("{s:s}", "path", places[k]), JSON_ARRAY, NULL), *entry;
 		size_t i;
 
 		json_array_foreach(list, i, entry)
@@ -202,7 +239,7 @@ static void check_devices(struct check *c)
 
 static void check_disks(struct check *c)
 {
-	json_t *disks = ask(c, "query-block", NULL), *disk;
+	json_t *disks = ask(c, "query-block", JSON_ARRAY), *disk;
 	size_t i;
 
 	json_array_foreach(disks, i, disk) {
@@ -229,10 +266,14 @@ static void check_tap(struct check *c, const char *fd)
 	char path[64], name[16] = "";
 	struct ft_blob info;
 	const char *iff;
+	int rc;
 
 	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%.16s", (int)c->at->pid, fd);
-	if (ft_read_file(path, 4096, &info))
-		return;                 /* closed since */
+	rc = ft_read_file(path, 4096, &info);
+	if (rc && rc != -ENOENT)        /* that: closed since */
+		found(c, "%s: %s: which tap this is cannot be told", path, strerror(-rc));
+	if (rc)
+		return;
 	iff = strstr((const char *)info.data, "iff:");
 	if (iff && sscanf(iff, "iff: %15s", name) == 1 && !is_our_tap(c->at, name))
 		found(c, "tap %s is not in the attach record: its packets would not be held", name);
@@ -266,6 +307,8 @@ static void check_open_files(struct check *c)
 	while (dir && (e = readdir(dir))) {
 		ssize_t n = readlinkat(dirfd(dir), e->d_name, link, sizeof(link) - 1);
 
+		if (n < 0 && errno != ENOENT && errno != EINVAL)        /* closed since; "." and ".." */
+			found(c, "%s/%s: %s (not permitted to look into QEMU?)", path, e->d_name, strerror(errno));
 		link[n > 0 ? n : 0] = 0;
 		check_open_file(c, link);
 		if (!strcmp(link, "/dev/net/tun"))
@@ -296,13 +339,11 @@ static void check_net_line(struct check *c, const char *line)
 
 static void check_networks(struct check *c)
 {
-	json_t *answer = ask(c, "human-monitor-command", json_pack("{s:s}", "command-line", "info network"));
-	char *copy = strdup(json_is_string(answer) ? json_string_value(answer) : ""), *save = NULL;
+	char *answer = ask_monitor(c, "info network"), *save = NULL;
 
-	for (char *line = copy ? strtok_r(copy, "\r\n", &save) : NULL; line; line = strtok_r(NULL, "\r\n", &save))
+	for (char *line = answer ? strtok_r(answer, "\r\n", &save) : NULL; line; line = strtok_r(NULL, "\r\n", &save))
 		check_net_line(c, line);
-	free(copy);
-	json_decref(answer);
+	free(answer);
 }
 
 /* "unix:PATH,server=on", also with "disconnected:" in front. */
@@ -323,21 +364,23 @@ static bool is_our_socket(const struct ft_attach *at, const char *filename)
 
 static void check_chardev(struct check *c, const char *label, const char *filename)
 {
-	static const char *const visible[] = { "unix:", "tcp:", "telnet:", "tn3270:", "websocket:", "udp:", "pty", "spice", "qemu_vdagent" };
+	static const char *const unseen[] = { "file", "null", "ringbuf" };      /* a file is read at the reader's own risk */
 
 	if (starts(filename, "disconnected:"))
 		filename += strlen("disconnected:");
 	/* Monitors say nothing of the guest's. */
 	if (is_our_socket(c->at, filename) || starts(label, "compat_monitor"))
 		return;
-	for (size_t i = 0; i < FT_ARRAY_LEN(visible); i++)
-		if (starts(filename, visible[i]))
-			found(c, "character device %s (%s): a client there would see output that a failover may undo", label, filename);
+	for (size_t i = 0; i < FT_ARRAY_LEN(unseen); i++)
+		if (!strcmp(filename, unseen[i]))
+			return;
+	found(c, "character device %s (%s): a client there would see output that a failover may undo (file, null, ringbuf are fine)",
+	      label, filename);
 }
 
 static void check_chardevs(struct check *c)
 {
-	json_t *devices = ask(c, "query-chardev", NULL), *d;
+	json_t *devices = ask(c, "query-chardev", JSON_ARRAY), *d;
 	size_t i;
 
 	json_array_foreach(devices, i, d)
@@ -348,9 +391,14 @@ static void check_chardevs(struct check *c)
 static void check_displays(struct check *c)
 {
 	static const char *const queries[] = { "query-vnc", "query-spice" };
+	json_t *options = ask(c, "query-display-options", JSON_OBJECT);
 
+	if (options && strcmp(text(options, "type"), "none"))
+		found(c, "its screen is shown (%s): somebody there would see output that a failover may undo: it needs -display none",
+		      text(options, "type"));
+	json_decref(options);
 	for (size_t i = 0; i < FT_ARRAY_LEN(queries); i++) {
-		json_t *display = ask(c, queries[i], NULL);
+		json_t *display = ask_unless(c, queries[i], NULL, JSON_OBJECT, "CommandNotFound");
 
 		if (json_is_true(json_object_get(display, "enabled")))
 			found(c, "its screen is served over %s: a client there would see output that a failover may undo",

@@ -12,9 +12,10 @@
 
 #define FIRMWARE_TIMEOUT_MS 10000
 
-static int set_ignore_shared(struct qemu_vm *v)
+/* Only while we migrate: a migration or snapshot of somebody else's would come out without the guest's RAM. */
+static int ignore_shared(struct qemu_vm *v, int on)
 {
-	json_t *caps = json_pack("[{s:s, s:b}]", "capability", "x-ignore-shared", "state", 1);
+	json_t *caps = json_pack("[{s:s, s:b}]", "capability", "x-ignore-shared", "state", on);
 
 	return qemu_vm_call(v, "migrate-set-capabilities", json_pack("{s:o}", "capabilities", caps), -1, NULL);
 }
@@ -111,6 +112,17 @@ static int migrate_firmware(struct qemu_vm *v, struct ft_blob *out)
 	return rc;
 }
 
+static int migrate_alone(struct qemu_vm *v, struct ft_blob *out)
+{
+	int off, rc = ignore_shared(v, 1);
+
+	if (rc)
+		return rc;
+	rc = migrate_firmware(v, out);
+	off = ignore_shared(v, 0);
+	return rc ? rc : off;
+}
+
 /* Keep only what a replica needs: the devices in it are older than every epoch. */
 static int trim_firmware(struct ft_blob *fw)
 {
@@ -131,13 +143,11 @@ int qemu_vm_firmware(struct ft_vm *vm, struct ft_blob *out)
 	*out = (struct ft_blob){ 0 };
 	rc = ft_qmp_disarm(v->qmp, FT_QEMU_CALL_MS);
 	if (!rc)
-		rc = set_ignore_shared(v);
-	if (!rc)
 		rc = qemu_vm_pause(vm);
 	if (rc)
 		return rc;
 	v->changing = true;             /* migration stops the stopped guest in its own way */
-	rc = migrate_firmware(v, out);
+	rc = migrate_alone(v, out);
 	qemu_vm_take_events(v);
 	v->changing = false;
 	if (!was_paused) {

@@ -3,6 +3,7 @@
 #include "checkpoint/qemu_vm.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -10,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define QUIT_TIMEOUT_MS 10000
 #define HOLD_LIMIT_NS FT_S_NS           /* a longer pause is not hidden from the guest's clock */
 
 static int map_file(const char *path, int flags, uint64_t size, void **out)
@@ -37,7 +39,9 @@ static int map_ram(struct qemu_vm *v)
 	int rc = map_file(v->at.ram, O_RDONLY, v->at.memory, &ram);
 
 	if (rc) {
-		ft_err("%s: RAM file %s of %llu bytes: %s", v->at.guest, v->at.ram, (unsigned long long)v->at.memory, strerror(-rc));
+		ft_err("%s: RAM file %s of %llu bytes: %s: %s", v->at.guest, v->at.ram, (unsigned long long)v->at.memory,
+		       rc == -EINVAL ? "it has another size" : strerror(-rc),
+		       rc == -EACCES || rc == -EPERM ? "run as root" : "stop and start the guest again");
 		return rc;
 	}
 	v->mapping = v->vm.ram = ram;
@@ -59,6 +63,21 @@ static void map_preload(struct qemu_vm *v)
 	}
 	if (rc || atomic_load(&v->page->magic) != FT_PRELOAD_MAGIC)
 		ft_warn("%s: QEMU runs without ft-preload.so: the guest's clock loses every pause", v->at.guest);
+}
+
+/* Who pauses for an epoch holds the clock before it says stop, and lets go of it after cont. */
+bool qemu_old_pause(const struct ft_attach *at)
+{
+	struct ft_preload_page *page;
+	void *map;
+	bool held;
+
+	if (!at->preload[0] || map_file(at->preload, O_RDONLY, FT_PRELOAD_SIZE, &map))
+		return false;
+	page = map;
+	held = atomic_load(&page->magic) == FT_PRELOAD_MAGIC && (atomic_load(&page->hold_seq) & 1);
+	munmap(map, FT_PRELOAD_SIZE);
+	return held;
 }
 
 /* A predecessor died in its pause: the clock is held, and the guest stands unless a guard was there. */
@@ -151,6 +170,7 @@ struct ft_track_target qemu_vm_target(const struct qemu_vm *v)
 	return (struct ft_track_target){
 		.pidfd = v->pidfd, .pid = v->at.pid, .nr_pages = v->vm.nr_pages, .ram = v->mapping,
 		.uffd = v->page && atomic_load(&v->page->magic) == FT_PRELOAD_MAGIC ? v->page->uffd : -1,
+		.busy = v->vm.busy, .busy_ctx = v->vm.busy_ctx,
 	};
 }
 
@@ -160,7 +180,7 @@ static int choose_tracker(struct qemu_vm *v, const char *name)
 	int rc = ft_track_find_mapping(v->at.pid, v->at.ram, v->vm.nr_pages, &t.addr);
 
 	if (rc) {
-		ft_err("%s: QEMU does not map %s as its RAM: %s", v->at.guest, v->at.ram, strerror(-rc));
+		qemu_vm_say_unmapped(v, rc);
 		return rc;
 	}
 	rc = ft_tracker_choose(name, &t, &v->tracker_ops);
@@ -203,6 +223,12 @@ static int find_off(struct qemu_vm *v)
 	if (v->off)
 		qemu_vm_queue_event(v, FT_VM_SHUTDOWN);
 	return rc;
+}
+
+void qemu_vm_say_unmapped(const struct qemu_vm *v, int rc)
+{
+	ft_err("%s: QEMU does not map %s as its RAM: %s: stop and start the guest again with ft-guest, as root", v->at.guest,
+	       v->at.ram, strerror(-rc));
 }
 
 static void tell_obstacle(void *ctx, const char *line)
@@ -263,7 +289,30 @@ int ft_qemu_open(const struct ft_attach *at, const struct ft_qemu_options *opt, 
 
 /* --- leaving --- */
 
-/* Leave the guest as if we had never been here; one that is off has nothing left to wait for. */
+static bool has_ended(struct qemu_vm *v)
+{
+	struct pollfd p = { .fd = v->pidfd, .events = POLLIN };
+
+	return poll(&p, 1, QUIT_TIMEOUT_MS) > 0;
+}
+
+/* A guest that is off has nothing left to wait for; what it leaves behind would stand in the way of a replica here. */
+static void end_guest(struct qemu_vm *v)
+{
+	qemu_vm_try(v, "quit", NULL);
+	v->exited = has_ended(v);
+	if (!v->exited)
+		ft_err("%s: is off, but its QEMU does not quit: end it with 'ft-guest stop %s'", v->at.guest, v->at.guest);
+}
+
+static void remove_guest(const struct qemu_vm *v)
+{
+	ft_qemu_cleanup(&v->at);
+	if (ft_attach_remove(v->at.guest))
+		ft_err("%s: its attach record cannot be removed: 'ft-guest stop %s' does it", v->at.guest, v->at.guest);
+}
+
+/* Leave the guest as if we had never been here. */
 static void release_guest(struct qemu_vm *v)
 {
 	if (v->paused && !v->off && qemu_vm_resume(&v->vm))
@@ -275,7 +324,7 @@ static void release_guest(struct qemu_vm *v)
 	if (v->state_fdset >= 0)
 		qemu_vm_try(v, "remove-fd", json_pack("{s:I}", "fdset-id", (json_int_t)v->state_fdset));
 	if (v->off)
-		qemu_vm_try(v, "quit", NULL);
+		end_guest(v);
 }
 
 static void close_fd(int fd)
@@ -295,6 +344,8 @@ void qemu_vm_close(struct ft_vm *vm)
 		qemu_vm_check_exit(v);
 	if (v->qmp && !v->exited)
 		release_guest(v);
+	if (v->off && v->exited)
+		remove_guest(v);
 	qemu_vm_hold_clock(v, false);
 	ft_qmp_close(v->state_qmp);
 	ft_qmp_close(v->qmp);

@@ -333,7 +333,7 @@ static int qemu_track(struct ft_vm *vm)
 	int rc = ft_track_find_mapping(v->at.pid, v->at.ram, vm->nr_pages, &t.addr);
 
 	if (rc) {
-		ft_err("%s: QEMU does not map %s as its RAM: %s", v->at.guest, v->at.ram, strerror(-rc));
+		qemu_vm_say_unmapped(v, rc);
 		return rc;
 	}
 	rc = set_shutdown_action(v, "pause");

@@ -68,6 +68,8 @@ int qemu_vm_firmware(struct ft_vm *vm, struct ft_blob *out) FT_MUST_CHECK;
 
 /* qemu_open.c */
 struct ft_track_target qemu_vm_target(const struct qemu_vm *v);         /* without addr */
+void qemu_vm_say_unmapped(const struct qemu_vm *v, int rc);
+bool qemu_old_pause(const struct ft_attach *at);        /* is the guest in a pause of ours that nobody lived to end? */
 void qemu_vm_close(struct ft_vm *vm);
 
 /* qemu_check.c: ask QEMU and /proc for what makes the guest unprotectable; how many lines were told. */

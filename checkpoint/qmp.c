@@ -26,6 +26,7 @@ struct ft_qmp {
 	bool closed;                    /* QEMU's end is gone */
 	bool armed;                     /* a command is said, all but its last byte */
 	char error[256];
+	char error_class[48];           /* of QEMU's last error */
 };
 
 static int fail(struct ft_qmp *q, int rc, const char *fmt, ...) FT_PRINTF(3, 4);
@@ -37,6 +38,11 @@ static int fail(struct ft_qmp *q, int rc, const char *fmt, ...)
 	vsnprintf(q->error, sizeof(q->error), fmt, ap);
 	va_end(ap);
 	return rc;
+}
+
+const char *ft_qmp_error_class(struct ft_qmp *q)
+{
+	return q->error_class;
 }
 
 const char *ft_qmp_error(struct ft_qmp *q)
@@ -312,7 +318,9 @@ static int take_answer(struct ft_qmp *q, json_t **ret)
 	q->answer = NULL;
 	if (error) {
 		const char *desc = json_string_value(json_object_get(error, "desc"));
+		const char *class = json_string_value(json_object_get(error, "class"));
 
+		snprintf(q->error_class, sizeof(q->error_class), "%s", class ? class : "");
 		rc = fail(q, -EREMOTEIO, "%s", desc ? desc : "QEMU said no");
 	} else if (!value) {
 		rc = fail(q, -EPROTO, "an answer without 'return'");
