@@ -204,10 +204,18 @@ int ft_attach_load(const char *guest, struct ft_attach *out)
 
 	*out = (struct ft_attach){ 0 };
 	rc = attach_path(guest, path, sizeof(path));
-	if (!rc)
-		rc = ft_read_file(path, ATTACH_TEXT_MAX, &text);
-	if (rc)
-		return rc == -ENOENT ? -ENOENT : -EINVAL;
+	if (rc) {
+		ft_err("guest '%s': the name, or 'run-dir' in ft.conf, makes no path of an attach record: %s", guest, strerror(-rc));
+		return -EINVAL;
+	}
+	rc = ft_read_file(path, ATTACH_TEXT_MAX, &text);
+	if (rc == -ENOENT)
+		return rc;
+	if (rc) {
+		ft_err("%s: %s: %s", path, strerror(-rc),
+		       rc == -EACCES || rc == -EPERM ? "run as root" : "stop and start the guest again");
+		return -EINVAL;
+	}
 	root = json_loadb((const char *)text.data, text.len, JSON_REJECT_DUPLICATES, &err);
 	ft_blob_free(&text);
 	if (!root) {

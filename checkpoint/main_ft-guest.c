@@ -110,7 +110,14 @@ static int check_stop(const char *guest, bool force)
 {
 	struct ft_record r;
 
-	if (force || load_record(guest, &r) || r.role != FT_ROLE_PRIMARY)
+	if (force || load_record(guest, &r))
+		return DONE;
+	if (r.role == FT_ROLE_ARMED) {
+		ft_err("guest %s runs on %s; here is only its replica: stop the guest there, or end its protection there with 'ft-ctl unprotect %s'",
+		       guest, r.peer, guest);
+		return REFUSED;
+	}
+	if (r.role != FT_ROLE_PRIMARY)
 		return DONE;
 	ft_err("guest %s is protected towards %s, which would take over: end that first with 'ft-ctl unprotect %s', or stop it with --force",
 	       guest, r.peer, guest);

@@ -42,10 +42,10 @@ static void add_machine(struct args *a, const struct ft_qemu_plan *p)
 	add(a, "%s,memory-backend=ram,usb=off,smbus=off,vmport=off,hpet=on,dump-guest-core=off", p->machine);
 	add(a, "-accel");
 	add(a, "%s", p->accel == FT_ACCEL_KVM ? "kvm" : "tcg,thread=multi");
-	if (s->cpu[0]) {
+	/* Under KVM a feature this host lacks must be an error now, not a fault after takeover. */
+	if (p->accel == FT_ACCEL_KVM || s->cpu[0]) {
 		add(a, "-cpu");
-		/* Under KVM a feature this host lacks must be an error now, not a fault after takeover. */
-		add(a, "%s%s", s->cpu, p->accel == FT_ACCEL_KVM ? ",enforce" : "");
+		add(a, "%s%s", s->cpu[0] ? s->cpu : FT_QEMU_KVM_CPU, p->accel == FT_ACCEL_KVM ? ",enforce" : "");
 	}
 	add(a, "-smp");
 	add(a, "%u", s->vcpus);

@@ -171,15 +171,15 @@ static int save_pid(const struct start *s)
 	return rc;
 }
 
-static int load_pid(const struct start *s, struct ft_attach *at)
+static int load_pid(const char *path, const char *guest, struct ft_attach *at)
 {
 	struct ft_blob text;
-	int rc = ft_read_file(s->path[F_PID], 64, &text), pid;
+	int rc = ft_read_file(path, 64, &text), pid;
 
 	if (rc)
 		return rc;
 	*at = (struct ft_attach){ 0 };
-	strcpy(at->guest, NAME(s));
+	strcpy(at->guest, guest);
 	rc = sscanf((const char *)text.data, "%d %" SCNu64, &pid, &at->pid_start) == 2 ? 0 : -EINVAL;
 	at->pid = pid;
 	ft_blob_free(&text);
@@ -209,7 +209,7 @@ static int end_leftover(struct start *s)
 
 	if (!ft_qmp_listening(s->path[F_QMP]))
 		return 0;
-	if (s->l->kind != FT_QEMU_GUEST && !load_pid(s, &left) && is_parked(s, state, sizeof(state))) {
+	if (s->l->kind != FT_QEMU_GUEST && !load_pid(s->path[F_PID], NAME(s), &left) && is_parked(s, state, sizeof(state))) {
 		ft_warn("guest %s: ending a parked QEMU (pid %d) that was left behind", NAME(s), (int)left.pid);
 		kill_and_wait(&left);
 		return 0;
@@ -229,26 +229,51 @@ static void say_no_room(const struct start *s)
 	       NAME(s), s->at.memory >> 20, s->ram, left >> 20);
 }
 
-static int make_ram(struct start *s)
+/*
+ * What another QEMU of this name left at the place of our memory, and its users are dead (end_leftover). A replica takes
+ * over a file of the right size, as it lies there; a scratch guest only reads the replica's. Anything else goes.
+ */
+static int clear_old_ram(struct start *s)
 {
 	struct stat st;
-	int fd, rc = 0;
 
-	if (s->l->kind == FT_QEMU_GUEST)
-		unlink(s->ram);
-	fd = open(s->ram, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	if (fd < 0 && errno == EEXIST) {
-		if (stat(s->ram, &st) == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size == s->at.memory)
-			return 0;
-		ft_err("guest %s: %s is no file of %" PRIu64 " bytes", NAME(s), s->ram, s->at.memory);
+	if (lstat(s->ram, &st) < 0)
+		return errno == ENOENT ? 0 : -errno;
+	if (!S_ISREG(st.st_mode)) {
+		ft_err("guest %s: %s is no regular file: remove it", NAME(s), s->ram);
 		return -EINVAL;
 	}
-	if (fd < 0) {
-		rc = -errno;
-		ft_err("guest %s: cannot make its memory %s: %s", NAME(s), s->ram, strerror(-rc));
-		return rc;
+	if (s->l->kind != FT_QEMU_GUEST && (uint64_t)st.st_size == s->at.memory)
+		return 0;
+	if (s->l->kind == FT_QEMU_SCRATCH) {
+		ft_err("guest %s: %s has not the guest's %" PRIu64 " MiB: no replica lies there", NAME(s), s->ram, s->at.memory >> 20);
+		return -EINVAL;
 	}
-	s->ram_made = true;
+	return unlink(s->ram) < 0 ? -errno : 0;
+}
+
+static int open_ram(struct start *s)
+{
+	int fd = open(s->ram, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+	s->ram_made = fd >= 0;
+	if (fd < 0 && errno == EEXIST)
+		fd = open(s->ram, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+static int make_ram(struct start *s)
+{
+	int fd, rc = clear_old_ram(s);
+
+	if (rc == -EINVAL)
+		return rc;
+	fd = rc ? rc : open_ram(s);
+	if (fd < 0) {
+		ft_err("guest %s: cannot make its memory %s: %s (root is needed; 'shm-dir' in ft.conf)", NAME(s), s->ram,
+		       strerror(-fd));
+		return fd;
+	}
 	do
 		rc = -posix_fallocate(fd, 0, (off_t)s->at.memory);
 	while (rc == -EINTR);
@@ -559,21 +584,78 @@ int ft_qemu_start(const struct ft_qemu_launch *l, struct ft_attach *out)
 
 /* --- ending --- */
 
-void ft_qemu_cleanup(const struct ft_attach *at)
+/* An attach record is only a file: what it names is removed where files of ours lie, and nowhere else. */
+static bool lies_in(const char *path, const char *dir)
 {
-	char dir[FT_SPEC_PATH_MAX], path[FT_SPEC_PATH_MAX + 32], *slash;
+	size_t len = strlen(dir);
 
-	kill_and_wait(at);
-	if (at->ram[0])
-		unlink(at->ram);
+	return len && !strncmp(path, dir, len) && path[len] == '/' && !strstr(path + len, "/..");
+}
+
+static void remove_ram(const struct ft_attach *at)
+{
+	struct stat st;
+
+	if (!at->ram[0] || (lstat(at->ram, &st) < 0 && errno == ENOENT))
+		return;
+	if (!lies_in(at->ram, ft_conf()->shm_dir) || lstat(at->ram, &st) < 0 || !S_ISREG(st.st_mode))
+		ft_warn("guest %s: its memory %s is not removed, as it is no regular file in %s ('shm-dir' in ft.conf)",
+			at->guest, at->ram, ft_conf()->shm_dir);
+	else if (unlink(at->ram) < 0)
+		ft_warn("guest %s: cannot remove its memory %s: %s", at->guest, at->ram, strerror(errno));
+}
+
+/* Where its sockets and logs lie; false when that is no place of ours. */
+static bool dir_of(const struct ft_attach *at, char dir[FT_SPEC_PATH_MAX])
+{
+	char *slash;
+
 	strcpy(dir, at->qmp);
 	slash = strrchr(dir, '/');
-	if (!slash || slash == dir)
-		return;
+	if (!slash || !lies_in(at->qmp, ft_conf()->run_dir))
+		return false;
 	*slash = 0;
+	return true;
+}
+
+/* A QEMU of the same name that came after ours, such as a replica's, has the same places. */
+static bool has_successor(const struct ft_attach *at, const char *dir)
+{
+	char path[FT_SPEC_PATH_MAX + 32];
+	struct ft_attach now;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, dir_files[F_PID]);
+	if (load_pid(path, at->guest, &now) || (now.pid == at->pid && now.pid_start == at->pid_start))
+		return false;
+	fd = ft_attach_pidfd(&now);
+	if (fd < 0)
+		return false;
+	close(fd);
+	ft_info("guest %s: another QEMU (pid %d) has %s by now: its files stay", at->guest, (int)now.pid, dir);
+	return true;
+}
+
+static void remove_dir_files(const char *dir)
+{
+	char path[FT_SPEC_PATH_MAX + 32];
+
 	for (unsigned i = 0; i < FT_ARRAY_LEN(dir_files); i++) {
 		snprintf(path, sizeof(path), "%s/%s", dir, dir_files[i]);
 		unlink(path);
 	}
 	rmdir(dir);                     /* if it is empty now */
+}
+
+void ft_qemu_cleanup(const struct ft_attach *at)
+{
+	char dir[FT_SPEC_PATH_MAX];
+	bool ours = dir_of(at, dir);
+
+	kill_and_wait(at);
+	if (ours && has_successor(at, dir))
+		return;
+	remove_ram(at);
+	if (ours)
+		remove_dir_files(dir);
 }

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -171,49 +172,128 @@ int ft_qemu_knows_machine(const char *machine)
 }
 
 /*
- * /dev/kvm may open, and firmware run to its end, on hosts where an operating system then hangs in silence. So where
- * the guest brings a kernel, that kernel must come as far as missing its root; else the firmware must give up.
+ * /dev/kvm may open, and firmware run to its end, on hosts where an operating system then hangs in silence. So the
+ * firmware must give up, and where the guest brings a kernel, that one must say something. Each with the default CPU.
  */
-static bool kvm_works(const char *kernel)
+#define KVM_ARGS ft_conf()->qemu, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-accel", "kvm", \
+	"-cpu", FT_QEMU_KVM_CPU ",enforce"
+
+static bool runs_firmware(struct output *o)
 {
-	const char *firmware[] = {
-		ft_conf()->qemu, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-accel", "kvm", "-m", "16M",
-		"-global", "isa-debugcon.iobase=0x402", "-debugcon", "stdio", NULL
-	};
-	const char *system[] = {
-		ft_conf()->qemu, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-accel", "kvm", "-m", "256M",
-		"-smp", "2", "-no-reboot", "-serial", "stdio", "-kernel", kernel, "-append", "console=ttyS0 panic=-1", NULL
-	};
-	struct output *o;
-	bool works;
+	const char *argv[] = { KVM_ARGS, "-m", "16M", "-global", "isa-debugcon.iobase=0x402", "-debugcon", "stdio", NULL };
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 
 	if (fd < 0)
 		return false;
 	close(fd);
-	o = malloc(sizeof(*o));
-	works = o && run(firmware, "No bootable device", KVM_TIMEOUT_MS, o) == 1;
-	if (works && *kernel)
-		works = run(system, "Kernel panic", KVM_TIMEOUT_MS, o) == 1;
-	free(o);
-	return works;
+	return run(argv, "No bootable device", KVM_TIMEOUT_MS, o) == 1;
+}
+
+/* How far it comes without its root is its own affair: a kernel that speaks has been decompressed and runs. */
+static bool runs_kernel(const char *kernel, struct output *o)
+{
+	const char *argv[] = {
+		KVM_ARGS, "-m", "256M", "-smp", "2", "-no-reboot", "-serial", "stdio", "-kernel", kernel,
+		"-append", "console=ttyS0 panic=-1", NULL
+	};
+
+	return run(argv, "Linux version", KVM_TIMEOUT_MS, o) == 1;
+}
+
+/* --- what is known already: RUN_DIR/accel, a line "kvm KEY" or "tcg KEY" for the firmware and for each kernel file --- */
+
+#define KNOWN_MAX 65536
+#define KEY_MAX (FT_SPEC_PATH_MAX + 64)
+
+static void accel_path(char *path, size_t size)
+{
+	snprintf(path, size, "%s/accel", ft_conf()->run_dir);
+}
+
+/* Another file of the same name is another kernel. */
+static void key_of(const char *kernel, char key[KEY_MAX])
+{
+	struct stat st = { 0 };
+
+	if (!*kernel) {
+		strcpy(key, "firmware");
+		return;
+	}
+	(void)stat(kernel, &st);        /* QEMU will say that it is not there */
+	snprintf(key, KEY_MAX, "%lld.%09ld %lld %s", (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec, (long long)st.st_size,
+		 kernel);
+}
+
+/* 1: KVM, 0: not, -ENOENT: not known. */
+static int recall(const char *key)
+{
+	char path[FT_PATH_MAX + 8];
+	struct ft_blob known;
+	int rc = -ENOENT;
+
+	accel_path(path, sizeof(path));
+	if (ft_read_file(path, KNOWN_MAX, &known))
+		return -ENOENT;
+	for (char *save, *line = strtok_r((char *)known.data, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
+		if (strlen(line) > 4 && !strcmp(line + 4, key))
+			rc = !strncmp(line, "kvm ", 4);
+	ft_blob_free(&known);
+	return rc;
+}
+
+static void remember(const char *key, bool kvm)
+{
+	char path[FT_PATH_MAX + 8], *text = NULL;
+	struct ft_blob known = { 0 };
+	int n;
+
+	accel_path(path, sizeof(path));
+	if (ft_read_file(path, KNOWN_MAX / 2, &known))
+		known = (struct ft_blob){ 0 };          /* none yet, or so long that it starts anew */
+	n = asprintf(&text, "%s%s %s\n", known.data ? (const char *)known.data : "", kvm ? "kvm" : "tcg", key);
+	if (n < 0 || ft_mkdir_p(ft_conf()->run_dir, 0755) || ft_write_file(path, text, (size_t)n, 0644))
+		ft_warn("cannot write %s: KVM will be probed again", path);
+	if (n >= 0)
+		free(text);
+	ft_blob_free(&known);
+}
+
+/* A failure may have been a time-out on a busy machine: who reads this can have it tried again. */
+static bool believe(const char *what, const char *key, bool kvm)
+{
+	char path[FT_PATH_MAX + 8];
+
+	accel_path(path, sizeof(path));
+	remember(key, kvm);
+	if (kvm)
+		ft_info("KVM runs %s; remembered in %s", what, path);
+	else
+		ft_info("KVM did not run %s within %u s: it goes under TCG, until the next boot; remove %s to have KVM tried again",
+			what, KVM_TIMEOUT_MS / 1000, path);
+	return kvm;
+}
+
+static bool kvm_works(const char *kernel, struct output *o)
+{
+	char key[KEY_MAX];
+	int known;
+
+	key_of("", key);
+	known = recall(key);
+	if (known < 0)
+		known = believe("firmware on this host", key, runs_firmware(o));
+	if (!known || !*kernel)
+		return known;
+	key_of(kernel, key);
+	known = recall(key);
+	return known < 0 ? believe(kernel, key, runs_kernel(kernel, o)) : known;
 }
 
 enum ft_accel ft_qemu_probe_accel(const char *kernel)
 {
-	char path[FT_PATH_MAX + 8];
-	struct ft_blob known;
-	bool kvm;
+	struct output *o = malloc(sizeof(*o));
+	bool kvm = o && kvm_works(kernel, o);
 
-	snprintf(path, sizeof(path), "%s/accel", ft_conf()->run_dir);
-	if (!ft_read_file(path, 16, &known)) {
-		kvm = !strcmp((const char *)known.data, "kvm\n");
-		ft_blob_free(&known);
-		return kvm ? FT_ACCEL_KVM : FT_ACCEL_TCG;
-	}
-	kvm = kvm_works(kernel);
-	ft_info("KVM %s; remembered in %s", kvm ? "works on this host" : "does not work on this host: guests run under TCG", path);
-	if (ft_mkdir_p(ft_conf()->run_dir, 0755) || ft_write_file(path, kvm ? "kvm\n" : "tcg\n", 4, 0644))
-		ft_warn("cannot write %s: KVM will be probed again", path);
+	free(o);
 	return kvm ? FT_ACCEL_KVM : FT_ACCEL_TCG;
 }

@@ -26,6 +26,7 @@ struct qemu_replica {
 	struct ft_qemu_loader *loader;
 	struct ft_preload_page *page;   /* NULL: QEMU runs without the preload */
 	struct ft_qemu_drill *drill;    /* NULL: none under way */
+	bool saved;                     /* the attach record is written */
 	bool started;                   /* tried, at least: a QEMU loads once in its life */
 };
 
@@ -67,6 +68,29 @@ static void end_catch_up(struct qemu_replica *q)
 	atomic_store(&q->page->hold_back_ns, 0);
 }
 
+static int save_attach(struct qemu_replica *q)
+{
+	int rc = q->saved ? 0 : ft_attach_save(&q->at);
+
+	q->saved = !rc;
+	return rc;
+}
+
+static int load(struct qemu_replica *q, const struct ft_blob *firmware, const struct ft_blob *state)
+{
+	int rc;
+
+	begin_catch_up(q);
+	rc = ft_qemu_load(q->loader, firmware, state);
+	end_catch_up(q);
+	if (rc && q->saved) {
+		(void)ft_attach_remove(q->at.guest);    /* it names a QEMU that is about to go: nobody takes it for a guest */
+		q->saved = false;
+	}
+	return rc;
+}
+
+/* Nothing here but a load that fails may make a takeover fail: the guest would be lost for a nic or a file. */
 static int qemu_start(struct ft_replica *r, const struct ft_blob *firmware, const struct ft_blob *state)
 {
 	struct qemu_replica *q = qemu_of(r);
@@ -76,12 +100,12 @@ static int qemu_start(struct ft_replica *r, const struct ft_blob *firmware, cons
 	if (q->started)
 		return -EALREADY;
 	q->started = true;
-	rc = ft_qemu_net(&q->at, true);         /* before it runs, so that its announcement is heard */
-	if (rc)
-		return rc;
-	begin_catch_up(q);
-	rc = ft_qemu_load(q->loader, firmware, state);
-	end_catch_up(q);
+	/* The record first: should we die from here on, the guest is still found. detach tries once more. */
+	if (save_attach(q))
+		ft_warn("%s: goes on without its attach record", q->at.guest);
+	if (ft_qemu_net(&q->at, true))          /* before it runs, so that its announcement is heard */
+		ft_err("%s: takes over without all of its network", q->at.guest);
+	rc = load(q, firmware, state);
 	if (rc)
 		return rc;
 	ft_info("%s: runs here, %.1f ms after the command", q->at.guest, (double)(ft_now_ns() - begin) / 1e6);
@@ -129,7 +153,7 @@ static void free_replica(struct qemu_replica *q)
 static int qemu_detach(struct ft_replica *r)
 {
 	struct qemu_replica *q = qemu_of(r);
-	int rc = ft_attach_save(&q->at);
+	int rc = save_attach(q);
 
 	free_replica(q);
 	return rc;
@@ -162,9 +186,14 @@ static int check_free_name(const struct ft_spec *spec)
 	struct ft_attach running;
 	int rc = ft_attach_load(spec->name, &running);
 
-	if (rc == -ENOENT || rc == -ESRCH)
+	if (rc == -ENOENT)
 		return 0;
-	ft_err("%s: a guest of this name runs on this host already%s", spec->name, rc ? " (its attach record cannot be read)" : "");
+	/* Its files are taken over or replaced; a record of a dead guest would name them as its own. */
+	if (rc == -ESRCH)
+		return ft_attach_remove(spec->name);
+	if (rc)
+		return rc;              /* logged, with what to do */
+	ft_err("%s: a guest of this name runs on this host already: stop it with 'ft-guest stop %s'", spec->name, spec->name);
 	return -EEXIST;
 }
 
@@ -183,16 +212,27 @@ static uint64_t mem_available(void)
 	return kib * 1024;
 }
 
+/* Bytes that an earlier replica's RAM file holds: ft_qemu_start takes it over, or removes it first. */
+static uint64_t left_behind(const char *guest)
+{
+	char path[2 * FT_PATH_MAX];
+	struct stat st;
+
+	snprintf(path, sizeof(path), "%s/%s.ram", ft_conf()->shm_dir, guest);
+	return !lstat(path, &st) && S_ISREG(st.st_mode) ? (uint64_t)st.st_blocks * 512 : 0;
+}
+
 /* Asked before allocating: a host that is driven out of memory takes its other guests along. */
 static int check_room(const struct ft_spec *spec)
 {
 	const char *dir = ft_conf()->shm_dir;
-	uint64_t free_ram = mem_available(), free_shm = UINT64_MAX;
+	uint64_t free_ram = mem_available(), free_shm = UINT64_MAX, old = left_behind(spec->name);
+	uint64_t need = spec->memory > old ? spec->memory - old : 0;
 	struct statvfs fs;
 
 	if (ft_mkdir_p(dir, 0700) == 0 && statvfs(dir, &fs) == 0)
 		free_shm = (uint64_t)fs.f_bavail * fs.f_frsize;
-	if (spec->memory <= free_shm && spec->memory <= free_ram)
+	if (need <= free_shm && need <= free_ram)
 		return 0;
 	ft_err("%s: no room for its memory of %" PRIu64 " MiB on %s: %" PRIu64 " MiB free in %s, %" PRIu64 " MiB available: free "
 	       "some, or mount a larger tmpfs", spec->name, spec->memory >> 20, ft_conf()->host, free_shm >> 20, dir, free_ram >> 20);

@@ -31,6 +31,7 @@ struct ft_qemu_exec {
 int ft_qemu_spawn(const struct ft_qemu_exec *x, pid_t *pid) FT_MUST_CHECK;
 
 /* --- qemu_argv.c --- */
+#define FT_QEMU_KVM_CPU "kvm64"         /* what every host with KVM has, and so the default that can move */
 int ft_qemu_argv(const struct ft_qemu_plan *p, char ***argv) FT_MUST_CHECK;
 void ft_qemu_argv_free(char **argv);    /* NULL is fine */
 

@@ -151,15 +151,25 @@ int ft_tap_set(const char *name, bool up)
 	return link_request(SIOCSIFFLAGS, &r);
 }
 
+/* The bridge may have been made anew since the tap joined it; a tap that is on it is busy. */
+static int set_nic(const char *tap, const char *bridge, bool up)
+{
+	int rc = up ? join_bridge(tap, bridge) : 0;
+	int set = ft_tap_set(tap, up);
+
+	return set ? set : rc == -EBUSY ? 0 : rc;
+}
+
 int ft_qemu_net(const struct ft_attach *at, bool up)
 {
 	int rc = 0;
 
 	for (unsigned i = 0; i < at->nr_nics; i++) {
-		int one = ft_tap_set(at->nic[i].tap, up);
+		int one = set_nic(at->nic[i].tap, at->nic[i].bridge, up);
 
 		if (one)
-			ft_err("guest %s: cannot set tap %s %s: %s", at->guest, at->nic[i].tap, up ? "up" : "down", strerror(-one));
+			ft_err("guest %s: cannot set tap %s of bridge %s %s: %s (make the bridge and put the tap on it by hand)",
+			       at->guest, at->nic[i].tap, at->nic[i].bridge, up ? "up" : "down", strerror(-one));
 		if (one && !rc)
 			rc = one;
 	}

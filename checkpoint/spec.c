@@ -215,8 +215,9 @@ int ft_spec_load(const char *guest, struct ft_spec *out)
 	snprintf(path, sizeof(path), "%s/%s.conf", ft_conf()->guests_dir, guest);
 	rc = ft_read_file(path, FT_SPEC_TEXT_MAX, &text);
 	if (rc) {
-		ft_err("guest %s: cannot read its guest file %s: %s", guest, path,
-		       rc == -EFBIG ? "it is too long" : strerror(-rc));
+		ft_err("guest %s: cannot read its guest file %s: %s%s", guest, path, rc == -EFBIG ? "it is too long" : strerror(-rc),
+		       rc == -ENOENT ? ": write it as ft-guest-file(5) says, or copy it from the other host" :
+		       rc == -EACCES || rc == -EPERM ? ": run as root" : "");
 		return rc;
 	}
 	rc = ft_spec_parse((const char *)text.data, text.len, path, out);

@@ -105,7 +105,10 @@ struct ft_replica {
  * detach after a start that succeeded, or destroy. Loop thread only.
  */
 struct ft_replica_ops {
-	/* Load @state (RAM is in place) and run. Once in a life. Returns when the guest runs. */
+	/*
+	 * Load @state (RAM is in place) and run. Once in a life. Returns when the guest runs. Its attach record is there
+	 * before it runs, and gone again when this fails.
+	 */
 	int (*start)(struct ft_replica *r, const struct ft_blob *firmware, const struct ft_blob *state);
 	/*
 	 * Load RAM as it is now plus @state in a scratch guest without network, beside the parked one.

@@ -400,6 +400,25 @@ static void check_clock(const struct reading *before)
 	CHECK(passed > 0 && passed > least - (int64_t)FT_S_NS && passed < most + (int64_t)(FT_S_NS / 10));
 }
 
+/* Somebody's own migration or snapshot would lack the guest's RAM. */
+static void check_migrates_whole(const struct ft_attach *a)
+{
+	struct ft_qmp *q;
+	json_t *caps, *cap;
+	size_t i, seen = 0;
+
+	CHECK_OK(ft_qmp_open(a->qmp_guard, 5000, &q));
+	CHECK_OK(ft_qmp_call(q, "query-migrate-capabilities", NULL, -1, 5000, &caps));
+	json_array_foreach(caps, i, cap)
+		if (!strcmp(json_string_value(json_object_get(cap, "capability")), "x-ignore-shared")) {
+			CHECK(json_is_false(json_object_get(cap, "state")));
+			seen++;
+		}
+	CHECK_EQ(seen, 1);
+	json_decref(caps);
+	ft_qmp_close(q);
+}
+
 static void story_takeover(void)
 {
 	struct ft_attach a = start_guest(takeover_mb()), b;
@@ -415,6 +434,7 @@ static void story_takeover(void)
 	ask_boot(boot);
 	at(&alpha);
 	begin_copy(&c, open_vm(&a, NULL), r->ram);
+	check_migrates_whole(&a);
 	take_epochs(&c, 120, 5);
 	print_pauses(&c);
 	pages = ask_stat("pages=");
@@ -428,8 +448,10 @@ static void story_takeover(void)
 	start = ft_now_ns();
 	CHECK_OK(r->ops->start(r, &c.firmware, &c.state));
 	printf("# takeover: %.1f ms from the command to running\n", (double)(ft_now_ns() - start) / 1e6);
+	CHECK_OK(ft_attach_load("vm1", &b));    /* whoever of ours dies now, it is found */
 	CHECK_OK(r->ops->detach(r));
 	CHECK_OK(ft_attach_load("vm1", &b));
+	check_migrates_whole(&b);
 	ask("check 8 42");
 	check_clock(&before);
 	CHECK(ask_stat("pages=") >= pages);
@@ -589,9 +611,15 @@ static void story_orphan(void)
 	CHECK(waitpid(pid, &status, 0) == pid && !status);
 	wait_no_scratch();
 
-	/* What is left stands in nobody's way. */
+	/* What is left stands in nobody's way; and a takeover that fails leaves nothing that looks like a guest. */
 	CHECK_OK(ft_qemu_replica_prepare(&spec, &theirs, &r, why, sizeof(why)));
+	CHECK_OK(ft_blob_copy(&firmware, "?", 1));
+	CHECK_OK(ft_blob_copy(&state, "?", 1));
+	CHECK(r->ops->start(r, &firmware, &state) < 0);
+	CHECK_EQ(ft_attach_load("vm1", &theirs), -ENOENT);
 	r->ops->destroy(r);
+	ft_blob_free(&firmware);
+	ft_blob_free(&state);
 }
 TEST_TIMEOUT(a_drill_dies_with_its_owner, 120)
 {
@@ -600,7 +628,7 @@ TEST_TIMEOUT(a_drill_dies_with_its_owner, 120)
 
 static void story_events(void)
 {
-	struct ft_attach a = start_guest(256);
+	struct ft_attach a = start_guest(256), b;
 	struct ft_qmp *other;
 	struct copy c;
 
@@ -642,9 +670,9 @@ static void story_events(void)
 	CHECK(c.state.len > 0);
 	check_quiet(c.vm);
 	end_copy(&c);
-	for (unsigned i = 0; i < 50 && ft_attach_load("vm1", &a) == 0; i++)
-		usleep(100000);
-	CHECK_EQ(ft_attach_load("vm1", &a), -ESRCH);
+	/* Off, it leaves nothing here that would later be taken for a replica's. */
+	CHECK_EQ(ft_attach_load("vm1", &b), -ENOENT);
+	CHECK(access(a.ram, F_OK) < 0 && access(a.qmp, F_OK) < 0);
 }
 TEST_TIMEOUT(what_happens_to_the_guest_is_told_once, 200)
 {
@@ -669,9 +697,21 @@ TEST_TIMEOUT(a_qemu_that_dies_is_a_crash, 120)
 	in_world(story_crash);
 }
 
+static unsigned nr_lines;
+
+static void keep_line(void *ctx, const char *line)
+{
+	char *all = ctx;
+
+	printf("# obstacle: %s\n", line);
+	snprintf(all + strlen(all), 8192 - strlen(all), "%s\n", line);
+	nr_lines++;
+}
+
 /* ft-protect dies with the guest paused and the clock held; the next one finds it so. */
 static void story_restart(void)
 {
+	static char lines[8192];
 	struct ft_attach a = start_guest(256);
 	struct ft_vm *vm;
 	int status;
@@ -685,6 +725,9 @@ static void story_restart(void)
 		_exit(0);
 	}
 	CHECK(waitpid(pid, &status, 0) == pid && !status);
+	CHECK(!try_ask("stat", 500));
+	at(&alpha);
+	CHECK_EQ(ft_qemu_check(&a, keep_line, lines), 0);       /* looks, and does not touch */
 	CHECK(!try_ask("stat", 500));
 	at(&alpha);
 	vm = open_vm(&a, NULL);
@@ -726,17 +769,6 @@ TEST_TIMEOUT(a_replica_that_could_not_go_on_is_refused_by_name, 60)
 	in_world(story_mismatch);
 }
 
-static unsigned nr_lines;
-
-static void keep_line(void *ctx, const char *line)
-{
-	char *all = ctx;
-
-	printf("# obstacle: %s\n", line);
-	snprintf(all + strlen(all), 8192 - strlen(all), "%s\n", line);
-	nr_lines++;
-}
-
 static pid_t start_bad_qemu(void)
 {
 	pid_t pid = fork();
@@ -749,7 +781,7 @@ static pid_t start_bad_qemu(void)
 		       "-object", "memory-backend-ram,id=more,size=16M", "-device", "virtio-balloon-pci", "-vga", "std",
 		       "-netdev", "user,id=u", "-device", "virtio-net-pci,netdev=u", "-netdev", "tap,id=t,script=no,downscript=no,ifname=tapx",
 		       "-device", "virtio-net-pci,netdev=t", "-chardev", "socket,id=c,path=bad.con,server=on,wait=off",
-		       "-serial", "chardev:c", "-vnc", "unix:bad.vnc", "-drive", "if=virtio,format=raw,file=bad.img",
+		       "-serial", "chardev:c", "-chardev", "vc,id=v", "-vnc", "unix:bad.vnc", "-drive", "if=virtio,format=raw,file=bad.img",
 		       "-qmp", "unix:bad.qmp,server=on,wait=off", (char *)NULL);
 		_exit(127);
 	}
@@ -760,7 +792,7 @@ static void story_obstacles(void)
 {
 	static const char *const expected[] = {
 		"2 memory backends", "vga.vram", "balloon", "writable", "type user", "tapx is not in the attach record",
-		"character device c", "vnc", "does not run",
+		"character device c ", "character device v ", "vnc", "does not run",
 	};
 	struct ft_attach a = { .guest = "bad", .qmp = "bad.qmp", .ram = "bad.ram", .memory = 64 * MB };
 	static char lines[8192];

@@ -159,6 +159,7 @@ static void host_configure(void)
 	self[n] = 0;
 	*strrchr(self, '/') = 0;
 	snprintf(conf.run_dir, sizeof(conf.run_dir), "%s/run", ft_test_dir());
+	snprintf(conf.shm_dir, sizeof(conf.shm_dir), "%s/shm", ft_test_dir());
 	snprintf(conf.libexec_dir, sizeof(conf.libexec_dir), "%s/../bin", self);
 	ft_conf_set(&conf);
 	snprintf(log, sizeof(log), "%s/run/guests/vm1", ft_test_dir());
@@ -177,7 +178,7 @@ static void host_new(void)
 	CHECK_OK(ft_run_path(at.qmp, sizeof(at.qmp), "vm1", "qmp"));
 	CHECK_OK(ft_run_path(at.qmp_guard, sizeof(at.qmp_guard), "vm1", "qmp-guard"));
 	CHECK_OK(ft_run_path(at.qmp_state, sizeof(at.qmp_state), "vm1", "qmp-state"));
-	strcpy(at.ram, "/dev/null");
+	CHECK(snprintf(at.ram, sizeof(at.ram), "%s/shm/vm1.ram", ft_test_dir()) < (int)sizeof(at.ram));
 	listener[0] = serve_at(at.qmp);
 	listener[1] = serve_at(at.qmp_guard);
 	qemu = mmap(NULL, sizeof(*qemu), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -152,6 +152,31 @@ TEST(a_guest_that_may_run_elsewhere_is_not_started)
 	CHECK(said("--force"));
 }
 
+/* What somebody types who thinks of the guest that ran here before. */
+TEST_TIMEOUT(a_replica_is_not_stopped_in_the_name_of_its_guest, 120)
+{
+	struct ft_qemu_launch l = { .kind = FT_QEMU_PARKED };
+	struct ft_attach parked, dead;
+	struct ft_spec spec;
+
+	make_world();
+	ft_test_namespaces();
+	CHECK_OK(ft_spec_load("vm1", &spec));
+	l.spec = &spec;
+	CHECK_OK(ft_qemu_start(&l, &parked));
+	dead = parked;
+	dead.pid_start++;               /* the guest's QEMU, long gone */
+	CHECK_OK(ft_attach_save(&dead));
+	record(FT_ROLE_ARMED);
+	CHECK_EQ(guest("stop vm1"), 4);
+	CHECK(said("runs on beta; here is only its replica"));
+	CHECK_EQ(guest("stop vm1 --force"), 0);
+	CHECK(ft_qmp_listening(parked.qmp));
+	CHECK_OK(access(parked.ram, F_OK));
+	ft_qemu_cleanup(&parked);
+	CHECK(access(parked.ram, F_OK) < 0);
+}
+
 TEST_TIMEOUT(a_guest_lives_from_start_to_stop, 120)
 {
 	char path[2 * FT_PATH_MAX];

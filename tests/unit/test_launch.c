@@ -5,6 +5,7 @@
  */
 #include "checkpoint/qemu_start.h"
 #include "ft/conf.h"
+#include "ft/hv.h"
 #include "ft/preload.h"
 #include "tests/test.h"
 
@@ -14,7 +15,9 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <linux/sockios.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -327,6 +330,7 @@ TEST_TIMEOUT(what_fails_is_said_in_one_line_and_undone, 120)
 
 TEST(memory_that_does_not_fit_is_refused_before_qemu_starts)
 {
+	struct ft_conf c;
 	struct ft_attach at;
 	struct statfs v;
 
@@ -335,11 +339,216 @@ TEST(memory_that_does_not_fit_is_refused_before_qemu_starts)
 		ft_test_skip("/dev/shm is no tmpfs with a bound");
 	spec.memory = (uint64_t)v.f_blocks * (uint64_t)v.f_bsize + (2 << 20);
 	spec.memory -= spec.memory % (2 << 20);
-	snprintf(launch.ram, sizeof(launch.ram), "/dev/shm/ft-test-launch-%d.ram", getpid());
+	c = *ft_conf();
+	snprintf(c.shm_dir, sizeof(c.shm_dir), "/dev/shm/ft-test-launch-%d", getpid());
+	ft_conf_set(&c);
 	CHECK(ft_qemu_start(&launch, &at) < 0);
 	CHECK(ft_test_logged("no room for its memory of"));
-	CHECK(access(launch.ram, F_OK) < 0);
+	CHECK_OK(rmdir(c.shm_dir));     /* empty */
 	check_nothing_left();
+}
+
+static void mount_shm(const char *options)
+{
+	CHECK_OK(ft_mkdir_p(ft_conf()->shm_dir, 0700));
+	CHECK_OK(mount("tmpfs", ft_conf()->shm_dir, "tmpfs", 0, options));
+}
+
+/* What ft_facts would have told the backup of a guest that runs somewhere else. */
+static struct ft_attach facts_of_guest(void)
+{
+	struct ft_attach theirs;
+
+	launch.kind = FT_QEMU_GUEST;
+	CHECK_OK(ft_qemu_start(&launch, &theirs));
+	ft_qemu_cleanup(&theirs);
+	return theirs;
+}
+
+/* ftd's child is killed; its replica's QEMU and memory stay, and are all the room that there is. */
+TEST_TIMEOUT(a_replica_is_built_anew_in_the_room_of_the_one_left_behind, 120)
+{
+	struct ft_attach theirs, running;
+	struct ft_replica *r, *again;
+	char dir[128], why[256];
+	int status;
+	pid_t pid;
+
+	make_world();
+	mount_shm("size=40m");
+	theirs = facts_of_guest();
+	pid = fork();
+	if (pid == 0)
+		_exit(ft_qemu_replica_prepare(&spec, &theirs, &r, why, sizeof(why)) ? 1 : 0);
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+	CHECK_OK(ft_qemu_replica_prepare(&spec, &theirs, &again, why, sizeof(why)));
+	CHECK(ft_test_logged("that was left behind"));
+	again->ops->destroy(again);
+	CHECK_EQ(run_entries("shm"), 0);
+
+	/* The guest itself died here before: its record must not name the replica's files as its own. */
+	snprintf(dir, sizeof(dir), "%s/run/guests/vm1", ft_test_dir());
+	CHECK_OK(ft_mkdir_p(dir, 0700));
+	CHECK_OK(ft_attach_save(&theirs));
+	CHECK_EQ(ft_attach_load("vm1", &running), -ESRCH);
+	CHECK_OK(ft_qemu_replica_prepare(&spec, &theirs, &again, why, sizeof(why)));
+	CHECK_EQ(ft_attach_load("vm1", &running), -ENOENT);
+	ft_qemu_cleanup(&theirs);       /* as somebody would who read it before */
+	CHECK_EQ(run_entries("shm"), 1);
+	CHECK(ft_qmp_listening(theirs.qmp));
+	again->ops->destroy(again);
+	check_nothing_left();
+	CHECK_OK(umount2(ft_conf()->shm_dir, MNT_DETACH));
+}
+
+/* The guest file says more memory than the last time. */
+TEST_TIMEOUT(memory_of_another_size_is_replaced_for_a_replica, 120)
+{
+	struct ft_attach at;
+	struct stat st;
+	char path[128];
+
+	make_world();
+	snprintf(path, sizeof(path), "%s/shm/vm1.ram", ft_test_dir());
+	CHECK_OK(ft_mkdir_p(ft_conf()->shm_dir, 0700));
+	CHECK_OK(ft_write_file(path, "old", 3, 0600));
+	launch.kind = FT_QEMU_SCRATCH;
+	CHECK_EQ(ft_qemu_start(&launch, &at), -EINVAL);
+	launch.kind = FT_QEMU_PARKED;
+	CHECK_OK(ft_qemu_start(&launch, &at));
+	CHECK_OK(stat(path, &st));
+	CHECK_EQ(st.st_blocks * 512, 32 << 20);
+	ft_qemu_cleanup(&at);
+	check_nothing_left();
+
+	CHECK_OK(symlink("/dev/null", path));
+	CHECK_EQ(ft_qemu_start(&launch, &at), -EINVAL);
+	CHECK(ft_test_logged("vm1.ram is no regular file: remove it"));
+	unlink(path);
+}
+
+TEST(cleaning_up_removes_nothing_but_files_of_ours)
+{
+	struct ft_attach at = { .guest = "vm1" };
+	char keep[128], outside[128];
+
+	use_test_dirs();
+	CHECK_OK(ft_mkdir_p(ft_conf()->shm_dir, 0700));
+	CHECK_OK(ft_mkdir_p(ft_conf()->run_dir, 0700));
+	snprintf(outside, sizeof(outside), "%s/console.log", ft_test_dir());
+	CHECK_OK(ft_write_file(outside, "mine", 4, 0600));
+	snprintf(keep, sizeof(keep), "%s/shm/node", ft_test_dir());
+	CHECK_OK(mkfifo(keep, 0600));
+
+	strcpy(at.ram, keep);
+	snprintf(at.qmp, sizeof(at.qmp), "%s/qmp.sock", ft_test_dir());
+	ft_qemu_cleanup(&at);
+	CHECK(ft_test_logged("is not removed"));
+	CHECK_OK(access(keep, F_OK));
+	snprintf(at.qmp, sizeof(at.qmp), "%s/run/../qmp.sock", ft_test_dir());
+	snprintf(at.ram, sizeof(at.ram), "%s/shm/../console.log", ft_test_dir());
+	ft_qemu_cleanup(&at);
+	CHECK_OK(access(outside, F_OK));
+}
+
+static bool is_port(const char *bridge, const char *tap)
+{
+	struct ifreq r = { 0 };
+	int s = socket(AF_UNIX, SOCK_DGRAM, 0), rc;
+
+	strcpy(r.ifr_name, bridge);
+	r.ifr_ifindex = (int)if_nametoindex(tap);
+	rc = ioctl(s, SIOCBRDELIF, &r);
+	close(s);
+	return rc == 0;
+}
+
+static void remove_bridge(const char *name)
+{
+	struct ifreq r = { 0 };
+	int s = socket(AF_UNIX, SOCK_DGRAM, 0);
+
+	strcpy(r.ifr_name, name);
+	CHECK_OK(ioctl(s, SIOCSIFFLAGS, &r));
+	CHECK_OK(ioctl(s, SIOCBRDELBR, name));
+	close(s);
+}
+
+/* The backup's administrator restarted the network while the replica waited. */
+TEST_TIMEOUT(a_takeover_finds_the_bridge_that_was_made_anew, 120)
+{
+	struct ft_attach at;
+
+	make_world();
+	launch.kind = FT_QEMU_PARKED;
+	CHECK_OK(ft_qemu_start(&launch, &at));
+	remove_bridge("br0");
+	CHECK_EQ(ft_qemu_net(&at, true), -ENODEV);
+	CHECK(ft_test_logged("cannot set tap"));
+	CHECK_OK(ft_qemu_net(&at, false));
+	ft_test_bridge("br0");
+	CHECK_OK(ft_qemu_net(&at, true));
+	CHECK_OK(ft_qemu_net(&at, true));       /* it is there already */
+	CHECK(is_up(at.nic[0].tap));
+	CHECK(is_port("br0", at.nic[0].tap));
+	ft_qemu_cleanup(&at);
+	check_nothing_left();
+}
+
+/* A QEMU whose KVM shows @firmware and, of a kernel, @kernel; and which counts its starts. */
+static void use_fake_qemu(const char *firmware, const char *kernel)
+{
+	char script[512];
+	struct ft_conf c = *ft_conf();
+	int n;
+
+	CHECK(snprintf(c.qemu, sizeof(c.qemu), "%s/qemu", ft_test_dir()) < (int)sizeof(c.qemu));
+	n = snprintf(script, sizeof(script), "#!/bin/sh\necho >>%s/starts\ncase \"$*\" in\n*-kernel*) echo '%s';;\n*) echo '%s';;\nesac\n",
+		     ft_test_dir(), kernel, firmware);
+	CHECK_OK(ft_write_file(c.qemu, script, (size_t)n, 0700));
+	ft_conf_set(&c);
+}
+
+static unsigned qemu_starts(void)
+{
+	struct ft_blob starts;
+	char path[128];
+	size_t n;
+
+	snprintf(path, sizeof(path), "%s/starts", ft_test_dir());
+	if (ft_read_file(path, 4096, &starts))
+		return 0;
+	n = starts.len;
+	ft_blob_free(&starts);
+	return (unsigned)n;
+}
+
+TEST(what_kvm_does_is_remembered_for_each_kernel)
+{
+	char good[128], bad[128];
+
+	if (access("/dev/kvm", R_OK | W_OK))
+		ft_test_skip("no /dev/kvm");
+	use_test_dirs();
+	snprintf(good, sizeof(good), "%s/good", ft_test_dir());
+	snprintf(bad, sizeof(bad), "%s/bad kernel", ft_test_dir());
+	CHECK_OK(ft_write_file(good, "1", 1, 0600));
+	CHECK_OK(ft_write_file(bad, "1", 1, 0600));
+	use_fake_qemu("No bootable device", "nothing of the kind");
+	CHECK_EQ(ft_qemu_probe_accel(bad), FT_ACCEL_TCG);
+	CHECK(ft_test_logged("KVM did not run"));
+	CHECK(ft_test_logged("to have KVM tried again"));
+	CHECK_EQ(ft_qemu_probe_accel(""), FT_ACCEL_KVM);
+	use_fake_qemu("No bootable device", "[    0.000000] Linux version 6.1");
+	CHECK_EQ(ft_qemu_probe_accel(good), FT_ACCEL_KVM);
+	CHECK_EQ(qemu_starts(), 3);
+	CHECK_EQ(ft_qemu_probe_accel(good), FT_ACCEL_KVM);
+	CHECK_EQ(ft_qemu_probe_accel(bad), FT_ACCEL_TCG);
+	CHECK_EQ(qemu_starts(), 3);
+	CHECK_OK(ft_write_file(bad, "22", 2, 0600));    /* another kernel in its place */
+	CHECK_EQ(ft_qemu_probe_accel(bad), FT_ACCEL_KVM);
+	CHECK_EQ(qemu_starts(), 4);
 }
 
 TEST_TIMEOUT(kvm_is_believed_only_after_something_ran, 60)
