@@ -2,8 +2,8 @@
 /* check.c - what ft/netbuf.h offers without an object: obstacles, leftovers. */
 #include "ft/netbuf.h"
 
-#include "netbuf/gate.h"
-#include "netbuf/rtnl.h"
+#include "netbuf/bridge_nf.h"
+#include <net/if.h>
 #include <stdio.h>
 
 static void check_kernel(void (*obstacle)(void *ctx, const char *line), void *ctx, int *found)
@@ -26,17 +26,10 @@ static void check_kernel(void (*obstacle)(void *ctx, const char *line), void *ct
 static void check_tap(struct mnl_socket *nl, const char *tap, const char *bridge,
 		      void (*obstacle)(void *ctx, const char *line), void *ctx, int *found)
 {
-	char line[256] = "", what[64] = "";
-	struct ft_rtnl_link t, b = { 0 };
-	int rc = ft_rtnl_link(nl, tap, &t);
+	struct ft_rtnl_link port, br;
+	char line[256];
 
-	if (rc)
-		snprintf(line, sizeof(line), "interface %s: %s", tap, strerror(-rc));
-	else if (ft_rtnl_link(nl, bridge, &b) || !b.is_bridge || t.master != b.ifindex)
-		snprintf(line, sizeof(line), "interface %s is not a port of bridge %s", tap, bridge);
-	else if (ft_rtnl_diversion(nl, t.ifindex, what, sizeof(what)))
-		snprintf(line, sizeof(line), "%s on interface %s would take frames past the rules; remove it", what, tap);
-	if (!*line)
+	if (!ft_rtnl_port(nl, tap, bridge, &port, &br, line, sizeof(line)))
 		return;
 	*found = -EOPNOTSUPP;
 	obstacle(ctx, line);
@@ -57,9 +50,58 @@ int ft_netbuf_check(const struct ft_netbuf_config *cfg, void (*obstacle)(void *c
 	return found;
 }
 
+/* --- leftovers --- */
+
+struct ports {
+	struct ft_gate_port port[FT_TAPS_MAX];
+	unsigned nr;
+};
+
+static void note_port(void *ctx, const struct ft_gate_port *p)
+{
+	struct ports *all = ctx;
+
+	for (unsigned i = 0; i < all->nr; i++)
+		if (all->port[i].tap == p->tap)
+			return;         /* each table of the guest names it */
+	if (all->nr < FT_TAPS_MAX)
+		all->port[all->nr++] = *p;
+}
+
 int ft_netbuf_purge(const char *guest)
 {
-	return ft_gate_purge(guest);
+	struct ports all = { .nr = 0 };
+	struct mnl_socket *rtnl;
+	int rc = ft_rtnl_open(&rtnl);
+
+	if (rc)
+		return rc;
+	rc = ft_gate_ports(guest, note_port, &all);
+	if (!rc)
+		rc = ft_gate_purge(guest);
+	if (!rc)
+		ft_bridge_nf_restore(rtnl, all.port, all.nr);
+	mnl_socket_close(rtnl);
+	return rc;
+}
+
+int ft_netbuf_purge_dead(const char *guest)
+{
+	struct ports all = { .nr = 0 };
+	char name[IF_NAMESIZE];
+	int rc;
+
+	if (!ft_gate_present(guest))
+		return 0;
+	rc = ft_gate_ports(guest, note_port, &all);
+	for (unsigned i = 0; i < all.nr && !rc; i++) {
+		if (!if_indextoname(all.port[i].tap, name))
+			continue;
+		ft_err("%s: its interface %s of earlier is still there, and the rules that keep it shut stay: end what uses it",
+		       guest, name);
+		rc = -EBUSY;
+	}
+	return rc ? rc : ft_netbuf_purge(guest);
 }
 
 bool ft_netbuf_present(const char *guest)

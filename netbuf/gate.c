@@ -183,13 +183,15 @@ int ft_gate_verify(struct ft_gate *g, char *what, size_t size)
 
 /* --- life --- */
 
-int ft_gate_install(struct ft_gate *g, uint16_t queue)
+int ft_gate_install(struct ft_gate *g, uint16_t queue, const struct ft_gate_port *port)
 {
 	struct gate_found f = { 0 };
 	int rc = gate_find(g->reader, g->guest, &f);
 
 	if (!rc) {
 		pthread_mutex_lock(&g->lock);
+		if (port)
+			memcpy(g->port, port, g->nr_taps * sizeof(*port));
 		ft_nft_begin(&g->batch);
 		gate_delete_found(&g->batch, &f);
 		for (unsigned i = 0; i < g->nr_layers; i++)

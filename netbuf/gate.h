@@ -37,6 +37,13 @@ void ft_gate_forbid(const struct ft_gate_caps *caps);
 
 struct ft_gate;
 
+/* A tap, and its bridge as it was before us: kept with the tables, for whoever takes them out. */
+struct ft_gate_port {
+	uint32_t tap;           /* ifindex */
+	uint32_t bridge;        /* ifindex of one that br_netfilter is switched on for; 0: none has to be */
+	bool call_ip, call_ip6; /* was br_netfilter on for it already? */
+};
+
 struct ft_gate_config {
 	const char *guest;
 	unsigned nr_taps;
@@ -56,8 +63,12 @@ struct ft_gate_counters {       /* packets since install */
 
 int ft_gate_new(const struct ft_gate_config *cfg, struct ft_gate **out) FT_MUST_CHECK;
 void ft_gate_free(struct ft_gate *g);   /* NULL is fine; the rules stay */
-/* Replace whatever rules there are for the guest by closed ones that queue to @queue. */
-int ft_gate_install(struct ft_gate *g, uint16_t queue) FT_MUST_CHECK;
+/*
+ * Replace whatever rules there are for the guest by closed ones that queue to @queue. They know the taps by name and
+ * by number: an interface that is renamed does not slip out, and a new one of the same name starts shut. @port is
+ * copied; NULL: the same taps as before.
+ */
+int ft_gate_install(struct ft_gate *g, uint16_t queue, const struct ft_gate_port *port) FT_MUST_CHECK;
 /* Thread-safe. Frames that were released may pass until @until_ns (CLOCK_MONOTONIC); 0: no longer. */
 int ft_gate_fresh(struct ft_gate *g, uint64_t until_ns) FT_MUST_CHECK;
 /* Thread-safe. Close, and refuse to be opened (-ECANCELED) until @hushed is false. */
@@ -80,7 +91,8 @@ int ft_gate_owner_fd(struct ft_gate *g) FT_MUST_CHECK;  /* a duplicate */
 
 /* Rules of a guest, whoever made them. */
 bool ft_gate_present(const char *guest);
-bool ft_gate_any_left(void);            /* of any guest in this network namespace */
 int ft_gate_purge(const char *guest) FT_MUST_CHECK;
+/* What they were made for, each port at least once. @guest NULL: of every guest in this network namespace. */
+int ft_gate_ports(const char *guest, void (*port)(void *ctx, const struct ft_gate_port *p), void *ctx) FT_MUST_CHECK;
 
 #endif

@@ -24,6 +24,7 @@ struct ft_gate {
 	char guest[FT_NAME_MAX + 1];
 	unsigned nr_taps;
 	char tap[FT_TAPS_MAX][IFNAMSIZ];
+	struct ft_gate_port port[FT_TAPS_MAX];  /* of each; since install */
 	bool holds_all;
 	unsigned nr_layers;
 	struct gate_layer layer[GATE_LAYERS_MAX];
@@ -38,10 +39,13 @@ struct ft_gate {
 void gate_add_layer(struct ft_gate *g, const struct gate_layer *l, uint16_t queue);
 
 /* gate_tables.c: tables in the kernel, whoever made them. */
+#define GATE_NOTE_LEN 9u                /* a port, in the note that a table carries */
+void gate_pack_port(uint8_t note[GATE_NOTE_LEN], const struct ft_gate_port *p);
+
 #define GATE_FOUND_MAX 16u
 
 struct gate_found {
-	const char *guest;              /* NULL: tables of any guest */
+	const char *guest;
 	unsigned nr;
 	struct {
 		uint8_t family;

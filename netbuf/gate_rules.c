@@ -10,6 +10,7 @@
 #define PRIO_AFTER_IP 1000              /* ip_queue: behind br_netfilter */
 
 /* nft's numbers of key types, only for what `nft list` prints. */
+#define TYPE_IFINDEX 20u
 #define TYPE_IFNAME 41u
 #define TYPE_TIME 43u
 
@@ -21,6 +22,8 @@ static void rule_skip_others(struct ft_nft *b, const struct ft_nft_chain *c)
 
 	ft_nft_load_meta(b, NFT_META_IIFNAME);
 	ft_nft_in_set(b, "taps", true);
+	ft_nft_load_meta(b, NFT_META_IIF);
+	ft_nft_in_set(b, "ports", true);
 	ft_nft_verdict(b, NF_ACCEPT);
 	ft_nft_rule_end(b, r);
 }
@@ -152,10 +155,13 @@ static void rules_link(struct ft_nft *b, const struct ft_nft_chain *c)
 
 static void add_table(struct ft_gate *g, const struct gate_layer *l, uint8_t family)
 {
-	char comment[200];
+	uint8_t note[FT_TAPS_MAX * GATE_NOTE_LEN];
+	char comment[128];
 
 	snprintf(comment, sizeof(comment), "output of guest %s waits here for its backup; see ft-protect(8)", g->guest);
-	ft_nft_table(&g->batch, family, l->name, l->flags, comment);
+	for (unsigned i = 0; i < g->nr_taps; i++)
+		gate_pack_port(note + i * GATE_NOTE_LEN, &g->port[i]);
+	ft_nft_table_noted(&g->batch, family, l->name, l->flags, comment, note, (uint8_t)(g->nr_taps * GATE_NOTE_LEN));
 }
 
 static void add_netdev(struct ft_gate *g, const struct gate_layer *l)
@@ -217,7 +223,7 @@ static void add_gate(struct ft_gate *g, const struct gate_layer *l)
 static void add_bridge(struct ft_gate *g, const struct gate_layer *l, uint16_t queue)
 {
 	static const char *const counters[] = { "seen", "passed", "arp", "stale", "unheld", "unholdable" };
-	struct nlattr *taps;
+	struct nlattr *taps, *ports;
 
 	add_table(g, l, NFPROTO_BRIDGE);
 	for (unsigned i = 0; i < FT_ARRAY_LEN(counters); i++)
@@ -227,6 +233,11 @@ static void add_bridge(struct ft_gate *g, const struct gate_layer *l, uint16_t q
 	for (unsigned i = 0; i < g->nr_taps; i++)
 		ft_nft_elem(&g->batch, g->tap[i], IFNAMSIZ, 0);
 	ft_nft_elems_end(&g->batch, taps);
+	ft_nft_set(&g->batch, NFPROTO_BRIDGE, l->name, "ports", TYPE_IFINDEX, sizeof(uint32_t), false);
+	ports = ft_nft_elems_begin(&g->batch, NFPROTO_BRIDGE, l->name, "ports");
+	for (unsigned i = 0; i < g->nr_taps; i++)
+		ft_nft_elem(&g->batch, &g->port[i].tap, sizeof(g->port[i].tap), 0);
+	ft_nft_elems_end(&g->batch, ports);
 	ft_nft_set(&g->batch, NFPROTO_BRIDGE, l->name, "fresh", TYPE_TIME, sizeof(uint64_t), true);
 	if (l->hold)
 		add_hold(g, l, queue);

@@ -30,25 +30,40 @@ static bool is_ours(const char *name, const char *guest)
 	return !strcmp(name, plain) || !strcmp(name, owned);
 }
 
+struct table {
+	const char *name;
+	uint32_t owner;
+	const struct nlattr *userdata;
+};
+
+/* False: not a table of ours. */
+static bool read_table(const struct nlmsghdr *nlh, const char *guest, struct table *t)
+{
+	const struct nlattr *a;
+
+	*t = (struct table){ 0 };
+	mnl_attr_for_each(a, nlh, sizeof(struct nfgenmsg)) {
+		if (mnl_attr_get_type(a) == NFTA_TABLE_NAME)
+			t->name = mnl_attr_get_str(a);
+		if (mnl_attr_get_type(a) == NFTA_TABLE_OWNER)
+			t->owner = ntohl(mnl_attr_get_u32(a));
+		if (mnl_attr_get_type(a) == NFTA_TABLE_USERDATA)
+			t->userdata = a;
+	}
+	return t->name && is_ours(t->name, guest) && strlen(t->name) < GATE_NAME_MAX;
+}
+
 static int find_one(const struct nlmsghdr *nlh, void *ctx)
 {
 	const struct nfgenmsg *nfg = mnl_nlmsg_get_payload(nlh);
-	const char *name = NULL;
 	struct gate_found *f = ctx;
-	const struct nlattr *a;
-	uint32_t owner = 0;
+	struct table t;
 
-	mnl_attr_for_each(a, nlh, sizeof(*nfg)) {
-		if (mnl_attr_get_type(a) == NFTA_TABLE_NAME)
-			name = mnl_attr_get_str(a);
-		if (mnl_attr_get_type(a) == NFTA_TABLE_OWNER)
-			owner = ntohl(mnl_attr_get_u32(a));
-	}
-	if (!name || !is_ours(name, f->guest) || f->nr == GATE_FOUND_MAX || strlen(name) >= GATE_NAME_MAX)
+	if (!read_table(nlh, f->guest, &t) || f->nr == GATE_FOUND_MAX)
 		return MNL_CB_OK;
 	f->table[f->nr].family = nfg->nfgen_family;
-	f->table[f->nr].owner = owner;
-	strcpy(f->table[f->nr].name, name);
+	f->table[f->nr].owner = t.owner;
+	strcpy(f->table[f->nr].name, t.name);
 	f->nr++;
 	return MNL_CB_OK;
 }
@@ -67,15 +82,12 @@ static struct nlmsghdr *dump_request(char *buf, unsigned type, uint8_t family)
 	return m;
 }
 
-/* A dump during which somebody commits (we do, at each renewal) has to be taken again. */
-#define DUMP_TRIES 8
-
 int gate_find(struct mnl_socket *nl, const char *guest, struct gate_found *f)
 {
 	char buf[256];
 	int rc = -EINTR;
 
-	for (int i = 0; i < DUMP_TRIES && rc == -EINTR; i++) {
+	for (int i = 0; i < FT_NL_DUMP_TRIES && rc == -EINTR; i++) {
 		*f = (struct gate_found){ .guest = guest };
 		rc = ft_nl_request(nl, dump_request(buf, NFT_MSG_GETTABLE, NFPROTO_UNSPEC), find_one, f);
 	}
@@ -115,9 +127,54 @@ bool ft_gate_present(const char *guest)
 	return rc == 0 && f.nr > 0;
 }
 
-bool ft_gate_any_left(void)
+/* --- what a table says of the ports it was made for --- */
+
+void gate_pack_port(uint8_t note[GATE_NOTE_LEN], const struct ft_gate_port *p)
 {
-	return ft_gate_present(NULL);
+	ft_put32(note, p->tap);
+	ft_put32(note + 4, p->bridge);
+	note[8] = (uint8_t)(p->call_ip | p->call_ip6 << 1);
+}
+
+struct porting {
+	const char *guest;
+	void (*port)(void *ctx, const struct ft_gate_port *p);
+	void *ctx;
+};
+
+static int ports_of_one(const struct nlmsghdr *nlh, void *ctx)
+{
+	const struct porting *w = ctx;
+	const uint8_t *note;
+	uint8_t len = 0;
+	struct table t;
+
+	if (!read_table(nlh, w->guest, &t) || !t.userdata)
+		return MNL_CB_OK;
+	note = ft_nft_note(t.userdata, &len);
+	for (; note && len >= GATE_NOTE_LEN; note += GATE_NOTE_LEN, len -= GATE_NOTE_LEN) {
+		struct ft_gate_port p = { .tap = ft_le32(note), .bridge = ft_le32(note + 4), .call_ip = note[8] & 1,
+					  .call_ip6 = note[8] >> 1 & 1 };
+
+		w->port(w->ctx, &p);
+	}
+	return MNL_CB_OK;
+}
+
+int ft_gate_ports(const char *guest, void (*port)(void *ctx, const struct ft_gate_port *p), void *ctx)
+{
+	struct porting w = { .guest = guest, .port = port, .ctx = ctx };
+	struct mnl_socket *nl;
+	char buf[256];
+	int rc = ft_nl_open(NETLINK_NETFILTER, 0, &nl);
+
+	if (rc)
+		return rc;
+	rc = -EINTR;
+	for (int i = 0; i < FT_NL_DUMP_TRIES && rc == -EINTR; i++)
+		rc = ft_nl_request(nl, dump_request(buf, NFT_MSG_GETTABLE, NFPROTO_UNSPEC), ports_of_one, &w);
+	mnl_socket_close(nl);
+	return rc;
 }
 
 int ft_gate_purge(const char *guest)
@@ -142,6 +199,7 @@ int ft_gate_purge(const char *guest)
 	ft_nft_free(&b);
 	return gate_explain(guest, "take the rules out", &f, rc);
 }
+
 /* --- digest: are the rules still what we made? --- */
 
 struct digest {
@@ -174,7 +232,7 @@ int gate_digest(struct mnl_socket *nl, const char *name, uint64_t *sum)
 	char buf[256];
 	int rc = -EINTR;
 
-	for (int i = 0; i < DUMP_TRIES && rc == -EINTR; i++) {
+	for (int i = 0; i < FT_NL_DUMP_TRIES && rc == -EINTR; i++) {
 		d = (struct digest){ .table = name };
 		rc = 0;
 		for (unsigned t = 0; t < FT_ARRAY_LEN(type) && !rc; t++)
@@ -240,7 +298,7 @@ int ft_gate_count(struct ft_gate *g, struct ft_gate_counters *out)
 	char buf[256];
 	int rc = -EINTR;
 
-	for (int i = 0; i < DUMP_TRIES && rc == -EINTR; i++) {
+	for (int i = 0; i < FT_NL_DUMP_TRIES && rc == -EINTR; i++) {
 		struct nlmsghdr *m = dump_request(buf, NFT_MSG_GETOBJ, NFPROTO_UNSPEC);
 
 		mnl_attr_put_strz(m, NFTA_OBJ_TABLE, c.table);

@@ -9,6 +9,7 @@
  */
 #include "ft/netbuf.h"
 
+#include "netbuf/bridge_nf.h"
 #include "netbuf/gate.h"
 #include "netbuf/queue.h"
 #include "netbuf/rtnl.h"
@@ -40,7 +41,6 @@ struct epoch {
 struct tap {
 	char name[IFNAMSIZ], bridge[IFNAMSIZ];
 	uint32_t ifindex, bridge_index;
-	bool nf_call_ip, nf_call_ip6;   /* of the bridge, as found; put back at teardown */
 };
 
 struct ft_netbuf {
@@ -49,6 +49,7 @@ struct ft_netbuf {
 	char guest[FT_NAME_MAX + 1];
 	unsigned nr_taps;
 	struct tap tap[FT_TAPS_MAX];
+	struct ft_gate_port port[FT_TAPS_MAX];
 	void (*on_held)(void *ctx);
 	void (*on_breach)(void *ctx, const char *why);
 	void *ctx;
@@ -102,7 +103,7 @@ static void close_again(struct ft_netbuf *nb)
 	char what[200];
 
 	if (ft_gate_verify(nb->gate, what, sizeof(what)) == -ENOENT)
-		(void)!ft_gate_install(nb->gate, ft_queue_number(nb->queue));
+		(void)!ft_gate_install(nb->gate, ft_queue_number(nb->queue), NULL);
 	ft_gate_shut(nb->gate);
 }
 
@@ -228,23 +229,30 @@ static void on_rules_changed(void *ctx)
 
 /* --- audit: does every frame that leaves a tap come by our rules? --- */
 
+/* What has become of @t that holding it is no longer certain; NULL: nothing. By number: names change. */
+static const char *changed(struct ft_netbuf *nb, const struct tap *t, struct ft_rtnl_link *link)
+{
+	if (ft_rtnl_link_by_index(nb->rtnl, t->ifindex, link))
+		return "is gone";
+	if (strcmp(link->name, t->name))
+		return "was renamed";
+	return link->master != t->bridge_index ? "left its bridge" : NULL;
+}
+
 static int read_taps(struct ft_netbuf *nb, uint64_t *rx)
 {
 	char why[128];
 
 	*rx = 0;
 	for (unsigned i = 0; i < nb->nr_taps; i++) {
-		const struct tap *t = &nb->tap[i];
 		struct ft_rtnl_link link;
-		int rc = ft_rtnl_link(nb->rtnl, t->name, &link);
+		const char *what = changed(nb, &nb->tap[i], &link);
 
-		if (!rc && link.ifindex == t->ifindex && link.master == t->bridge_index) {
-			*rx += link.rx_packets;
-			continue;
+		if (what) {
+			snprintf(why, sizeof(why), "%s %s", nb->tap[i].name, what);
+			return breach(nb, why);
 		}
-		snprintf(why, sizeof(why), "%s %s", t->name,
-			 rc ? "is gone" : link.ifindex != t->ifindex ? "was replaced" : "left its bridge");
-		return breach(nb, why);
+		*rx += link.rx_packets;
 	}
 	return 0;
 }
@@ -292,29 +300,20 @@ static int audit(struct ft_netbuf *nb)
 
 static int find_tap(struct ft_netbuf *nb, struct tap *t)
 {
-	struct ft_rtnl_link tap, bridge;
-	char what[64];
-	int rc = ft_rtnl_link(nb->rtnl, t->name, &tap);
+	struct ft_rtnl_link port, bridge, before;
+	char why[256];
+	int rc = ft_rtnl_port(nb->rtnl, t->name, t->bridge, &port, &bridge, why, sizeof(why));
 
+	if (rc == -ENODEV && t->ifindex && !ft_rtnl_link_by_index(nb->rtnl, t->ifindex, &before) &&
+	    strcmp(before.name, t->name))
+		snprintf(why, sizeof(why), "interface %s was renamed: name it back (ip link set %s name %s)", t->name,
+			 before.name, t->name);
 	if (rc) {
-		ft_err("%s: interface %s: %s", nb->guest, t->name, strerror(-rc));
+		ft_err("%s: %s", nb->guest, why);
 		return rc;
 	}
-	rc = ft_rtnl_link(nb->rtnl, t->bridge, &bridge);
-	if (rc || !bridge.is_bridge || tap.master != bridge.ifindex) {
-		ft_err("%s: interface %s is not a port of bridge %s", nb->guest, t->name, t->bridge);
-		return rc ? rc : -ENODEV;
-	}
-	rc = ft_rtnl_diversion(nb->rtnl, tap.ifindex, what, sizeof(what));
-	if (rc) {
-		ft_err("%s: %s on interface %s would take frames past the rules; remove it", nb->guest,
-		       rc == -EEXIST ? what : strerror(-rc), t->name);
-		return rc;
-	}
-	t->ifindex = tap.ifindex;
+	t->ifindex = port.ifindex;
 	t->bridge_index = bridge.ifindex;
-	t->nf_call_ip = bridge.nf_call_ip;
-	t->nf_call_ip6 = bridge.nf_call_ip6;
 	return 0;
 }
 
@@ -324,6 +323,11 @@ static int find_taps(struct ft_netbuf *nb)
 
 	for (unsigned i = 0; i < nb->nr_taps && !rc; i++)
 		rc = find_tap(nb, &nb->tap[i]);
+	for (unsigned i = 0; i < nb->nr_taps && !rc; i++) {
+		nb->port[i] = (struct ft_gate_port){ .tap = nb->tap[i].ifindex };
+		if (!ft_gate_holds_all(nb->gate))
+			rc = ft_bridge_nf_find(nb->rtnl, nb->tap[i].bridge_index, &nb->port[i]);
+	}
 	return rc;
 }
 
@@ -341,17 +345,13 @@ static int call_ip_rules(struct ft_netbuf *nb)
 	return 0;
 }
 
-static void uncall_ip_rules(struct ft_netbuf *nb)
+static int take_rules_out(struct ft_netbuf *nb)
 {
-	/* Another guest on the bridge may have come to need it. */
-	if (ft_gate_holds_all(nb->gate) || ft_gate_any_left())
-		return;
-	for (unsigned i = 0; i < nb->nr_taps; i++) {
-		const struct tap *t = &nb->tap[i];
+	int rc = ft_gate_remove(nb->gate);
 
-		if (ft_rtnl_bridge_nf_call(nb->rtnl, t->bridge_index, t->nf_call_ip, t->nf_call_ip6))
-			ft_warn("%s: br_netfilter stays on for bridge %s", nb->guest, t->bridge);
-	}
+	if (!rc)
+		ft_bridge_nf_restore(nb->rtnl, nb->port, nb->nr_taps);
+	return rc;
 }
 
 static void start_watching(struct ft_netbuf *nb)
@@ -375,15 +375,16 @@ static int netbuf_setup(struct ft_output *o)
 		rc = ft_queue_open(nb->guest, &nb->queue);
 	if (!rc)
 		rc = ft_watch_open(nb->loop, ft_gate_portid(nb->gate), on_rules_changed, nb, &nb->watch);
+	/* The rules first: they carry how the bridge was found, and until it calls them they let nothing by. */
+	if (!rc)
+		rc = ft_gate_install(nb->gate, ft_queue_number(nb->queue), nb->port);
 	if (!rc)
 		rc = call_ip_rules(nb);
-	if (!rc)
-		rc = ft_gate_install(nb->gate, ft_queue_number(nb->queue));
 	if (rc) {
 		stop_holding(nb);
 		/* A guest that nobody protected must not be left mute; one that was stays mute. */
 		if (!was_shut && ft_gate_present(nb->guest))
-			(void)!ft_gate_remove(nb->gate);
+			(void)!take_rules_out(nb);
 		return rc;
 	}
 	nb->state = ST_CLOSED;
@@ -495,11 +496,10 @@ static int netbuf_teardown(struct ft_output *o)
 	ft_watch_close(nb->watch);      /* what we do now is no breach */
 	nb->watch = NULL;
 	if (!rc)
-		rc = ft_gate_remove(nb->gate);
+		rc = take_rules_out(nb);
 	stop_holding(nb);
 	if (rc)
 		return rc;
-	uncall_ip_rules(nb);
 	nb->state = ST_NEW;
 	return 0;
 }

@@ -11,6 +11,7 @@
 
 #define MESSAGE_MAX 4096u               /* no message of ours is longer; elements check for themselves */
 #define UDATA_TABLE_COMMENT 0           /* what `nft list` shows as the table's comment */
+#define UDATA_TABLE_NOTE 0x66           /* no type of nft's, which counts from 0 */
 
 int ft_nft_init(struct ft_nft *b)
 {
@@ -124,20 +125,46 @@ int ft_nft_send(struct ft_nft *b, struct mnl_socket *nl, int *each, unsigned nr_
 
 /* --- objects --- */
 
-unsigned ft_nft_table(struct ft_nft *b, uint8_t family, const char *name, uint32_t flags, const char *comment)
+/* User data is a list of type, length, value; returns the place behind the new element. */
+static uint8_t *put_udata(uint8_t *p, uint8_t type, const void *value, size_t len)
+{
+	p[0] = type;
+	p[1] = (uint8_t)len;
+	memcpy(p + 2, value, len);
+	return p + 2 + len;
+}
+
+unsigned ft_nft_table_noted(struct ft_nft *b, uint8_t family, const char *name, uint32_t flags, const char *comment,
+			    const void *note, uint8_t len)
 {
 	struct nlmsghdr *m = add_nft(b, NFT_MSG_NEWTABLE, family, NLM_F_CREATE);
-	uint8_t udata[2 + 256];
-	size_t len = strnlen(comment, 253) + 1;
+	uint8_t udata[NFT_USERDATA_MAXLEN], *end;
 
-	udata[0] = UDATA_TABLE_COMMENT;
-	udata[1] = (uint8_t)len;
-	memcpy(udata + 2, comment, len - 1);
-	udata[1 + len] = 0;
+	assert(2 + strlen(comment) + 1 + 2 + len <= sizeof(udata));
+	end = put_udata(udata, UDATA_TABLE_COMMENT, comment, strlen(comment) + 1);
+	if (len)
+		end = put_udata(end, UDATA_TABLE_NOTE, note, len);
 	mnl_attr_put_strz(m, NFTA_TABLE_NAME, name);
 	mnl_attr_put_u32(m, NFTA_TABLE_FLAGS, htonl(flags));
-	mnl_attr_put(m, NFTA_TABLE_USERDATA, 2 + len, udata);
+	mnl_attr_put(m, NFTA_TABLE_USERDATA, (size_t)(end - udata), udata);
 	return number(b);
+}
+
+unsigned ft_nft_table(struct ft_nft *b, uint8_t family, const char *name, uint32_t flags, const char *comment)
+{
+	return ft_nft_table_noted(b, family, name, flags, comment, NULL, 0);
+}
+
+const void *ft_nft_note(const struct nlattr *userdata, uint8_t *len)
+{
+	const uint8_t *p = mnl_attr_get_payload(userdata), *end = p + mnl_attr_get_payload_len(userdata);
+
+	for (; end - p >= 2 && end - p - 2 >= p[1]; p += 2 + p[1]) {
+		*len = p[1];
+		if (p[0] == UDATA_TABLE_NOTE)
+			return p + 2;
+	}
+	return NULL;
 }
 
 unsigned ft_nft_del_table(struct ft_nft *b, uint8_t family, const char *name)

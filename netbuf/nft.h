@@ -46,6 +46,11 @@ struct ft_nft_chain {
 };
 
 unsigned ft_nft_table(struct ft_nft *b, uint8_t family, const char *name, uint32_t flags, const char *comment);
+/* The same, with bytes of ours that the kernel keeps with the table (ft_nft_note finds them) and nft passes over. */
+unsigned ft_nft_table_noted(struct ft_nft *b, uint8_t family, const char *name, uint32_t flags, const char *comment,
+			    const void *note, uint8_t len);
+/* The note in a table's NFTA_TABLE_USERDATA, and its length; NULL: none. */
+const void *ft_nft_note(const struct nlattr *userdata, uint8_t *len);
 unsigned ft_nft_del_table(struct ft_nft *b, uint8_t family, const char *name);
 unsigned ft_nft_chain(struct ft_nft *b, const struct ft_nft_chain *c);
 unsigned ft_nft_counter(struct ft_nft *b, uint8_t family, const char *table, const char *name);

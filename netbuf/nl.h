@@ -10,6 +10,7 @@
 #include <libmnl/libmnl.h>
 
 #define FT_NL_BUF 16384u
+#define FT_NL_DUMP_TRIES 8              /* a dump during which somebody commits has to be taken again */
 
 /* A bound, non-blocking socket of @bus in @groups. Close with mnl_socket_close. */
 int ft_nl_open(int bus, unsigned groups, struct mnl_socket **out) FT_MUST_CHECK;

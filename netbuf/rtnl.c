@@ -36,6 +36,8 @@ static void read_bridge(const struct nlattr *info, struct ft_rtnl_link *out)
 		if (mnl_attr_get_type(a) != IFLA_INFO_DATA || !out->is_bridge)
 			continue;
 		mnl_attr_for_each_nested(b, a) {
+			if (mnl_attr_get_type(b) == IFLA_BR_STP_STATE)
+				out->stp = mnl_attr_get_u32(b) != 0;
 			if (mnl_attr_get_type(b) == IFLA_BR_NF_CALL_IPTABLES)
 				out->nf_call_ip = mnl_attr_get_u8(b);
 			if (mnl_attr_get_type(b) == IFLA_BR_NF_CALL_IP6TABLES)
@@ -54,6 +56,8 @@ static int read_link(const struct nlmsghdr *nlh, void *ctx)
 		return MNL_CB_OK;
 	out->ifindex = (uint32_t)ifi->ifi_index;
 	mnl_attr_for_each(a, nlh, sizeof(*ifi)) {
+		if (mnl_attr_get_type(a) == IFLA_IFNAME)
+			snprintf(out->name, sizeof(out->name), "%s", mnl_attr_get_str(a));
 		if (mnl_attr_get_type(a) == IFLA_MASTER)
 			out->master = mnl_attr_get_u32(a);
 		if (mnl_attr_get_type(a) == IFLA_LINKINFO)
@@ -168,21 +172,69 @@ static int look_for_ingress(const struct nlmsghdr *nlh, void *ctx)
 	return MNL_CB_OK;
 }
 
+static int find_upper(struct mnl_socket *nl, struct diversion *d)
+{
+	char buf[256];
+	struct nlmsghdr *m = request(buf, RTM_GETLINK, NLM_F_DUMP);
+
+	mnl_nlmsg_put_extra_header(m, sizeof(struct ifinfomsg));
+	return ft_nl_request(nl, m, look_for_upper, d);
+}
+
+static int find_ingress(struct mnl_socket *nl, struct diversion *d)
+{
+	char buf[256];
+	struct nlmsghdr *m = request(buf, RTM_GETQDISC, NLM_F_DUMP);
+	struct tcmsg *tc = mnl_nlmsg_put_extra_header(m, sizeof(*tc));
+
+	tc->tcm_ifindex = (int)d->port;
+	return ft_nl_request(nl, m, look_for_ingress, d);
+}
+
+/* What an interrupted listing has found is there; what it has not found may be there all the same. */
+static int look(struct mnl_socket *nl, struct diversion *d, int (*find)(struct mnl_socket *nl, struct diversion *d))
+{
+	int rc = -EINTR;
+
+	for (int i = 0; i < FT_NL_DUMP_TRIES && rc == -EINTR && !d->found; i++)
+		rc = find(nl, d);
+	return d->found ? -EEXIST : rc;
+}
+
 int ft_rtnl_diversion(struct mnl_socket *nl, uint32_t port, char *what, size_t size)
 {
 	struct diversion d = { .port = port, .what = what, .size = size };
-	char buf[256];
-	struct nlmsghdr *m = request(buf, RTM_GETLINK, NLM_F_DUMP);
-	struct tcmsg *tc;
-	int rc;
+	int rc = look(nl, &d, find_upper);
 
-	mnl_nlmsg_put_extra_header(m, sizeof(struct ifinfomsg));
-	rc = ft_nl_request(nl, m, look_for_upper, &d);
-	if (rc || d.found)
-		return rc ? rc : -EEXIST;
-	m = request(buf, RTM_GETQDISC, NLM_F_DUMP);
-	tc = mnl_nlmsg_put_extra_header(m, sizeof(*tc));
-	tc->tcm_ifindex = (int)port;
-	rc = ft_nl_request(nl, m, look_for_ingress, &d);
-	return rc ? rc : d.found ? -EEXIST : 0;
+	return rc ? rc : look(nl, &d, find_ingress);
+}
+
+/* --- a port whose output can be held --- */
+
+int ft_rtnl_port(struct mnl_socket *nl, const char *ifname, const char *bridge, struct ft_rtnl_link *port,
+		 struct ft_rtnl_link *br, char *why, size_t size)
+{
+	char what[64];
+	int rc = ft_rtnl_link(nl, ifname, port);
+
+	if (rc) {
+		snprintf(why, size, "interface %s: %s", ifname, strerror(-rc));
+		return rc;
+	}
+	rc = ft_rtnl_link(nl, bridge, br);
+	if (rc || !br->is_bridge || port->master != br->ifindex) {
+		snprintf(why, size, "interface %s is not a port of bridge %s", ifname, bridge);
+		return rc ? rc : -ENODEV;
+	}
+	if (br->stp) {
+		snprintf(why, size, "bridge %s runs spanning tree: a guest that is taken over would be deaf for half a minute; "
+			 "switch it off (ip link set %s type bridge stp_state 0)", bridge, bridge);
+		return -EOPNOTSUPP;
+	}
+	rc = ft_rtnl_diversion(nl, port->ifindex, what, sizeof(what));
+	if (rc == -EEXIST)
+		snprintf(why, size, "%s on interface %s would take frames past the rules; remove it", what, ifname);
+	else if (rc)
+		snprintf(why, size, "what takes frames off interface %s cannot be listed: %s", ifname, strerror(-rc));
+	return rc;
 }

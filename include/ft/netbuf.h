@@ -77,6 +77,11 @@ int ft_netbuf_owner_fd(struct ft_netbuf *nb) FT_MUST_CHECK;
 int ft_netbuf_check(const struct ft_netbuf_config *cfg, void (*obstacle)(void *ctx, const char *line), void *ctx);
 /* Remove every rule of ours for @guest, also of a dead process. Opens the output: unprotect only. */
 int ft_netbuf_purge(const char *guest) FT_MUST_CHECK;
+/*
+ * Remove the rules that a gone instance of @guest left, lest they mute the next one here. -EBUSY, with a line logged,
+ * while an interface that they were made for is still there: whoever is behind it must stay mute.
+ */
+int ft_netbuf_purge_dead(const char *guest) FT_MUST_CHECK;
 /* True when rules of ours for @guest exist (a previous ft-protect left the output shut). */
 bool ft_netbuf_present(const char *guest);
 

@@ -67,7 +67,7 @@ static struct nlmsghdr *rt_link(char *buf, uint16_t flags)
 	return m;
 }
 
-static int link_add(const char *name, const char *kind, const char *peer)
+static int link_add_by(struct mnl_socket *nl, const char *name, const char *kind, const char *peer)
 {
 	char buf[512];
 	struct nlmsghdr *m = rt_link(buf, NLM_F_CREATE | NLM_F_EXCL);
@@ -85,7 +85,12 @@ static int link_add(const char *name, const char *kind, const char *peer)
 		mnl_attr_nest_end(m, data);
 	}
 	mnl_attr_nest_end(m, info);
-	return ft_nl_request(rt, m, NULL, NULL);
+	return ft_nl_request(nl, m, NULL, NULL);
+}
+
+static int link_add(const char *name, const char *kind, const char *peer)
+{
+	return link_add_by(rt, name, kind, peer);
 }
 
 /* Up, and into @bridge (NULL: out of any). */
@@ -96,6 +101,32 @@ static int link_join(const char *name, const char *bridge)
 
 	mnl_attr_put_strz(m, IFLA_IFNAME, name);
 	mnl_attr_put_u32(m, IFLA_MASTER, bridge ? if_nametoindex(bridge) : 0);
+	return ft_nl_request(rt, m, NULL, NULL);
+}
+
+static int link_rename(const char *from, const char *to)
+{
+	char buf[256];
+	struct nlmsghdr *m = rt_link(buf, 0);
+
+	((struct ifinfomsg *)mnl_nlmsg_get_payload(m))->ifi_index = (int)if_nametoindex(from);
+	mnl_attr_put_strz(m, IFLA_IFNAME, to);
+	return ft_nl_request(rt, m, NULL, NULL);
+}
+
+static int bridge_stp(const char *bridge, bool on)
+{
+	char buf[256];
+	struct nlmsghdr *m = rt_link(buf, 0);
+	struct nlattr *info, *data;
+
+	mnl_attr_put_strz(m, IFLA_IFNAME, bridge);
+	info = mnl_attr_nest_start(m, IFLA_LINKINFO);
+	mnl_attr_put_strz(m, IFLA_INFO_KIND, "bridge");
+	data = mnl_attr_nest_start(m, IFLA_INFO_DATA);
+	mnl_attr_put_u32(m, IFLA_BR_STP_STATE, on);
+	mnl_attr_nest_end(m, data);
+	mnl_attr_nest_end(m, info);
 	return ft_nl_request(rt, m, NULL, NULL);
 }
 
@@ -799,6 +830,37 @@ TEST(a_killed_process_leaves_the_guest_mute_on_kernels_before_5_12)
 	killed_process_stays_mute();
 }
 
+/* ft-protect and QEMU are dead, and a new QEMU comes with a new tap of the same name. */
+TEST(what_a_dead_instance_left_mutes_the_next_until_it_is_purged)
+{
+	struct world *w = world_new();
+	static struct seen c;
+	int status;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		protect(w);
+		raise(SIGKILL);
+	}
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		ft_test_skip("this kernel cannot hold a bridge's packets");
+	CHECK_EQ(ft_netbuf_purge_dead("vm1"), -EBUSY);
+	CHECK(ft_test_logged("interface tap0 of earlier is still there"));
+	close(w->tap);
+	w->tap = tap_open("tap0");
+	CHECK_OK(link_join("tap0", "br0"));
+	wait_for_path(w);
+	guest_sends(w, K_IPV4);
+	nothing_is_seen(w);
+	CHECK_OK(ft_netbuf_purge_dead("vm1"));
+	CHECK_OK(ft_netbuf_purge_dead("vm1"));
+	guest_sends(w, K_IPV4);
+	collect_until(w->client, &c, 1, ARRIVAL_MS);
+	CHECK_EQ(c.nr, 1);
+	world_free(w);
+}
+
 /* A guest that sends without pause, until its parent is gone. */
 static pid_t flood(struct world *w)
 {
@@ -981,6 +1043,46 @@ TEST(a_tap_that_leaves_its_bridge_shuts_the_output)
 	CHECK_EQ(w->breaches, 0);               /* said by the seal that failed */
 	CHECK_EQ(fresh_ms(w, 100), -EIO);
 	world_free(w);
+}
+
+static void a_renamed_tap(void)
+{
+	struct world *w = protected_world();
+
+	CHECK_OK(fresh_ms(w, 1900));
+	CHECK_OK(seal(w, 1));
+	if (link_rename("tap0", "other0"))
+		ft_test_skip("this kernel does not rename an interface that is up");
+	for (enum kind k = 0; k < K_LLDP; k++)
+		guest_sends(w, k);
+	nothing_is_seen(w);
+	CHECK_EQ(seal(w, 2), -EIO);
+	CHECK(ft_test_logged("tap0 was renamed") || ft_test_logged("without having been held"));
+	CHECK_OK(link_join("other0", "br0"));
+	guest_sends(w, K_IPV4);
+	nothing_is_seen(w);
+	CHECK_EQ(w->out->ops->setup(w->out), -ENODEV);
+	CHECK(ft_test_logged("ip link set other0 name tap0"));
+	CHECK_OK(link_rename("other0", "tap0"));
+	CHECK_OK(w->out->ops->setup(w->out));
+	CHECK_OK(fresh_ms(w, 1900));
+	w->next_tag = 100;
+	guest_sends(w, K_IPV4);
+	CHECK_OK(seal(w, 3));
+	CHECK_OK(acked(w, 3));
+	client_sees(w, 101, 101);
+	world_free(w);
+}
+
+TEST(a_renamed_tap_does_not_slip_out)
+{
+	a_renamed_tap();
+}
+
+TEST(a_renamed_tap_does_not_slip_out_over_br_netfilter)
+{
+	ft_gate_forbid(&(struct ft_gate_caps){ .bridge_queue = true });
+	a_renamed_tap();
 }
 
 /* Somebody's own rule takes frames away between the tap and the bridge. */
@@ -1189,6 +1291,63 @@ TEST(after_teardown_the_bridge_is_as_it_was)
 	world_free(w);
 }
 
+static bool calls_ip_rules(void)
+{
+	struct ft_rtnl_link br;
+
+	CHECK_OK(ft_rtnl_link(rt, "br0", &br));
+	CHECK_EQ(br.nf_call_ip, br.nf_call_ip6);
+	return br.nf_call_ip;
+}
+
+TEST(br_netfilter_is_put_back_as_it_was_before_the_first_setup)
+{
+	struct world *w;
+
+	ft_gate_forbid(&(struct ft_gate_caps){ .bridge_queue = true });
+	w = protected_world();
+	CHECK(calls_ip_rules());
+	CHECK_OK(w->out->ops->setup(w->out));   /* a breach is over */
+	w->out->ops->free(w->out);              /* and ft-protect restarted */
+	protect(w);
+	CHECK_OK(w->out->ops->teardown(w->out));
+	CHECK(!calls_ip_rules());
+	CHECK_OK(w->out->ops->setup(w->out));
+	w->out->ops->free(w->out);
+	w->out = NULL;
+	CHECK(calls_ip_rules());
+	CHECK_OK(ft_netbuf_purge("vm1"));
+	CHECK(!calls_ip_rules());
+	world_free(w);
+}
+
+TEST(br_netfilter_stays_on_for_the_other_guest_of_the_bridge)
+{
+	struct world *w;
+	struct ft_netbuf *nb;
+	struct ft_output *out;
+	struct ft_netbuf_config cfg;
+	int tap1;
+
+	ft_gate_forbid(&(struct ft_gate_caps){ .bridge_queue = true });
+	w = protected_world();
+	cfg = config(w);
+	cfg.guest = "vm2";
+	cfg.tap[0] = "tap1";
+	tap1 = tap_open("tap1");
+	CHECK_OK(link_join("tap1", "br0"));
+	CHECK_OK(ft_netbuf_new(w->loop, &cfg, &nb));
+	out = ft_netbuf_output(nb);
+	CHECK_OK(out->ops->setup(out));
+	CHECK_OK(w->out->ops->teardown(w->out));
+	CHECK(calls_ip_rules());
+	CHECK_OK(out->ops->teardown(out));
+	CHECK(!calls_ip_rules());
+	out->ops->free(out);
+	close(tap1);
+	world_free(w);
+}
+
 TEST(discarded_output_never_leaves)
 {
 	struct world *w = protected_world();
@@ -1201,6 +1360,9 @@ TEST(discarded_output_never_leaves)
 	CHECK_EQ(fresh_ms(w, 1000), -EIO);
 	guest_sends_every_kind(w);
 	nothing_is_seen(w);
+	/* The instance is destroyed: nothing is left that could mute the next one. */
+	CHECK_OK(w->out->ops->teardown(w->out));
+	CHECK(!ft_netbuf_present("vm1"));
 	world_free(w);
 }
 
@@ -1246,7 +1408,71 @@ TEST(check_names_each_obstacle_and_touches_nothing)
 	CHECK_EQ(n, 2);
 	CHECK(ft_test_logged("interface tap0 is not a port of bridge br0"));
 	CHECK(ft_test_logged("interface tap9: No such device"));
-	CHECK(!ft_gate_any_left());
+	CHECK(!ft_netbuf_present("vm1"));
+	world_free(w);
+}
+
+TEST(a_bridge_with_spanning_tree_is_an_obstacle)
+{
+	struct world *w = world_new();
+	struct ft_netbuf_config cfg = config(w);
+	unsigned n = 0;
+
+	CHECK_OK(bridge_stp("br0", true));
+	CHECK_EQ(ft_netbuf_check(&cfg, note_obstacle, &n), -EOPNOTSUPP);
+	CHECK(ft_test_logged("ip link set br0 type bridge stp_state 0"));
+	if (ft_netbuf_new(w->loop, &cfg, &w->nb))
+		ft_test_skip("this kernel cannot hold a bridge's packets");
+	w->out = ft_netbuf_output(w->nb);
+	CHECK_EQ(w->out->ops->setup(w->out), -EOPNOTSUPP);
+	CHECK_OK(bridge_stp("br0", false));
+	CHECK_OK(w->out->ops->setup(w->out));
+	world_free(w);
+}
+
+/* --- interfaces come and go while they are listed --- */
+
+static _Atomic bool churning;
+static unsigned churn_us;
+
+static void *churn(void *arg)
+{
+	struct mnl_socket **nl = arg;
+	char name[IFNAMSIZ];
+
+	for (unsigned i = 0; churning; i++) {
+		snprintf(name, sizeof(name), "churn%u", i);
+		CHECK_OK(link_add_by(*nl, name, "bridge", NULL));
+		usleep(churn_us);
+	}
+	return NULL;
+}
+
+TEST(a_listing_that_is_interrupted_is_taken_again)
+{
+	struct world *w = world_new();
+	struct mnl_socket *nl;
+	char name[IFNAMSIZ], what[64];
+	uint64_t t0;
+	pthread_t t;
+	int rc = 0;
+
+	CHECK_OK(ft_rtnl_open(&nl));
+	for (unsigned i = 0; i < 60; i++) {
+		snprintf(name, sizeof(name), "more%u", i);
+		CHECK_OK(link_add(name, "bridge", NULL));
+	}
+	t0 = ft_now_ns();
+	CHECK_OK(ft_rtnl_diversion(rt, if_nametoindex("tap0"), what, sizeof(what)));
+	churn_us = (unsigned)(5 * (ft_now_ns() - t0) / 1000);   /* one in five is interrupted, on any machine */
+	churning = true;
+	CHECK_EQ(pthread_create(&t, NULL, churn, &nl), 0);
+	for (unsigned i = 0; i < 150 && !rc; i++)
+		rc = ft_rtnl_diversion(rt, if_nametoindex("tap0"), what, sizeof(what));
+	churning = false;
+	pthread_join(t, NULL);
+	CHECK_OK(rc);
+	mnl_socket_close(nl);
 	world_free(w);
 }
 
