@@ -50,6 +50,21 @@ int ft_netbuf_check(const struct ft_netbuf_config *cfg, void (*obstacle)(void *c
 	return found;
 }
 
+int ft_netbuf_check_bridge(const char *bridge, char *why, size_t size)
+{
+	struct ft_rtnl_link br;
+	struct mnl_socket *nl;
+	int rc = ft_rtnl_open(&nl);
+
+	if (rc) {
+		snprintf(why, size, "interfaces cannot be listed: %s", strerror(-rc));
+		return rc;
+	}
+	rc = ft_rtnl_bridge(nl, bridge, &br, why, size);
+	mnl_socket_close(nl);
+	return rc;
+}
+
 /* --- leftovers --- */
 
 struct ports {

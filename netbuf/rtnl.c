@@ -211,6 +211,21 @@ int ft_rtnl_diversion(struct mnl_socket *nl, uint32_t port, char *what, size_t s
 
 /* --- a port whose output can be held --- */
 
+int ft_rtnl_bridge(struct mnl_socket *nl, const char *name, struct ft_rtnl_link *br, char *why, size_t size)
+{
+	int rc = ft_rtnl_link(nl, name, br);
+
+	if (rc || !br->is_bridge) {
+		snprintf(why, size, "%s is not a bridge of this host", name);
+		return rc ? rc : -ENODEV;
+	}
+	if (!br->stp)
+		return 0;
+	snprintf(why, size, "bridge %s runs spanning tree: a guest that is taken over would be deaf for half a minute; "
+		 "switch it off (ip link set %s type bridge stp_state 0)", name, name);
+	return -EOPNOTSUPP;
+}
+
 int ft_rtnl_port(struct mnl_socket *nl, const char *ifname, const char *bridge, struct ft_rtnl_link *port,
 		 struct ft_rtnl_link *br, char *why, size_t size)
 {
@@ -221,15 +236,12 @@ int ft_rtnl_port(struct mnl_socket *nl, const char *ifname, const char *bridge, 
 		snprintf(why, size, "interface %s: %s", ifname, strerror(-rc));
 		return rc;
 	}
-	rc = ft_rtnl_link(nl, bridge, br);
-	if (rc || !br->is_bridge || port->master != br->ifindex) {
+	rc = ft_rtnl_bridge(nl, bridge, br, why, size);
+	if (rc == -EOPNOTSUPP)
+		return rc;
+	if (rc || port->master != br->ifindex) {
 		snprintf(why, size, "interface %s is not a port of bridge %s", ifname, bridge);
 		return rc ? rc : -ENODEV;
-	}
-	if (br->stp) {
-		snprintf(why, size, "bridge %s runs spanning tree: a guest that is taken over would be deaf for half a minute; "
-			 "switch it off (ip link set %s type bridge stp_state 0)", bridge, bridge);
-		return -EOPNOTSUPP;
 	}
 	rc = ft_rtnl_diversion(nl, port->ifindex, what, sizeof(what));
 	if (rc == -EEXIST)

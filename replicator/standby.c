@@ -28,6 +28,7 @@
 #define CONNS_MAX 4                     /* one session, a successor, and some that never get that far */
 #define LINGER_S 1.0                    /* what was sent last gets out */
 #define IDLE_S 15.0                     /* nothing to keep and nobody here: end */
+#define TAKEN_S 2.0                     /* ... sooner once the guest is ours: what we know of it grows old */
 #define SEND_BOUND (1u << 20)
 #define STAGING_BOUND_MB 128u
 #define PREDECESSOR_S 20                /* a leaving child ends its links and its parked QEMU */
@@ -355,11 +356,32 @@ static void on_replica(struct ev_loop *loop, ev_io *w, int revents)
 	ft_backup_replica_died(sb->backup);
 }
 
+/* The replica's taps are there, down and its own alone: is anything in the way of its being heard after a takeover? */
+static int clear_the_way(struct standby *sb, char *why, size_t size)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < sb->spec.nr_nics && !rc; i++)
+		rc = ft_netbuf_check_bridge(sb->spec.nic[i].bridge, why, size);
+	if (rc)
+		return rc;
+	rc = ft_netbuf_purge_dead(sb->guest);
+	if (rc)
+		snprintf(why, size, "%s cannot remove the rules that keep an earlier instance of %s shut: %s (its log says more)",
+			 ft_conf()->host, sb->guest, strerror(-rc));
+	return rc;
+}
+
 static enum ft_wire_reason op_prepare(void *ctx, struct ft_replica **out, char *why, size_t size)
 {
 	struct standby *sb = ctx;
 	int rc = ft_qemu_replica_prepare(&sb->spec, &sb->theirs, out, why, size);
 
+	if (!rc && clear_the_way(sb, why, size)) {
+		(*out)->ops->destroy(*out);
+		*out = NULL;
+		return FT_REASON_INTERNAL;
+	}
 	if (!rc) {
 		ev_io_stop(sb->loop, &sb->replica_event);
 		ev_io_set(&sb->replica_event, (*out)->watch_fd, EV_READ);
@@ -395,6 +417,8 @@ static void op_took_over(void *ctx, uint64_t generation, uint64_t epoch)
 
 	ev_io_stop(sb->loop, &sb->replica_event);
 	sb->took_over = true;
+	sb->idle.repeat = TAKEN_S;      /* announced by then */
+	ev_timer_again(sb->loop, &sb->idle);
 	ft_info("%s: RUNNING here since epoch %llu, generation %llu", sb->guest, (unsigned long long)epoch,
 		(unsigned long long)generation);
 	if (ft_attach_load(sb->guest, &at)) {

@@ -75,6 +75,8 @@ int ft_netbuf_owner_fd(struct ft_netbuf *nb) FT_MUST_CHECK;
 
 /* One line for each obstacle to holding the taps' output here; touches nothing. 0: none, else -EOPNOTSUPP. */
 int ft_netbuf_check(const struct ft_netbuf_config *cfg, void (*obstacle)(void *ctx, const char *line), void *ctx);
+/* Can a tap on @bridge be heard as soon as it comes up? Else -errno, and the remedy in @why. */
+int ft_netbuf_check_bridge(const char *bridge, char *why, size_t size) FT_MUST_CHECK;
 /* Remove every rule of ours for @guest, also of a dead process. Opens the output: unprotect only. */
 int ft_netbuf_purge(const char *guest) FT_MUST_CHECK;
 /*

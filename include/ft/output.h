@@ -29,7 +29,8 @@ struct ft_output_ops {
 	/* Drop everything held, for ever (the backup has taken over). The output stays closed. */
 	void (*discard)(struct ft_output *o);
 	/*
-	 * Open the output for good and take our rules out. Only after DISARM was acknowledged.
+	 * Open the output for good and take our rules out. Only after DISARM was acknowledged, or, after a discard, when
+	 * the instance that was behind them has been destroyed.
 	 * Never called on a failure path: rules that stay are what keeps a failed primary mute.
 	 */
 	int (*teardown)(struct ft_output *o) FT_MUST_CHECK;

@@ -54,6 +54,49 @@ def a_planned_failover_loses_nothing(lab):
     lab.check_goes_on()
 
 
+def fail_over(lab):
+    """The guest moves to the backup on purpose, and is protected towards where it came from."""
+    lab.primary.run('ft-ctl failover vm1', 60)
+    lab.wait_state('RUNNING', lab.backup, 30)
+    lab.check_goes_on()
+    lab.ft_protect.wait(30)
+    rules = lab.primary.call('nft list tables').stdout
+    check('ft' not in rules, f'rules of the old instance are left on {lab.primary.name}: {rules}')
+    lab.primary, lab.backup = lab.backup, lab.primary
+    lab.ft_protect = lab.w.protect(lab.primary, 'vm1', lab.backup)
+    lab.check_goes_on()
+
+
+@test(limit=240)
+def a_guest_can_go_over_and_come_back(lab):
+    """There and back again, and there once more: the host where it was knows nothing that would mute it."""
+    lab.protected()
+    for _ in range(3):
+        fail_over(lab)
+
+
+STALE = """nft add table bridge ft-vm1
+nft 'add chain bridge ft-vm1 gate { type filter hook prerouting priority -999; }'
+nft add rule bridge ft-vm1 gate iifname 'ft*' drop"""
+
+
+@test(limit=180)
+def rules_that_a_dead_instance_left_do_not_mute_its_successor(lab):
+    """Its ft-protect and guard were killed before they could take them out."""
+    lab.close()
+    w = lab.open()
+    for command in STALE.splitlines():
+        done = lab.backup.call(command)
+        check(not done.returncode, f'{command}: {done.stdout}')
+    lab.protected()
+    began = now()
+    w.power_cut(lab.primary)
+    lab.wait_state('RUNNING', lab.backup, 30)
+    lab.check_goes_on()
+    print(f'# client gap {1000 * lab.incr.verdict(since=began)["gap"]:.0f} ms')
+    lab.close()
+
+
 @test(limit=180)
 def an_unprotected_guest_runs_on_and_is_not_taken_over(lab):
     lab.protected()
