@@ -268,7 +268,7 @@ static bool believe(const char *what, const char *key, bool kvm)
 	if (kvm)
 		ft_info("KVM runs %s; remembered in %s", what, path);
 	else
-		ft_info("KVM did not run %s within %u s: it goes under TCG, until the next boot; remove %s to have KVM tried again",
+		ft_info("KVM does not run %s (it had %u s): it goes under TCG, until the next boot; remove %s to have KVM tried again",
 			what, KVM_TIMEOUT_MS / 1000, path);
 	return kvm;
 }

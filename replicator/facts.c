@@ -10,6 +10,7 @@
 #include <xxhash.h>
 
 #define DIGEST_TEXT 33
+#define VENDOR_TEXT 32
 
 /* A digest of a file's bytes: tells apart what should be equal, proves nothing against an attacker. */
 static int digest_file(const char *path, char text[DIGEST_TEXT])
@@ -46,9 +47,24 @@ static int digest_or_complain(const char *path, char text[DIGEST_TEXT])
 	return rc;
 }
 
+/* Under KVM a guest sees the maker of the host's processor, whatever its model, and chooses instructions by it. */
+static void cpu_vendor(char vendor[VENDOR_TEXT])
+{
+	struct ft_blob text;
+	const char *line;
+
+	strcpy(vendor, "unknown");
+	if (ft_read_file("/proc/cpuinfo", 8 << 20, &text))
+		return;
+	line = strstr((const char *)text.data, "vendor_id");
+	if (!line || sscanf(line, "vendor_id : %31s", vendor) != 1)
+		strcpy(vendor, "unknown");
+	ft_blob_free(&text);
+}
+
 int ft_facts_format(const struct ft_spec *spec, const struct ft_attach *at, char *buf, size_t size)
 {
-	char kernel[DIGEST_TEXT], initrd[DIGEST_TEXT];
+	char kernel[DIGEST_TEXT], initrd[DIGEST_TEXT], vendor[VENDOR_TEXT];
 	int rc, len;
 
 	rc = digest_or_complain(spec->kernel, kernel);
@@ -56,9 +72,10 @@ int ft_facts_format(const struct ft_spec *spec, const struct ft_attach *at, char
 		rc = digest_or_complain(spec->initrd, initrd);
 	if (rc)
 		return rc;
-	len = snprintf(buf, size, "accel=%s\nmachine=%s\nqemu=%s\nmemory=%llu\nkernel=%s\ninitrd=%s\n",
+	cpu_vendor(vendor);
+	len = snprintf(buf, size, "accel=%s\nmachine=%s\nqemu=%s\nmemory=%llu\nkernel=%s\ninitrd=%s\ncpu_vendor=%s\n",
 		       at->accel == FT_ACCEL_KVM ? "kvm" : "tcg", at->machine, at->qemu_version,
-		       (unsigned long long)at->memory, kernel, initrd);
+		       (unsigned long long)at->memory, kernel, initrd, vendor);
 	return len < (int)size ? 0 : -ENAMETOOLONG;
 }
 
@@ -94,6 +111,22 @@ static int same_file(const char *facts, const char *key, const char *path, char 
 	return -ENOEXEC;
 }
 
+static int same_vendor(const char *facts, const struct ft_attach *theirs, char *why, size_t size)
+{
+	char there[VENDOR_TEXT], here[VENDOR_TEXT];
+
+	if (theirs->accel != FT_ACCEL_KVM)
+		return 0;
+	if (!fact(facts, "cpu_vendor", there, sizeof(there)))
+		return -EPROTO;
+	cpu_vendor(here);
+	if (!strcmp(here, there))
+		return 0;
+	snprintf(why, size, "the guest runs under KVM on a processor of %s, the backup has one of %s: set accel = tcg in both guest "
+		 "files, or use hosts of one maker", there, here);
+	return -ENOEXEC;
+}
+
 int ft_facts_check(const char *facts, const struct ft_spec *mine, struct ft_attach *theirs, char *why, size_t size)
 {
 	char accel[8], memory[24], *end;
@@ -109,6 +142,8 @@ int ft_facts_check(const char *facts, const struct ft_spec *mine, struct ft_atta
 	theirs->memory = strtoull(memory, &end, 10);
 	if (*end || strcmp(accel, theirs->accel == FT_ACCEL_KVM ? "kvm" : "tcg"))
 		return -EPROTO;
-	rc = same_file(facts, "kernel", mine->kernel, why, size);
+	rc = same_vendor(facts, theirs, why, size);
+	if (!rc)
+		rc = same_file(facts, "kernel", mine->kernel, why, size);
 	return rc ? rc : same_file(facts, "initrd", mine->initrd, why, size);
 }

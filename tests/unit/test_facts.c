@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/* test_facts.c - what a backup is told of a guest that runs elsewhere, and what it refuses to go on with. */
+#include "replicator/facts.h"
+#include "tests/test.h"
+
+static char facts[FT_FACTS_MAX], why[256];
+static struct ft_spec spec;
+
+static void make_facts(enum ft_accel accel)
+{
+	struct ft_attach at = { .accel = accel, .machine = "pc-i440fx-7.2", .qemu_version = "7.2.22", .memory = 64 << 20 };
+
+	snprintf(spec.kernel, sizeof(spec.kernel), "%s/vmlinuz", ft_test_dir());
+	CHECK_OK(ft_write_file(spec.kernel, "kernel", 6, 0600));
+	CHECK_OK(ft_facts_format(&spec, &at, facts, sizeof(facts)));
+}
+
+/* Change what is told under @key to something of the same length. */
+static void lie_about(const char *key)
+{
+	char *p = strstr(facts, key);
+
+	CHECK(p);
+	p[strlen(key) + 1] ^= 1;
+}
+
+static int check(void)
+{
+	struct ft_attach theirs;
+	int rc = ft_facts_check(facts, &spec, &theirs, why, sizeof(why));
+
+	if (!rc)
+		CHECK_STR(theirs.machine, "pc-i440fx-7.2");
+	return rc;
+}
+
+TEST(what_is_the_same_is_accepted)
+{
+	make_facts(FT_ACCEL_TCG);
+	CHECK_OK(check());
+	make_facts(FT_ACCEL_KVM);
+	CHECK_OK(check());
+	strcat(facts, "moon=full\n");
+	CHECK_OK(check());
+}
+
+TEST(another_kernel_is_refused_by_name)
+{
+	make_facts(FT_ACCEL_TCG);
+	CHECK_OK(ft_write_file(spec.kernel, "Kernel", 6, 0600));
+	CHECK_EQ(check(), -ENOEXEC);
+	CHECK(strstr(why, "kernel differs"));
+}
+
+/* Only KVM shows the guest which processor the host has. */
+TEST(under_kvm_another_maker_s_processor_is_refused)
+{
+	make_facts(FT_ACCEL_TCG);
+	lie_about("cpu_vendor");
+	CHECK_OK(check());
+	make_facts(FT_ACCEL_KVM);
+	lie_about("cpu_vendor");
+	CHECK_EQ(check(), -ENOEXEC);
+	CHECK(strstr(why, "processor of"));
+	*strstr(facts, "cpu_vendor") = 'x';
+	CHECK_EQ(check(), -EPROTO);
+}
