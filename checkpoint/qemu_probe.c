@@ -176,7 +176,7 @@ int ft_qemu_knows_machine(const char *machine)
  * firmware must give up, and where the guest brings a kernel, that one must say something. Each with the default CPU.
  */
 #define KVM_ARGS ft_conf()->qemu, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-accel", "kvm", \
-	"-cpu", FT_QEMU_KVM_CPU ",enforce"
+	"-cpu", (FT_QEMU_KVM_CPU ",enforce")
 
 static bool runs_firmware(struct output *o)
 {
