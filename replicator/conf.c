@@ -127,14 +127,21 @@ static int parse_guests(const struct ft_ini_at *at, const char *key, const char 
 
 static const char *const trackers[] = { "auto", "uffd-wp-async", "soft-dirty", "compare", NULL };
 
-static int parse_tracker(const struct ft_ini_at *at, const char *key, const char *value, void *member)
+int ft_conf_set_tracker(struct ft_policy *policy, const char *name)
 {
 	for (unsigned i = 0; trackers[i]; i++) {
-		if (!strcmp(trackers[i], value)) {
-			strcpy(member, value);
+		if (!strcmp(trackers[i], name)) {
+			strcpy(policy->tracker, name);
 			return 0;
 		}
 	}
+	return -EINVAL;
+}
+
+static int parse_tracker(const struct ft_ini_at *at, const char *key, const char *value, void *member)
+{
+	if (!ft_conf_set_tracker(member, value))
+		return 0;
 	return ft_ini_error(at, "'%s' must be one of auto, uffd-wp-async, soft-dirty, compare, not '%s'", key, value);
 }
 
@@ -174,7 +181,7 @@ static const struct ft_ini_key policy_keys[] = {
 	UINT_KEY("interval-fixed-ms", struct ft_policy, interval_fixed_ms, 0, 10000),
 	UINT_KEY("dirty-max-mb", struct ft_policy, dirty_max_mb, 1, 65536),
 	UINT_KEY("pause-budget-percent", struct ft_policy, pause_budget_percent, 1, 90),
-	UINT_KEY("in-flight-max", struct ft_policy, in_flight_max, 1, 64),
+	UINT_KEY("in-flight-max", struct ft_policy, in_flight_max, 1, 15),
 	{ .key = "on-peer-loss", .type = FT_INI_WORD, .offset = offsetof(struct ft_policy, on_peer_loss), .words = loss_words },
 	{ .key = "shadow", .type = FT_INI_BOOL, .offset = offsetof(struct ft_policy, shadow) },
 	UINT_KEY("staging-mb", struct ft_policy, staging_mb, 16, 65536),
@@ -183,7 +190,7 @@ static const struct ft_ini_key policy_keys[] = {
 	UINT_KEY("heartbeat-ms", struct ft_policy, heartbeat_ms, 5, 5000),
 	UINT_KEY("grace-ms", struct ft_policy, grace_ms, 1000, 3600000),
 	TEXT_KEY("hook", FT_INI_PATH, struct ft_policy, hook),
-	FUNC_KEY("tracker", struct ft_policy, tracker, parse_tracker),
+	{ .key = "tracker", .type = FT_INI_FUNC, .parse = parse_tracker },
 	{ 0 }
 };
 
@@ -309,6 +316,16 @@ void ft_conf_set(const struct ft_conf *c)
 {
 	process_conf = *c;
 	process_conf_set = true;
+}
+
+void ft_conf_reload(void)
+{
+	static struct ft_conf now;
+	char path[FT_PATH_MAX];
+
+	memcpy(path, ft_conf()->path, sizeof(path));
+	if (!ft_conf_load(access(path, R_OK) ? NULL : path, &now))     /* the default one may be missing */
+		ft_conf_set(&now);
 }
 
 const struct ft_conf *ft_conf(void)

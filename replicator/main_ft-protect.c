@@ -132,8 +132,10 @@ int main(int argc, char **argv)
 		policy.on_peer_loss = o.go_on ? FT_LOSS_CONTINUE : FT_LOSS_FREEZE;
 	if (o.interval_ms)
 		policy.interval_fixed_ms = o.interval_ms;
-	if (o.tracker)
-		snprintf(policy.tracker, sizeof(policy.tracker), "%s", o.tracker);
+	if (o.tracker && ft_conf_set_tracker(&policy, o.tracker)) {
+		fprintf(stderr, "ft-protect: --tracker takes auto, uffd-wp-async, soft-dirty or compare, not '%s'\n", o.tracker);
+		return EXIT_USAGE_ERROR;
+	}
 	if (o.check)
 		return check(argv[optind], argv[optind + 1]);
 	return protect(argv[optind], argv[optind + 1], &policy);

@@ -7,6 +7,7 @@
 #include "fdpass.h"
 #include "ft/conf.h"
 #include "ft/link.h"
+#include "refuse.h"
 #include "standby.h"
 
 #include <ev.h>
@@ -55,16 +56,17 @@ struct daemon {
 
 /* --- children --- */
 
-static int door_address(const char *guest, struct sockaddr_un *sa)
+/* @child: the guest whose child it is; NULL: the one that answers for all guests that are unknown here. */
+static int door_address(const char *child, struct sockaddr_un *sa)
 {
 	*sa = (struct sockaddr_un){ .sun_family = AF_UNIX };
-	return ft_standby_door(guest, sa->sun_path, sizeof(sa->sun_path));
+	return child ? ft_standby_door(child, sa->sun_path, sizeof(sa->sun_path)) : ft_refuse_door(sa->sun_path, sizeof(sa->sun_path));
 }
 
-static int pass_to_child(const char *guest, int fd)
+static int pass_to_child(const char *child, const char *guest, int fd)
 {
 	struct sockaddr_un sa;
-	int sock, rc = door_address(guest, &sa);
+	int sock, rc = door_address(child, &sa);
 
 	if (rc)
 		return rc;
@@ -74,21 +76,22 @@ static int pass_to_child(const char *guest, int fd)
 	if (connect(sock, (struct sockaddr *)&sa, sizeof(sa)) < 0)
 		rc = -errno;
 	else
-		rc = ft_fd_send(sock, fd);
+		rc = ft_fd_send(sock, fd, guest);
 	close(sock);
 	return rc;
 }
 
-static int open_door(const char *guest)
+static int open_door(const char *child)
 {
-	char dir[FT_PATH_MAX];
+	char dir[sizeof(((struct sockaddr_un *)0)->sun_path)];
 	struct sockaddr_un sa;
-	int fd, rc = ft_run_path(dir, sizeof(dir), guest, "");
+	int fd, rc = door_address(child, &sa);
 
-	if (!rc)
-		rc = ft_mkdir_p(dir, 0755);
-	if (!rc)
-		rc = door_address(guest, &sa);
+	if (rc)
+		return rc;
+	strcpy(dir, sa.sun_path);
+	*strrchr(dir, '/') = 0;
+	rc = ft_mkdir_p(dir, 0755);
 	if (rc)
 		return rc;
 	unlink(sa.sun_path);
@@ -103,57 +106,93 @@ static int open_door(const char *guest)
 	return fd;
 }
 
-static void exec_child(struct daemon *d, const char *guest, int door, int tcp)
+static void exec_child(struct daemon *d, const char *child, int door, int tcp)
 {
-	char name[FT_NAME_MAX + 1];
-	char self[] = "ftd", opt_guest[] = "--guest", opt_config[] = "--config";
-	char *argv[] = { self, opt_guest, name, d->config ? opt_config : NULL, (char *)d->config, NULL };
+	char option[FT_NAME_MAX + 16];
+	char self[] = "ftd", opt_config[] = "--config";
+	char *argv[] = { self, option, d->config ? opt_config : NULL, (char *)d->config, NULL };
 	int high_door, high_tcp;
 
-	snprintf(name, sizeof(name), "%s", guest);
+	snprintf(option, sizeof(option), child ? "--guest=%s" : "--unknown", child);
 	setsid();
 	if (fork())                     /* a child of nobody: our end is not its end */
 		_exit(0);
 	high_door = fcntl(door, F_DUPFD, 10);
-	high_tcp = fcntl(tcp, F_DUPFD, 10);
-	if (high_door < 0 || high_tcp < 0 || dup2(high_door, CHILD_DOOR_FD) < 0 || dup2(high_tcp, CHILD_TCP_FD) < 0)
+	high_tcp = tcp < 0 ? -1 : fcntl(tcp, F_DUPFD, 10);
+	if (high_door < 0 || dup2(high_door, CHILD_DOOR_FD) < 0)
+		_exit(127);
+	if (tcp >= 0 && (high_tcp < 0 || dup2(high_tcp, CHILD_TCP_FD) < 0))
 		_exit(127);
 	close(high_door);
-	close(high_tcp);
+	if (high_tcp >= 0)
+		close(high_tcp);
 	execv("/proc/self/exe", argv);
 	_exit(127);
 }
 
-static int start_child(struct daemon *d, const char *guest, int tcp)
+static int start_child(struct daemon *d, const char *child, int tcp)
 {
-	int door = open_door(guest);
+	const char *who = child ? child : "unknown guests";
+	int door = open_door(child);
 	pid_t pid;
 
 	if (door < 0) {
-		ft_err("%s: no door for its child: %s", guest, strerror(-door));
+		ft_err("%s: no door for its child: %s", who, strerror(-door));
 		return door;
 	}
 	pid = fork();
 	if (pid == 0)
-		exec_child(d, guest, door, tcp);
+		exec_child(d, child, door, tcp);
 	close(door);
 	if (pid < 0) {
-		ft_err("%s: no child: %s", guest, strerror(errno));
+		ft_err("%s: no child: %s", who, strerror(errno));
 		return -errno;
 	}
 	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
 		;
-	ft_info("%s: started its child", guest);
+	ft_info("%s: started its child", who);
 	return 0;
+}
+
+static bool there_is(const char *dir, const char *guest, const char *suffix)
+{
+	char path[FT_PATH_MAX + FT_NAME_MAX + 16];
+
+	snprintf(path, sizeof(path), "%s/%s%s", dir, guest, suffix);
+	return access(path, F_OK) == 0;
+}
+
+/* Anybody can connect and say a name. Only names that this host's administrator or a session wrote down are worth a child. */
+static bool known(const char *guest)
+{
+	return there_is(ft_conf()->guests_dir, guest, ".conf") || there_is(ft_conf()->state_dir, guest, ".record");
+}
+
+static bool has_gone(int rc)
+{
+	return rc == -ECONNREFUSED || rc == -ENOENT || rc == -EPIPE || rc == -ECONNRESET;      /* or is just leaving */
+}
+
+/* All of them go to one process, which has the first in its door's queue before it runs. */
+static int deliver_unknown(struct daemon *d, const char *guest, int fd)
+{
+	int rc = pass_to_child(NULL, guest, fd);
+
+	if (!has_gone(rc))
+		return rc;
+	rc = start_child(d, NULL, -1);
+	return rc ? rc : pass_to_child(NULL, guest, fd);
 }
 
 static void deliver(struct daemon *d, const char *guest, int fd)
 {
-	int rc = pass_to_child(guest, fd);
+	int rc = pass_to_child(guest, guest, fd);
 
-	if (rc == -ECONNREFUSED || rc == -ENOENT || rc == -EPIPE || rc == -ECONNRESET)   /* gone, or just leaving */
-		ft_ignore(start_child(d, guest, fd));   /* logged there; the primary tries again */
-	else if (rc)
+	if (has_gone(rc) && known(guest))
+		rc = start_child(d, guest, fd); /* logged there; the primary tries again */
+	else if (has_gone(rc))
+		rc = deliver_unknown(d, guest, fd);
+	if (rc)
 		ft_warn("%s: its child does not answer: %s", guest, strerror(-rc));
 	close(fd);
 }
@@ -283,13 +322,14 @@ int main(int argc, char **argv)
 {
 	static const struct option longs[] = {
 		{ "config", required_argument, NULL, 'C' }, { "check", no_argument, NULL, 'n' },
-		{ "guest", required_argument, NULL, 'g' }, { "help", no_argument, NULL, 'h' },
+		{ "guest", required_argument, NULL, 'g' }, { "unknown", no_argument, NULL, 'u' },
+		{ "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' }, { 0 },
 	};
 	static struct ft_conf conf;
 	const char *config = NULL, *guest = NULL;
 	struct ft_tls_files tls;
-	bool check = false;
+	bool check = false, unknown = false;
 	int c;
 
 	ft_log_init("ftd");
@@ -299,6 +339,7 @@ int main(int argc, char **argv)
 		case 'C': config = optarg; break;
 		case 'n': check = true; break;
 		case 'g': guest = optarg; break;        /* internal: started by ourselves with the sockets of exec_child */
+		case 'u': unknown = true; break;        /* the same */
 		case 'h': fputs(usage, stdout); return 0;
 		case 'V': puts("ftd " FT_VERSION); return 0;
 		default: return 2;
@@ -311,6 +352,8 @@ int main(int argc, char **argv)
 	if (ft_conf_load(config, &conf))
 		return 2;
 	ft_conf_set(&conf);
+	if (unknown)
+		return ft_refuse_run(CHILD_DOOR_FD);
 	if (guest)
 		return ft_standby_run(guest, CHILD_DOOR_FD, CHILD_TCP_FD);
 	tls = (struct ft_tls_files){ conf.tls_ca, conf.tls_cert, conf.tls_key };

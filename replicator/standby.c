@@ -15,6 +15,7 @@
 #include "ft/link.h"
 #include "ft/netbuf.h"
 #include "hook.h"
+#include "refuse.h"
 
 #include <ev.h>
 #include <fcntl.h>
@@ -25,12 +26,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define CONNS_MAX 4                     /* one session, a successor, and some that never get that far */
+#define CONNS_MAX 16                    /* one session, a successor, and many that never get that far */
 #define LINGER_S 1.0                    /* what was sent last gets out */
 #define IDLE_S 15.0                     /* nothing to keep and nobody here: end */
 #define TAKEN_S 2.0                     /* ... sooner once the guest is ours: what we know of it grows old */
 #define SEND_BOUND (1u << 20)
-#define STAGING_BOUND_MB 128u
 #define PREDECESSOR_S 20                /* a leaving child ends its links and its parked QEMU */
 
 struct standby;
@@ -38,7 +38,8 @@ struct standby;
 struct conn {
 	struct standby *sb;
 	struct ft_link *link;           /* NULL: free slot */
-	bool closing;                   /* no callback matters any more; freed when the linger is over */
+	bool closing;                   /* no callback matters any more; freed when the linger is over, or the slot needed */
+	uint64_t since_ns;
 	ev_timer linger;
 };
 
@@ -88,13 +89,7 @@ static void conn_close(struct conn *c)
 
 static void conn_refuse(struct conn *c, enum ft_wire_reason reason, const char *why)
 {
-	struct ft_wire_welcome w = { .reason = reason };
-	uint8_t body[FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX];
-	size_t len = ft_wire_pack_welcome(&w, body), text = strnlen(why, FT_WIRE_TEXT_MAX);
-
-	memcpy(body + len, why, text);
-	ft_warn("%s: %s", c->sb->guest, why);
-	ft_ignore(ft_link_send(c->link, FT_LANE_BULK_NOWAIT, FT_REC_WELCOME, body, len + text)); /* it closes either way */
+	ft_refuse(c->link, c->sb->guest, reason, why);
 	conn_close(c);
 }
 
@@ -102,14 +97,14 @@ static void conn_up(void *ctx, const char *peer)
 {
 	struct conn *c = ctx;
 	struct standby *sb = c->sb;
-	char why[256];
+	enum ft_wire_reason reason;
+	char why[512];
 
 	if (c->closing)
 		return;
-	if (!ft_name_ok(peer) || !ft_conf_permits(ft_conf(), peer, sb->guest)) {
-		snprintf(why, sizeof(why), "%s may not replicate %s to %s: add it to 'guests' of [peer %s] there", peer,
-			 sb->guest, ft_conf()->host, peer);
-		conn_refuse(c, FT_REASON_NOT_PERMITTED, why);
+	reason = ft_refuse_stranger(sb->guest, peer, why, sizeof(why));
+	if (reason != FT_REASON_OK) {
+		conn_refuse(c, reason, why);
 		return;
 	}
 	if (!ft_backup_may_link(sb->backup, peer)) {
@@ -144,15 +139,29 @@ static void conn_down(void *ctx, int rc, const char *why)
 	conn_close(c);
 }
 
-/* A child lives long: permissions, certificates and paths are those of now, not of when it was born. */
-static void reload_conf(void)
+/*
+ * A free slot, or the one that has been there longest of those that carry no session: a port that anybody can connect
+ * to must not be filled by those who say nothing. NULL cannot be: only one is the session's.
+ */
+static struct conn *make_slot(struct standby *sb)
 {
-	static struct ft_conf now;
-	char path[FT_PATH_MAX];
+	struct conn *oldest = NULL;
 
-	snprintf(path, sizeof(path), "%s", ft_conf()->path);
-	if (!ft_conf_load(access(path, R_OK) ? NULL : path, &now))     /* the default one may be missing */
-		ft_conf_set(&now);      /* else what was valid stays; the log says what is wrong */
+	for (unsigned i = 0; i < CONNS_MAX; i++) {
+		struct conn *c = &sb->conn[i];
+
+		if (!c->link)
+			return c;
+		if (c == sb->current)
+			continue;
+		if (!oldest || c->closing > oldest->closing ||
+		    (c->closing == oldest->closing && c->since_ns < oldest->since_ns))
+			oldest = c;
+	}
+	if (!oldest->closing)
+		ft_warn("%s: too many connections at once; the one that has said nothing for longest was closed", sb->guest);
+	conn_free(oldest);
+	return oldest;
 }
 
 static void serve(struct standby *sb, int fd)
@@ -163,18 +172,10 @@ static void serve(struct standby *sb, int fd)
 		.guest = sb->guest, .connect_timeout_ms = 5000, .send_bound = SEND_BOUND,
 		.on_up = conn_up, .on_record = conn_record, .on_down = conn_down,
 	};
-	struct conn *c = NULL;
+	struct conn *c = make_slot(sb);
 
-	reload_conf();
-	for (unsigned i = 0; i < CONNS_MAX && !c; i++)
-		if (!sb->conn[i].link)
-			c = &sb->conn[i];
-	if (!c) {
-		ft_warn("%s: too many connections at once; one was turned away", sb->guest);
-		close(fd);
-		return;
-	}
-	*c = (struct conn){ .sb = sb };
+	ft_conf_reload();       /* a child lives long: permissions and paths are those of now, not of when it was born */
+	*c = (struct conn){ .sb = sb, .since_ns = ft_now_ns() };
 	ev_timer_init(&c->linger, on_linger, 0.0, 0.0);
 	c->linger.data = c;
 	cfg.ctx = c;
@@ -185,17 +186,10 @@ static void serve(struct standby *sb, int fd)
 static void on_door(struct ev_loop *loop, ev_io *w, int revents)
 {
 	struct standby *sb = w->data;
-	int door = accept4(sb->door, NULL, NULL, SOCK_CLOEXEC);
-	struct timeval limit = { .tv_sec = 1 };
-	int fd;
+	char guest[FT_NAME_MAX + 1];
+	int fd = ft_fd_accept(sb->door, guest);
 
 	(void)loop, (void)revents;
-	if (door < 0)
-		return;
-	/* ftd sends at once; the bound is for a stranger with our rights. */
-	setsockopt(door, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-	fd = ft_fd_receive(door);
-	close(door);
 	if (fd >= 0)
 		serve(sb, fd);
 }
@@ -314,11 +308,8 @@ static enum ft_wire_reason op_admit(void *ctx, const struct ft_wire_hello *h, co
 	struct ft_spec theirs;
 	int rc = ft_spec_load(sb->guest, &sb->spec);
 
-	if (rc) {
-		snprintf(why, size, "%s/%s.conf on %s %s", ft_conf()->guests_dir, sb->guest, ft_conf()->host,
-			 rc == -ENOENT ? "does not exist: copy it from the primary" : "cannot be used: see the log there");
-		return FT_REASON_UNKNOWN_GUEST;
-	}
+	if (rc)
+		return ft_refuse_guest(sb->guest, rc, why, size);
 	rc = ft_spec_parse(spec, strlen(spec), "the primary's guest file", &theirs);
 	if (rc || strcmp(theirs.name, sb->guest)) {
 		snprintf(why, size, "the guest's description is not valid");
@@ -450,12 +441,13 @@ static const struct ft_backup_ops backup_ops = {
 
 static json_t *status_json(struct standby *sb)
 {
+	const char *accel = !sb->theirs.memory ? NULL : sb->theirs.accel == FT_ACCEL_KVM ? "kvm" : "tcg";
 	struct ft_backup_status s;
 
 	ft_backup_get_status(sb->backup, &s);
-	return json_pack("{s:b, s:s, s:s, s:s, s:I, s:s, s:s, s:I, s:I, s:I, s:b, s:b, s:I}",
+	return json_pack("{s:b, s:s, s:s, s:s, s:I, s:s, s:s, s:s?, s:I, s:I, s:I, s:b, s:b, s:I}",
 			 "ok", 1, "guest", sb->guest, "role", "backup", "state", ft_backup_state_name(s.state),
-			 "generation", (json_int_t)s.generation, "peer", s.peer, "backend", "qemu",
+			 "generation", (json_int_t)s.generation, "peer", s.peer, "backend", "qemu", "accel", accel,
 			 "epoch", (json_int_t)s.epoch, "acked_epoch", (json_int_t)s.epoch,
 			 "applied_epoch", (json_int_t)s.applied_epoch, "linked", s.linked, "drilling", s.drilling,
 			 "staging_bytes", (json_int_t)s.staging_bytes);
@@ -538,7 +530,8 @@ static int make_parts(struct standby *sb)
 	const struct ft_control_ops control_ops = { .request = on_request, .ctx = sb };
 	uint32_t silence_ms = ft_conf()->policy.silence_ms;
 	struct ft_backup_config cfg = {
-		.guest = sb->guest, .state_dir = ft_conf()->state_dir, .staging_bound = (size_t)STAGING_BOUND_MB << 20,
+		.guest = sb->guest, .state_dir = ft_conf()->state_dir,
+		.staging_bound = (size_t)ft_conf()->policy.staging_mb << 20,
 		.silence_ms = silence_ms, .tick_ns = silence_ms * FT_MS_NS / 30, .ops = &backup_ops, .ctx = sb,
 	};
 	char path[FT_PATH_MAX];

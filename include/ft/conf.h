@@ -20,7 +20,7 @@ enum ft_on_peer_loss { FT_LOSS_FREEZE, FT_LOSS_CONTINUE };
 struct ft_peer {
 	char name[FT_NAME_MAX + 1];             /* certificate name */
 	char address[256];                      /* host or IP; empty: the name is resolved */
-	char heartbeat[4][64];                  /* further addresses for heartbeats */
+	char heartbeat[3][64];                  /* further IP addresses for heartbeats: four paths with the link's own */
 	unsigned nr_heartbeat;
 	char guests[1024];                      /* space-separated names it may replicate to this host, or "*" */
 };
@@ -30,7 +30,7 @@ struct ft_policy {
 	unsigned interval_fixed_ms;     /* 0: adaptive; else Remus's fixed interval, output does not trigger */
 	unsigned dirty_max_mb;          /* 32: start a checkpoint at this much dirty memory (estimated) */
 	unsigned pause_budget_percent;  /* 30: share of time that busy vCPUs may stand still */
-	unsigned in_flight_max;         /* 4: sealed epochs not acknowledged */
+	unsigned in_flight_max;         /* 4: sealed epochs not acknowledged; at most 15 */
 	enum ft_on_peer_loss on_peer_loss; /* freeze */
 	bool shadow;                    /* true: keep the last sent version of RAM for deltas */
 	unsigned staging_mb;            /* 128 */
@@ -64,8 +64,12 @@ struct ft_conf {
  * Defaults, then @path (NULL: /etc/ft/ft.conf, which may be missing). Errors name file and line; -EINVAL.
  */
 int ft_conf_load(const char *path, struct ft_conf *out) FT_MUST_CHECK;
+/* -EINVAL: there is no tracker of that name. */
+int ft_conf_set_tracker(struct ft_policy *policy, const char *name) FT_MUST_CHECK;
 /* The process-wide configuration, set once by main after ft_conf_load; modules read directories from it. */
 void ft_conf_set(const struct ft_conf *c);      /* copies */
+/* Read the same file again; when it is not valid any more, what was valid stays and the log says what is wrong. */
+void ft_conf_reload(void);
 const struct ft_conf *ft_conf(void);            /* never NULL: defaults before ft_conf_set */
 const struct ft_peer *ft_conf_peer(const struct ft_conf *c, const char *name);  /* NULL: no section */
 bool ft_conf_permits(const struct ft_conf *c, const char *peer, const char *guest);

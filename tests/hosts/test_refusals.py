@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 
 from lab import Lab, check, main, test
 from world import read_file, wait_for
@@ -195,6 +196,7 @@ TABLE = {
     'an_unknown_guest': (as_it_is, 'ft-protect nobody beta', OBSTACLE, ['nobody']),
     'a_guest_that_does_not_run': (as_it_is, 'ft-protect vm2 beta', OBSTACLE, ['vm2', 'ft-guest start']),
     'no_arguments': (as_it_is, 'ft-protect', USAGE, ['usage']),
+    'a_tracker_that_is_none': (as_it_is, 'ft-protect --tracker magic vm1 beta', USAGE, ['--tracker', 'magic', 'soft-dirty']),
     'an_unknown_host': (as_it_is, 'ft-protect vm1 gamma', REFUSED, ['gamma']),
     'a_backup_where_nobody_listens': (no_ftd, 'ft-protect vm1 beta', REFUSED, ['beta']),
     'a_key_that_all_can_read': (readable_key, 'ft-protect vm1 beta', OBSTACLE, ['/etc/ft/tls/key.pem']),
@@ -284,6 +286,56 @@ def a_primary_of_another_protocol_version_is_refused(lab):
     check_untouched(lab)
 
 
+STRANGERS = """
+import socket, sys, time
+kept = []
+for n in range(int(sys.argv[1])):
+    name = (sys.argv[2] % n if '%' in sys.argv[2] else sys.argv[2]).encode()
+    kept.append(socket.create_connection(("beta", 7800)))
+    kept[-1].send(b"FTr1" + bytes([len(name)]) + name)
+print("said", flush=True)
+time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def strangers(lab, count, name):
+    """Connections that say a guest's name and then nothing."""
+    them = lab.primary.spawn(['python3', '-c', STRANGERS, str(count), name], name='strangers')
+    wait_for('the strangers', lambda: them.logged('said'), 20)
+    try:
+        yield
+    finally:
+        them.kill(signal.SIGKILL)
+        them.wait(10)
+
+
+@test(limit=120)
+def names_of_strangers_start_no_children(lab):
+    lab.running()
+    before = lab.backup.run('ls /run/ft/guests 2>/dev/null || true')
+    with strangers(lab, 40, 'nobody%d'):
+        wait_for('somebody to answer', lambda: len(lab.backup.pids('ftd')) > 1, 20)
+        time.sleep(1)
+        check(len(lab.backup.pids('ftd --')) <= 2, f'{len(lab.backup.pids("ftd --"))} children for guests that are unknown')
+        check(lab.backup.run('ls /run/ft/guests 2>/dev/null || true') == before, 'they left directories')
+    with no_guest_file(lab):        # and a peer that is one of ours is told, if need be among them
+        lab.backup.run('rm -f /var/lib/ft/vm1.record')
+        with strangers(lab, 20, 'nobody%d'):
+            done = lab.primary.call('ft-protect vm1 beta', 60)
+    check(done.returncode == REFUSED and 'copy it' in done.stdout, f'status {done.returncode}: {done.stdout}')
+
+
+@test(limit=120)
+def silent_connections_do_not_lock_the_primary_out(lab):
+    lab.running()
+    with strangers(lab, 40, 'vm1'):
+        lab.protected()
+        lab.check_goes_on()
+    lab.primary.run('ft-ctl unprotect vm1', 60)
+    lab.ft_protect.wait(30)
+
+
 @test(limit=120)
 def a_child_waits_until_the_one_before_it_has_ended(lab):
     """The lock stands for a child that has closed its door and still ends its links and its QEMU."""
@@ -306,7 +358,22 @@ def the_same_guest_is_not_protected_twice(lab):
     lab.protected()
     done = lab.primary.call('ft-protect vm1 beta', 30)
     check(done.returncode == OBSTACLE and 'vm1' in done.stdout, f'status {done.returncode}: {done.stdout}')
+    done = lab.primary.call('ft-protect --check vm1 beta', 30)
+    check(done.returncode == OBSTACLE and 'protected already' in done.stdout, f'status {done.returncode}: {done.stdout}')
     lab.wait_state('PROTECTED')
+    lab.check_goes_on()
+
+
+@test(limit=120)
+def a_replica_that_may_be_started_elsewhere_forbids_another_peer(lab):
+    """Of two backups neither knows what the other may start."""
+    lab.protected()
+    lab.ft_protect.kill(signal.SIGKILL)
+    lab.ft_protect.wait(10)
+    for command in ('ft-protect vm1 gamma', 'ft-protect --check vm1 gamma'):
+        done = lab.primary.call(command, 30)
+        check(done.returncode == OBSTACLE and 'beta may still start' in done.stdout, f'{command}: {done.returncode}: {done.stdout}')
+    lab.ft_protect = lab.w.protect(lab.primary, 'vm1', lab.backup)
     lab.check_goes_on()
 
 
