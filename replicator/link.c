@@ -252,6 +252,17 @@ int ft_link_export(struct ft_link *l, uint8_t key[32])
 	return rc;
 }
 
+int ft_link_address(struct ft_link *l, struct sockaddr_storage *out)
+{
+	bool up;
+
+	pthread_mutex_lock(&l->lock);
+	up = l->up;
+	*out = l->address;
+	pthread_mutex_unlock(&l->lock);
+	return up ? 0 : -ENOTCONN;
+}
+
 void ft_link_get_stats(struct ft_link *l, struct ft_link_stats *out)
 {
 	*out = (struct ft_link_stats){

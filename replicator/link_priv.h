@@ -48,6 +48,7 @@ struct ft_link {
 	char name[FT_NAME_MAX + 1];
 	char why[768];
 	uint8_t exported[32];
+	struct sockaddr_storage address;                /* of the peer, when up */
 
 	pthread_mutex_t engine;                         /* guards what follows, up to the next group */
 	enum stage stage;

@@ -347,6 +347,8 @@ static int connection_over(struct ft_link *l)
 
 static int shake_hands(struct ft_link *l)
 {
+	struct sockaddr_storage address = { 0 };
+	socklen_t len = sizeof(address);
 	uint8_t key[32];
 	int rc = ft_tls_handshake(l->tls);
 
@@ -354,6 +356,7 @@ static int shake_hands(struct ft_link *l)
 		rc = ft_tls_export(l->tls, key);
 	if (rc)
 		return rc == -EAGAIN ? -EAGAIN : tls_lost(l, rc);
+	(void)getpeername(l->sock, (struct sockaddr *)&address, &len);  /* unknown when the peer has just gone: the next read says so */
 	l->keyed_ns = ft_now_ns();
 	atomic_store(&l->last_received_ns, l->keyed_ns);
 	l->stage = STAGE_UP;
@@ -361,6 +364,7 @@ static int shake_hands(struct ft_link *l)
 	l->up = true;
 	snprintf(l->name, sizeof(l->name), "%s", l->cfg.primary ? l->cfg.peer : ft_tls_peer_name(l->tls));
 	memcpy(l->exported, key, sizeof(key));
+	l->address = address;
 	pthread_mutex_unlock(&l->lock);
 	explicit_bzero(key, sizeof(key));
 	ev_async_send(l->loop, &l->async);

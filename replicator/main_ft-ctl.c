@@ -23,6 +23,8 @@ static const char usage[] =
 
 enum { FAILED = 1, USAGE = 2, NOBODY = 3 };
 
+#define STATUS_MS 3000                  /* who lives answers at once */
+
 struct options {
 	bool json, force;
 };
@@ -36,15 +38,17 @@ struct command {
 
 /* --- asking --- */
 
-/* The primary's socket if somebody serves it, else the backup's. -ECONNREFUSED: nobody. */
-static int ask(const char *guest, json_t *request, unsigned timeout_ms, json_t **answer)
+/* The primary's socket if somebody serves it, else the backup's: *@role. -ECONNREFUSED: nobody. */
+static int ask(const char *guest, json_t *request, unsigned timeout_ms, json_t **answer, const char **role)
 {
-	static const char *const sockets[] = { "primary.sock", "backup.sock" };
-	char path[FT_PATH_MAX];
+	static const char *const roles[] = { "primary", "backup" };
+	char path[FT_PATH_MAX], sock[16];
 	int rc = -ECONNREFUSED;
 
-	for (size_t i = 0; i < FT_ARRAY_LEN(sockets); i++) {
-		rc = ft_run_path(path, sizeof(path), guest, sockets[i]);
+	for (size_t i = 0; i < FT_ARRAY_LEN(roles); i++) {
+		*role = roles[i];
+		snprintf(sock, sizeof(sock), "%s.sock", roles[i]);
+		rc = ft_run_path(path, sizeof(path), guest, sock);
 		if (!rc)
 			rc = ft_control_call(path, json_incref(request), timeout_ms, answer);
 		if (rc != -ECONNREFUSED && rc != -ENOENT)
@@ -76,8 +80,8 @@ static void print_json(const json_t *j)
 static int run_request(const struct command *c, const char *guest, const struct options *o)
 {
 	json_t *answer = NULL;
-	const char *text;
-	int rc = ask(guest, json_pack("{s:s, s:b}", "cmd", c->name, "force", o->force), c->timeout_ms, &answer);
+	const char *text, *role;
+	int rc = ask(guest, json_pack("{s:s, s:b}", "cmd", c->name, "force", o->force), c->timeout_ms, &answer, &role);
 
 	if (rc)
 		return complain(guest, rc);
@@ -95,24 +99,46 @@ static int run_request(const struct command *c, const char *guest, const struct 
 
 /* --- what this host knows --- */
 
-/* Of a guest that nobody serves: the durable record still tells. NULL: nothing at all. */
-static json_t *recorded(const char *guest)
+/*
+ * Of a guest whose program does not tell: the durable record still does. @state: of a program that is there all the
+ * same; NULL: nobody is. NULL when there is nothing at all.
+ */
+static json_t *recorded(const char *guest, const char *role, const char *state)
 {
-	struct ft_record r;
+	struct ft_record r = { 0 };
 
-	if (ft_record_load(NULL, ft_conf()->state_dir, guest, &r) || r.role == FT_ROLE_NONE)
+	if (ft_record_load(NULL, ft_conf()->state_dir, guest, &r) || (r.role == FT_ROLE_NONE && !state))
 		return NULL;
-	return json_pack("{s:b, s:s, s:s, s:s, s:I, s:s}", "ok", 1, "guest", guest, "role", "none",
-			 "state", ft_role_name(r.role), "generation", (json_int_t)r.generation, "peer", r.peer);
+	return json_pack("{s:b, s:s, s:s, s:s, s:I, s:s}", "ok", 1, "guest", guest, "role", state ? role : "none",
+			 "state", state ? state : ft_role_name(r.role), "generation", (json_int_t)r.generation, "peer", r.peer);
+}
+
+/* Every promised key is there for everybody who reads it: null where the role has no such thing. */
+static void complete(json_t *status)
+{
+	static const char *const keys[] = {
+		"guest", "role", "state", "generation", "peer", "backend", "accel", "tracker", "epoch", "acked_epoch", "interval_ms",
+		"dirty_pages", "bytes_dirty", "bytes_sent", "held_packets", "dropped_packets", "in_flight", "staging_bytes",
+	};
+
+	for (size_t i = 0; i < FT_ARRAY_LEN(keys); i++)
+		if (!json_object_get(status, keys[i]))
+			json_object_set_new(status, keys[i], json_null());
+	if (!json_object_get(status, "pause_us"))
+		json_object_set_new(status, "pause_us", json_pack("{s:n, s:n, s:n}", "p50", "p99", "max"));
+	if (!json_object_get(status, "ack_us"))
+		json_object_set_new(status, "ack_us", json_pack("{s:n, s:n}", "p50", "p99"));
 }
 
 static json_t *status_of(const char *guest)
 {
 	json_t *answer = NULL;
+	const char *role;
+	int rc = ask(guest, json_pack("{s:s}", "cmd", "status"), STATUS_MS, &answer, &role);
 
-	if (!ask(guest, json_pack("{s:s}", "cmd", "status"), 3000, &answer))
+	if (!rc)
 		return answer;
-	return recorded(guest);
+	return recorded(guest, role, rc == -ETIMEDOUT ? "STALLED" : NULL);
 }
 
 static void print_status(const json_t *s)
@@ -124,7 +150,7 @@ static void print_status(const json_t *s)
 	json_object_foreach((json_t *)s, key, value) {
 		char *text;
 
-		if (!strcmp(key, "ok") || !strcmp(key, "guest"))
+		if (!strcmp(key, "ok") || !strcmp(key, "guest") || json_is_null(value))
 			continue;
 		text = json_is_string(value) ? strdup(json_string_value(value)) :
 		       json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(6));
@@ -185,8 +211,11 @@ static int run_status(const struct command *c, const char *guest, const struct o
 	}
 	if (one)
 		json_array_append_new(all, one);
+	json_array_foreach(all, i, one)
+		if (o->json)
+			complete(one);
 	if (o->json && guest)
-		print_json(one);
+		print_json(json_array_get(all, 0));
 	else if (o->json)
 		print_json(all);
 	else

@@ -4,7 +4,6 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <stdio.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -145,35 +144,57 @@ static void on_lease(void *ctx, uint64_t until_ns)
 		ft_ignore(ft_netbuf_fresh(pr->netbuf, until_ns)); /* a gate that is not renewed closes by itself */
 }
 
-static int resolve(const char *host, uint16_t port, struct sockaddr_storage *out)
+/* The configuration takes nothing but addresses here: no name is resolved while the guest's output waits. */
+static void heartbeat_address(const char *ip, struct sockaddr_storage *out)
 {
-	struct addrinfo hints = { .ai_socktype = SOCK_DGRAM }, *res = NULL;
-	char service[8];
+	struct sockaddr_in6 *six = (struct sockaddr_in6 *)out;
+	struct sockaddr_in *four = (struct sockaddr_in *)out;
 
-	snprintf(service, sizeof(service), "%u", port);
-	if (getaddrinfo(host, service, &hints, &res) || !res)
-		return -EHOSTUNREACH;
-	memcpy(out, res->ai_addr, res->ai_addrlen);
-	freeaddrinfo(res);
-	return 0;
+	*out = (struct sockaddr_storage){ .ss_family = AF_INET6 };
+	if (inet_pton(AF_INET6, ip, &six->sin6_addr) == 1)
+		return;
+	out->ss_family = AF_INET;
+	if (inet_pton(AF_INET, ip, &four->sin_addr) != 1)
+		assert(!"a heartbeat address that the configuration should have refused");
 }
 
+static void set_port(struct sockaddr_storage *a, uint16_t port)
+{
+	if (a->ss_family == AF_INET6)
+		((struct sockaddr_in6 *)a)->sin6_port = htons(port);
+	else
+		((struct sockaddr_in *)a)->sin_port = htons(port);
+}
+
+/* The first path is where TCP got through; a name may have other addresses that lead nowhere. */
 static int beat_paths(struct protect *pr, struct ft_beat_config *cfg, uint16_t port)
 {
 	const struct ft_peer *peer = ft_conf_peer(ft_conf(), pr->peer);
-	int rc = resolve(pr->address, port, &cfg->path[0]);
+	int rc = ft_link_address(pr->link, &cfg->path[0]);
 
+	_Static_assert(FT_ARRAY_LEN(peer->heartbeat) < FT_ARRAY_LEN(cfg->path), "each configured address has a path");
 	if (rc)
 		return rc;
 	cfg->nr_paths = 1;
-	for (unsigned i = 0; peer && i < peer->nr_heartbeat && cfg->nr_paths < FT_ARRAY_LEN(cfg->path); i++) {
-		if (resolve(peer->heartbeat[i], port, &cfg->path[cfg->nr_paths]))
-			ft_warn("%s: heartbeat address %s of %s cannot be resolved; not used", pr->guest, peer->heartbeat[i],
-				pr->peer);
-		else
-			cfg->nr_paths++;
-	}
+	for (unsigned i = 0; peer && i < peer->nr_heartbeat; i++)
+		heartbeat_address(peer->heartbeat[i], &cfg->path[cfg->nr_paths++]);
+	for (unsigned i = 0; i < cfg->nr_paths; i++)
+		set_port(&cfg->path[i], port);
 	return 0;
+}
+
+/* Our setting fits our own silence-ms; the window that counts is the backup's. */
+static unsigned beat_interval(struct protect *pr, unsigned silence_ms)
+{
+	unsigned most = silence_ms / 4;
+
+	if (pr->policy.heartbeat_ms <= most)
+		return pr->policy.heartbeat_ms;
+	if (pr->clamped_for_ms != silence_ms)
+		ft_info("%s: heartbeats every %u ms instead of %u: %s takes over after %u ms of silence", pr->guest, most,
+			pr->policy.heartbeat_ms, pr->peer, silence_ms);
+	pr->clamped_for_ms = silence_ms;
+	return most;
 }
 
 static void op_beat_stop(void *ctx)
@@ -203,7 +224,7 @@ static int op_beat(void *ctx, const struct ft_wire_welcome *w)
 {
 	struct protect *pr = ctx;
 	struct ft_beat_config cfg = {
-		.interval_ms = pr->policy.heartbeat_ms, .silence_ms = w->silence_ms, .on_lease = on_lease, .ctx = pr,
+		.interval_ms = beat_interval(pr, w->silence_ms), .silence_ms = w->silence_ms, .on_lease = on_lease, .ctx = pr,
 	};
 	struct ft_beat *old = pr->beat;
 	int rc;
@@ -346,13 +367,14 @@ static int start_guard(struct protect *pr)
 	return rc;
 }
 
+/* Under `continue` nobody takes over by himself, so the guard has no reason to give the guest up. */
 static void tell_guard(struct protect *pr)
 {
 	struct ft_primary_status s;
 
 	ft_primary_get_status(pr->primary, &s);
 	if (pr->guard)
-		ft_guard_held(pr->guard, s.holding);
+		ft_guard_held(pr->guard, s.holding && pr->policy.on_peer_loss != FT_LOSS_CONTINUE);
 }
 
 static void on_alive(struct ev_loop *loop, ev_timer *w, int revents)
@@ -443,16 +465,20 @@ static void stopped(void *ctx, int rc, const char *text)
 static void on_stop(struct ev_loop *loop, ev_signal *w, int revents)
 {
 	struct protect *pr = w->data;
+	int rc = ft_primary_unprotect(pr->primary, stopped, pr);
 
-	(void)loop, (void)revents;
-	pr->stop_signals++;
-	if (!ft_primary_unprotect(pr->primary, stopped, pr))
+	(void)revents;
+	if (pr->ended)                  /* nothing was armed: it is over, and said */
+		return;
+	if (!rc)
 		ft_info("%s: ending protection in order", pr->guest);
-	else if (pr->stop_signals < 2)
-		ft_warn("%s: protection cannot be ended in order now: %s has not promised to stay down. Once more to stop "
-			"ft-protect all the same: the guest's output will stay shut", pr->guest, pr->peer);
-	else
+	else if (pr->stop_warned)
 		ev_break(loop, EVBREAK_ALL);
+	else
+		ft_warn("%s: %s: %s has not promised to stay down. Once more to stop ft-protect all the same: the guest's output "
+			"will stay shut", pr->guest, rc == -EBUSY ? "protection is still being ended in order" :
+			"protection cannot be ended in order now", pr->peer);
+	pr->stop_warned = rc != 0;
 }
 
 /* --- making the parts --- */
@@ -496,6 +522,36 @@ static int load_guest(struct protect *pr)
 	return rc < 0 ? rc : ft_facts_format(&pr->spec, &pr->attach, pr->facts, sizeof(pr->facts));
 }
 
+static void log_obstacle(void *ctx, const char *line)
+{
+	struct protect *pr = ctx;
+
+	ft_err("%s: %s", pr->guest, line);
+}
+
+/* What the durable record forbids, whatever the peer would answer. */
+static int check_record(const struct protect *pr, void (*obstacle)(void *ctx, const char *line), void *ctx)
+{
+	const char *dir = ft_conf()->state_dir;
+	struct ft_record r, next;
+	char line[1024] = "";
+
+	if (ft_record_load(NULL, dir, pr->guest, &r))
+		snprintf(line, sizeof(line), "its durable record %s/%s.record cannot be used", dir, pr->guest);
+	next = (struct ft_record){ .generation = r.generation + 1, .role = FT_ROLE_PRIMARY };
+	if (!*line && r.role == FT_ROLE_PRIMARY && *r.peer && strcmp(r.peer, pr->peer))
+		snprintf(line, sizeof(line), "%s may still start its replica of generation %llu: run ft-protect %s %s and end it in order "
+			 "first; if %s is dead for good, remove %s/%s.record", r.peer, (unsigned long long)r.generation, pr->guest, r.peer,
+			 r.peer, dir, pr->guest);
+	else if (!*line && !ft_record_allowed(&r, &next))
+		snprintf(line, sizeof(line), "the durable record here says %s (generation %llu, peer %s): the guest is that host's; stop "
+			 "the instance here", ft_role_name(r.role), (unsigned long long)r.generation, *r.peer ? r.peer : "unknown");
+	if (!*line)
+		return 0;
+	obstacle(ctx, line);
+	return -EPERM;
+}
+
 static void netbuf_config(struct protect *pr, struct ft_netbuf_config *cfg)
 {
 	*cfg = (struct ft_netbuf_config){
@@ -505,13 +561,6 @@ static void netbuf_config(struct protect *pr, struct ft_netbuf_config *cfg)
 		cfg->tap[i] = pr->attach.nic[i].tap;
 		cfg->bridge[i] = pr->attach.nic[i].bridge;
 	}
-}
-
-static void log_obstacle(void *ctx, const char *line)
-{
-	struct protect *pr = ctx;
-
-	ft_err("%s: %s", pr->guest, line);
 }
 
 static int make_netbuf(struct protect *pr)
@@ -616,7 +665,7 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 	int rc;
 
 	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
-	if (load_guest(pr) || take_lock(pr) || adopt_guard(pr) || ft_tls_check(&tls) ||
+	if (load_guest(pr) || take_lock(pr) || check_record(pr, log_obstacle, pr) || adopt_guard(pr) || ft_tls_check(&tls) ||
 	    ft_qemu_check(&pr->attach, log_obstacle, pr))
 		return FT_END_OBSTACLE;
 	ft_priority_raise();
@@ -691,6 +740,23 @@ static void count_obstacle(void *ctx, const char *line)
 	ck->count++;
 }
 
+/* Whose lock it is takes it for as long as it lives. Nothing is created. */
+static bool is_protected(const char *guest)
+{
+	char path[FT_PATH_MAX];
+	bool held;
+	int fd;
+
+	if (ft_run_path(path, sizeof(path), guest, "protect.lock"))
+		return false;
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	held = flock(fd, LOCK_SH | LOCK_NB) < 0;
+	close(fd);
+	return held;
+}
+
 static void check_up(void *ctx, const char *peer_name)
 {
 	struct check *ck = ctx;
@@ -700,7 +766,7 @@ static void check_up(void *ctx, const char *peer_name)
 	ev_break(ck->pr->loop, EVBREAK_ALL);
 }
 
-static void check_record(void *ctx, uint32_t type, const uint8_t *body, size_t len)
+static void check_answer(void *ctx, uint32_t type, const uint8_t *body, size_t len)
 {
 	(void)ctx, (void)type, (void)body, (void)len;   /* nothing was said, so nothing is answered */
 }
@@ -721,7 +787,7 @@ static void check_peer(struct check *ck)
 	struct ft_link_config cfg = {
 		.tls = { conf->tls_ca, conf->tls_cert, conf->tls_key },
 		.primary = true, .guest = ck->pr->guest, .peer = ck->pr->peer, .connect_timeout_ms = CONNECT_TIMEOUT_MS,
-		.send_bound = SEND_BOUND, .on_up = check_up, .on_record = check_record, .on_down = check_down, .ctx = ck,
+		.send_bound = SEND_BOUND, .on_up = check_up, .on_record = check_answer, .on_down = check_down, .ctx = ck,
 	};
 	struct ft_link *link = NULL;
 
@@ -746,6 +812,11 @@ int protect_check(struct protect *pr, const char *guest, const char *peer)
 		count_obstacle(&ck, "this host's certificate files cannot be used (see the line above)");
 	if (load_guest(pr)) {
 		count_obstacle(&ck, "the guest cannot be reached (see the line above)");
+		return ck.count;
+	}
+	(void)check_record(pr, count_obstacle, &ck);    /* counted by the callback */
+	if (is_protected(guest)) {      /* who protects it holds QEMU's socket and the backup's session: leave them alone */
+		count_obstacle(&ck, "it is protected already by another ft-protect on this host (ft-ctl status names its peer)");
 		return ck.count;
 	}
 	(void)ft_qemu_check(&pr->attach, count_obstacle, &ck);  /* counted by the callback */

@@ -49,7 +49,8 @@ struct protect {
 	bool live;                      /* a terminal: redraw a status line */
 	bool ended;
 	enum ft_primary_end end;
-	unsigned stop_signals;
+	bool stop_warned;               /* the next signal ends us, whatever stays shut */
+	unsigned clamped_for_ms;        /* the peer's silence_ms for which it was said that heartbeats come faster */
 };
 
 /* Everything up to a running primary. On failure: FT_END_*, one line was logged, nothing was changed. */

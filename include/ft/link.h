@@ -11,6 +11,7 @@
 
 #include "ft/base.h"
 #include "ft/wire.h"
+#include <sys/socket.h>
 
 struct ev_loop;
 struct ft_link;
@@ -78,6 +79,9 @@ int ft_link_send(struct ft_link *l, enum ft_link_lane lane, uint32_t type, const
 
 /* Session secret (RFC 5705 exporter, label "EXPORTER-ft-heartbeat"), once up: keys of the UDP heartbeats. */
 int ft_link_export(struct ft_link *l, uint8_t key[32]) FT_MUST_CHECK;
+
+/* Whom TCP has reached, once up. */
+int ft_link_address(struct ft_link *l, struct sockaddr_storage *out) FT_MUST_CHECK;
 
 struct ft_link_stats {
 	uint64_t bytes_sent, bytes_received;    /* of records */

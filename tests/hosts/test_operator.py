@@ -3,6 +3,8 @@
 """What an operator does on purpose: drill, planned failover, unprotect; and what each policy does when the backup
 is lost.
 """
+import os
+import signal
 import time
 
 from lab import Lab, check, main, test
@@ -22,8 +24,24 @@ def status_says_all_that_is_promised(lab):
     check(not missing, f'status lacks {missing}')
     check({'p50', 'p99', 'max'} <= set(status['pause_us']) and {'p50', 'p99'} <= set(status['ack_us']), f'{status}')
     check(status['tracker'] in ('uffd-wp-async', 'soft-dirty', 'compare'), f'tracker is {status["tracker"]}')
+    status = lab.backup.status('vm1')
+    missing = [key for key in STATUS_KEYS if key not in status]
+    check(not missing, f"the backup's status lacks {missing}")
+    check(status['role'] == 'backup' and status['accel'] and status['pause_us'] == {'p50': None, 'p99': None, 'max': None}, f'{status}')
     for host in (lab.primary, lab.backup):
         check('vm1' in host.run('ft-ctl list'), f'{host.name} does not list vm1')
+
+
+@test(limit=120)
+def a_program_that_does_not_answer_is_stalled(lab):
+    lab.protected()
+    child = lab.child()
+    os.kill(child, signal.SIGSTOP)
+    status = lab.backup.status('vm1')
+    os.kill(child, signal.SIGCONT)
+    check((status['role'], status['state'], status['peer']) == ('backup', 'STALLED', lab.primary.name), f'{status}')
+    lab.wait_state('PROTECTED')
+    lab.check_goes_on()
 
 
 @test(limit=120)
@@ -135,7 +153,7 @@ def frozen_without_its_backup_the_guest_goes_on_when_it_is_back(lab):
 def alone_without_its_backup_the_guest_goes_on_at_once(lab):
     """Policy continue: the guest goes on unprotected, and is protected again when the backup is back."""
     lab.close()
-    lab.policy = 'on-peer-loss = continue\nhook = /etc/ft/hook'
+    lab.policy = 'on-peer-loss = continue\nhook = /etc/ft/hook\ngrace-ms = 2000'
     w = lab.open()
     for host in (lab.primary, lab.backup):
         host.write('/etc/ft/hook', HOOK, 0o755)
@@ -147,6 +165,34 @@ def alone_without_its_backup_the_guest_goes_on_at_once(lab):
     w.power_on(lab.backup)
     lab.ftd[lab.backup.name] = w.start_ftd(lab.backup)
     lab.wait_state('PROTECTED', limit=120)
+    lab.check_goes_on()
+
+
+QUERY_STATUS = """
+import json, socket
+s = socket.socket(socket.AF_UNIX)
+s.connect("/run/ft/guests/vm1/qmp.sock")
+f = s.makefile("rw")
+for command in ("qmp_capabilities", "query-status"):
+    f.write(json.dumps({"execute": command}) + "\\n")
+    f.flush()
+for line in f:
+    if "status" in json.loads(line).get("return", {}):
+        exit(json.loads(line)["return"]["status"])
+"""
+
+
+@test(limit=120)
+def alone_and_without_ft_protect_the_guest_is_not_given_up_for_nobody(lab):
+    """Under `continue` the backup does not take over by itself: so the guard pauses no guest for it."""
+    lab.protected()
+    lab.ft_protect.kill(signal.SIGKILL)
+    lab.ft_protect.wait(10)
+    time.sleep(4)
+    said = lab.primary.call(['python3', '-c', QUERY_STATUS]).stdout.strip()
+    check(said == 'running', f'the guest is {said}')
+    check(lab.backup.state('vm1') != 'RUNNING', 'the backup took over')
+    lab.ft_protect = lab.w.protect(lab.primary, 'vm1', lab.backup)
     lab.check_goes_on()
 
 

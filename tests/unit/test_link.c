@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -240,14 +241,18 @@ TEST(a_blocked_sender_is_sent_home_when_the_peer_is_gone)
 TEST(both_ends_export_the_same_secret_and_each_session_another_one)
 {
 	uint8_t key[2][32], second[32];
+	struct sockaddr_storage reached;
 	struct pair *p;
 
 	make_ca("ca");
 	p = pair_new();
 	pair_connect(p);
 	CHECK_EQ(ft_link_export(p->primary.link, key[0]), -ENOTCONN);
+	CHECK_EQ(ft_link_address(p->primary.link, &reached), -ENOTCONN);
 	RUN_UNTIL(p, p->primary.up && p->backup.up);
 	CHECK_OK(ft_link_export(p->primary.link, key[0]));
+	CHECK_OK(ft_link_address(p->primary.link, &reached));
+	CHECK_EQ(((struct sockaddr_in *)&reached)->sin_addr.s_addr, htonl(INADDR_LOOPBACK));
 	CHECK_OK(ft_link_export(p->backup.link, key[1]));
 	CHECK(!memcmp(key[0], key[1], 32));
 	pair_free(p);
