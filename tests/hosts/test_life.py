@@ -86,6 +86,8 @@ def a_guest_that_powers_off_ends_protection_and_stays_off(lab):
     time.sleep(2)
     check(lab.backup.state('vm1') != 'RUNNING', 'the backup resurrected a guest that powered off')
     check(not w.ask('vm1', 'stat', 1), 'somebody answers for a guest that is off')
+    check('stopped' in lab.primary.call('ft-guest status vm1').stdout, 'its attach record stays')
+    check(not lab.primary.run('ls /dev/shm/ft').split(), 'its memory stays')
     lab.close()
 
 

@@ -57,6 +57,26 @@ def a_drill_runs_the_replica_and_disturbs_nobody(lab):
 
 
 @test(limit=180)
+def a_replica_does_not_suffer_for_what_its_guest_left_here(lab):
+    """The guest died on alpha when it was not protected, and was started on beta: alpha has its replica now."""
+    lab.close()
+    w = lab.open()
+    w.start_guest(lab.primary, 'vm1')
+    os.kill(lab.primary.pids('qemu')[0], signal.SIGKILL)
+    wait_for('the guest to be dead', lambda: 'dead' in lab.primary.call('ft-guest status vm1').stdout, 20)
+    lab.primary, lab.backup = lab.backup, lab.primary
+    lab.protected()
+    done = lab.backup.call('ft-guest stop vm1')
+    check(done.returncode == 4 and 'only its replica' in done.stdout, f'it was stopped: {done}')
+    done = lab.backup.call('ft-guest stop vm1 --force')
+    check(done.returncode == 3, f'it was stopped by force: {done}')
+    lab.primary.run('ft-ctl verify vm1', 60)
+    lab.cut_power_of_primary()
+    lab.check_goes_on()
+    lab.close()
+
+
+@test(limit=180)
 def a_planned_failover_loses_nothing(lab):
     lab.protected()
     began = now()
