@@ -225,6 +225,8 @@ TABLE = {
                                              ['beta', 'version', '7 to 9']),
     'a_qemu_that_does_not_answer': (stopped_qemu, 'ft-protect vm1 beta', OBSTACLE, ['vm1', 'qmp.sock', 'kill -CONT']),
     'a_guest_without_its_ram_file': (no_ram_file, 'ft-protect vm1 beta', OBSTACLE, ['vm1', '/dev/shm/ft/vm1.ram', 'start']),
+    'an_operator_who_is_not_root': (as_it_is, 'setpriv --reuid 65534 --clear-groups ft-protect vm1 beta', OBSTACLE,
+                                    ['vm1/attach', 'Permission denied', 'run as root']),
     'a_wrong_word_in_the_configuration': (conf_of('primary', '[policy]', '[policy]\nsilence-ms = soon'), 'ft-protect vm1 beta', USAGE,
                                           ['ft.conf:4', 'silence-ms']),
     'a_wrong_word_in_the_guest_file': (guest_file('primary', 'vcpus = 2', 'vcpus = two'), 'ft-protect vm1 beta', OBSTACLE,
