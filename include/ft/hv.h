@@ -77,7 +77,8 @@ int ft_qemu_open(const struct ft_attach *at, const struct ft_qemu_options *opt, 
 /*
  * Ask without touching: log one line for each thing that makes the guest unprotectable (several memory
  * backends, balloon, free-page-reporting, virtio-mem, vhost-user, vhost, VFIO, slirp, macvtap, socket
- * chardevs and displays a client could see, a QMP client holding the guest paused ...). Returns how many.
+ * chardevs and displays a client could see, a QMP client holding the guest paused ...). What cannot be asked
+ * counts, too; a pause that an ft-protect left behind when it died does not. Returns how many.
  */
 int ft_qemu_check(const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx);
 

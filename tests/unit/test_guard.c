@@ -34,7 +34,7 @@ static void pause_ms(unsigned ms)
 	({ uint64_t end_ = ft_now_ns() + (ms) * FT_MS_NS; \
 	   while (!(cond) && ft_now_ns() < end_) \
 		pause_ms(2); \
-	   (cond); })
+	   (bool)(cond); })
 #define EVENTUALLY(cond) CHECK(WITHIN(15000, cond))
 
 /* --- QEMU: runs or is paused, tells everybody, and may be made to hesitate --- */
