@@ -12,6 +12,7 @@
 
 #define VISITORS_MAX 16
 #define IDLE_S 15.0
+#define STAY_NS (10 * FT_S_NS)
 
 enum ft_wire_reason ft_refuse_stranger(const char *guest, const char *peer, char *why, size_t size)
 {
@@ -43,7 +44,7 @@ void ft_refuse(struct ft_link *link, const char *guest, enum ft_wire_reason reas
 
 struct visitor {
 	struct ft_link *link;           /* NULL: free slot */
-	char guest[FT_NAME_MAX + 1];
+	char guest[FT_NAME_MAX + 1], peer[FT_NAME_MAX + 1];
 	uint64_t since_ns;
 };
 
@@ -58,18 +59,22 @@ static void visitor_gone(struct visitor *v)
 static void visitor_up(void *ctx, const char *peer)
 {
 	struct visitor *v = ctx;
-	char why[512];
-	enum ft_wire_reason reason = ft_refuse_stranger(v->guest, peer, why, sizeof(why));
 
+	snprintf(v->peer, sizeof(v->peer), "%s", peer);
+}
+
+/* Its HELLO, whatever it says. Not earlier: our goodbye could come before it has anything to say. */
+static void visitor_record(void *ctx, uint32_t type, const uint8_t *body, size_t len)
+{
+	struct visitor *v = ctx;
+	char why[512];
+	enum ft_wire_reason reason = ft_refuse_stranger(v->guest, v->peer, why, sizeof(why));
+
+	(void)type, (void)body, (void)len;
 	if (reason == FT_REASON_OK)
 		reason = ft_refuse_guest(v->guest, -ENOENT, why, sizeof(why));
 	ft_refuse(v->link, v->guest, reason, why);
 	ft_link_finish(v->link);
-}
-
-static void visitor_record(void *ctx, uint32_t type, const uint8_t *body, size_t len)
-{
-	(void)ctx, (void)type, (void)body, (void)len;   /* its HELLO: the answer is on its way */
 }
 
 static void visitor_down(void *ctx, int rc, const char *why)
@@ -112,11 +117,17 @@ static void on_door(struct ev_loop *loop, ev_io *w, int revents)
 
 static void on_idle(struct ev_loop *loop, ev_timer *w, int revents)
 {
+	uint64_t now = ft_now_ns();
+	unsigned here = 0;
+
 	(void)w, (void)revents;
-	for (unsigned i = 0; i < VISITORS_MAX; i++)
-		if (visitors[i].link)
-			return;
-	ev_break(loop, EVBREAK_ALL);
+	for (unsigned i = 0; i < VISITORS_MAX; i++) {
+		if (visitors[i].link && now - visitors[i].since_ns > STAY_NS)
+			visitor_gone(&visitors[i]);
+		here += visitors[i].link != NULL;
+	}
+	if (!here)
+		ev_break(loop, EVBREAK_ALL);
 }
 
 int ft_refuse_door(char *buf, size_t size)
