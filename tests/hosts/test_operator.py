@@ -23,6 +23,7 @@ def status_says_all_that_is_promised(lab):
     missing = [key for key in STATUS_KEYS if key not in status]
     check(not missing, f'status lacks {missing}')
     check({'p50', 'p99', 'max'} <= set(status['pause_us']) and {'p50', 'p99'} <= set(status['ack_us']), f'{status}')
+    check(status['heartbeat_rtt_us'] > 0, 'no heartbeat was echoed')
     check(status['tracker'] in ('uffd-wp-async', 'soft-dirty', 'compare'), f'tracker is {status["tracker"]}')
     status = lab.backup.status('vm1')
     missing = [key for key in STATUS_KEYS if key not in status]
