@@ -99,7 +99,8 @@ static int check_start(const char *guest, bool force)
 		return DONE;
 	if (force) {
 		ft_warn("guest %s %s %s (generation %" PRIu64 "): started all the same", guest, why, r.peer, r.generation);
-		return DONE;
+		r.role = FT_ROLE_NONE;          /* a new instance: what was promised was promised of the old one */
+		return ft_record_save(NULL, ft_conf()->state_dir, guest, &r) ? FAILED : DONE;
 	}
 	ft_err("guest %s %s %s (generation %" PRIu64 "): ask there with 'ft-ctl status %s'; only if it runs nowhere, start it with --force",
 	       guest, why, r.peer, r.generation, guest);

@@ -223,7 +223,7 @@ static uint64_t left_behind(const char *guest)
 }
 
 /* Asked before allocating: a host that is driven out of memory takes its other guests along. */
-static int check_room(const struct ft_spec *spec)
+int ft_qemu_replica_room(const struct ft_spec *spec)
 {
 	const char *dir = ft_conf()->shm_dir;
 	uint64_t free_ram = mem_available(), free_shm = UINT64_MAX, old = left_behind(spec->name);
@@ -344,7 +344,7 @@ static int prepare(struct qemu_replica *q, const struct ft_attach *theirs)
 	if (!rc)
 		rc = check_free_name(&q->spec);
 	if (!rc)
-		rc = check_room(&q->spec);
+		rc = ft_qemu_replica_room(&q->spec);
 	if (!rc)
 		rc = ft_qemu_start(&launch, &q->at);
 	if (rc)

@@ -16,6 +16,7 @@ struct ft_backup {
 	/* session: the link may be down while it lasts */
 	char peer[FT_NAME_MAX + 1];
 	bool link, greeted;
+	uint32_t silence_ms;                    /* what its primary was told */
 	uint8_t session[16];
 	uint64_t session_generation;
 	uint64_t nr_pages;
@@ -29,8 +30,15 @@ struct ft_backup {
 	struct ft_blob firmware;
 	uint64_t generation;
 	uint64_t epochs;
+	char *machine;                          /* spec and facts that the replica was built from */
 	uint64_t started_epoch;                 /* the one that was started, once it was */
 	bool drilling;
+	bool drill_asked;                       /* by this link */
+
+	/* forced by the operator */
+	uint64_t force_ns;                      /* != 0: when the primary's lease has ended for certain */
+	ft_backup_done *forced;
+	void *forced_ctx;
 };
 
 const char *ft_backup_state_name(enum ft_backup_state s)
@@ -81,7 +89,7 @@ static void drop_link(struct ft_backup *b)
 {
 	if (b->link)
 		b->ops->disconnect(b->cfg.ctx);
-	b->link = b->greeted = false;
+	b->link = b->greeted = b->drill_asked = false;
 	if (b->image)
 		ft_image_discard_partial(b->image);
 }
@@ -119,6 +127,8 @@ static void destroy_replica(struct ft_backup *b)
 		b->replica->ops->destroy(b->replica);
 	b->replica = NULL;
 	ft_blob_free(&b->firmware);
+	free(b->machine);
+	b->machine = NULL;
 	b->generation = 0;
 }
 
@@ -141,9 +151,8 @@ void ft_backup_link_down(struct ft_backup *b, const char *why)
 	if (!b->link)
 		return;
 	ft_info("%s: link to %s lost: %s", b->cfg.guest, b->peer, why);
-	b->link = b->greeted = false;
-	if (b->image)
-		ft_image_discard_partial(b->image);
+	b->link = false;        /* nothing to disconnect */
+	drop_link(b);
 }
 
 static int welcome(struct ft_backup *b, struct ft_wire_welcome *w, const char *text)
@@ -174,14 +183,17 @@ static enum ft_wire_reason judge_hello(struct ft_backup *b, const struct ft_wire
 
 	*why = 0;
 	if (h->version_min > FT_WIRE_VERSION_MAX || h->version_max < FT_WIRE_VERSION_MIN) {
-		snprintf(why, size, "we speak %u to %u", FT_WIRE_VERSION_MIN, FT_WIRE_VERSION_MAX);
+		snprintf(why, size, "it speaks %u to %u, the primary %u to %u: install the same version of ft on both hosts",
+			 FT_WIRE_VERSION_MIN, FT_WIRE_VERSION_MAX, h->version_min, h->version_max);
 		return FT_REASON_VERSION;
 	}
+	if (b->force_ns || b->ops->runs_here(b->cfg.ctx))
+		return b->force_ns ? FT_REASON_BUSY : FT_REASON_TAKEN_OVER;
+	if (b->record.role == FT_ROLE_RUNNING && h->generation <= b->record.generation)
+		return FT_REASON_GUEST_ENDED;
 	reason = b->ops->admit(b->cfg.ctx, h, spec, facts, why, size);
 	if (reason != FT_REASON_OK)
 		return reason;
-	if (b->state == FT_BACKUP_RUNNING || b->ops->runs_here(b->cfg.ctx))
-		return FT_REASON_TAKEN_OVER;
 	if (!resume && h->generation <= max64(b->record.generation, b->session_generation))
 		return FT_REASON_GENERATION;
 	return FT_REASON_OK;
@@ -191,9 +203,10 @@ static int open_session(struct ft_backup *b, const struct ft_wire_hello *h, bool
 {
 	struct ft_wire_welcome w = {
 		.version = h->version_max < FT_WIRE_VERSION_MAX ? h->version_max : FT_WIRE_VERSION_MAX,
-		.replica = FT_REPLICA_NONE, .silence_ms = b->cfg.silence_ms,
+		.replica = FT_REPLICA_NONE, .silence_ms = b->ops->silence_ms(b->cfg.ctx),
 	};
 
+	b->silence_ms = w.silence_ms;
 	if (!resume) {
 		b->ops->random(b->cfg.ctx, b->session, sizeof(b->session));
 		b->session_generation = h->generation;
@@ -202,7 +215,7 @@ static int open_session(struct ft_backup *b, const struct ft_wire_hello *h, bool
 	}
 	b->flags = h->flags;
 	b->nr_pages = h->nr_pages;
-	if (b->ops->echo_start(b->cfg.ctx, b->session, &w.udp_port))
+	if (b->ops->echo_start(b->cfg.ctx, b->session, b->silence_ms, &w.udp_port))
 		return -EIO;
 	if (usable(b)) {
 		w.replica = FT_REPLICA_ARMED;
@@ -215,10 +228,44 @@ static int open_session(struct ft_backup *b, const struct ft_wire_hello *h, bool
 	return welcome(b, &w, "");
 }
 
+/* The guest went on without us, and was seen: what is here must never be started. Durable before WELCOME. */
+static int void_replica(struct ft_backup *b)
+{
+	int rc = 0;
+
+	if (b->record.role == FT_ROLE_ARMED)
+		rc = save_role(b, b->record.generation, FT_ROLE_DISARMED);
+	if (rc)
+		return rc;
+	destroy_replica(b);
+	memset(b->session, 0, sizeof(b->session));
+	set_state(b, FT_BACKUP_EMPTY, "the guest went on without this backup");
+	return 0;
+}
+
+static void keep_machine(struct ft_backup *b, const char *spec, const char *facts)
+{
+	size_t len = strlen(spec) + strlen(facts) + 1;
+	char *machine = malloc(len);
+
+	if (machine)
+		snprintf(machine, len, "%s%s", spec, facts);
+	/* Another guest by the same name: nothing here can serve it. */
+	if (b->replica && (!machine || !b->machine || strcmp(machine, b->machine)))
+		destroy_replica(b);
+	free(b->machine);
+	b->machine = machine;
+}
+
+static bool resumable(const struct ft_backup *b, const struct ft_wire_hello *h)
+{
+	return usable(b) && b->session_whole && h->generation == b->session_generation &&
+	       !memcmp(h->resume, b->session, sizeof(b->session));
+}
+
 static void greet(struct ft_backup *b, const struct ft_wire_hello *h, const char *spec, const char *facts)
 {
-	bool resume = usable(b) && b->session_whole && h->generation == b->session_generation &&
-		      !memcmp(h->resume, b->session, sizeof(b->session));
+	bool resume = resumable(b, h);
 	enum ft_wire_reason reason;
 	char why[FT_WIRE_TEXT_MAX];
 
@@ -227,8 +274,12 @@ static void greet(struct ft_backup *b, const struct ft_wire_hello *h, const char
 		refuse(b, reason, max64(b->record.generation, b->session_generation), why);
 		return;
 	}
-	if (b->replica && b->nr_pages != h->nr_pages)
-		destroy_replica(b);     /* another guest by the same name: nothing here can serve it */
+	if (h->flags & FT_HELLO_OUTRUN && void_replica(b)) {
+		part(b, FT_REASON_INTERNAL, "the promise could not be made durable");
+		return;
+	}
+	keep_machine(b, spec, facts);
+	resume = resume && usable(b);
 	if (open_session(b, h, resume))
 		part(b, FT_REASON_INTERNAL, "the session could not be opened");
 	else if (resume)
@@ -238,18 +289,48 @@ static void greet(struct ft_backup *b, const struct ft_wire_hello *h, const char
 		set_state(b, FT_BACKUP_SYNCING, "new session");
 }
 
+/* -EPROTO, or -ENOMEM; the caller frees both texts in any case. */
+static int hello_texts(const uint8_t *body, size_t len, struct ft_wire_hello *h, char **spec, char **facts)
+{
+	*spec = *facts = NULL;
+	if (ft_wire_unpack_hello(body, len, h))
+		return -EPROTO;
+	*spec = strndup((const char *)body + FT_WIRE_HELLO_LEN, h->spec_len);
+	*facts = strndup((const char *)body + FT_WIRE_HELLO_LEN + h->spec_len, h->facts_len);
+	return *spec && *facts ? 0 : -ENOMEM;
+}
+
+size_t ft_backup_check(struct ft_backup *b, const uint8_t *hello, size_t len, uint8_t out[FT_BACKUP_CHECK_MAX])
+{
+	struct ft_wire_welcome w = { .reason = FT_REASON_PROTO, .version = FT_WIRE_VERSION_MAX };
+	char why[FT_WIRE_TEXT_MAX] = "", *spec, *facts;
+	struct ft_wire_hello h;
+	int rc = hello_texts(hello, len, &h, &spec, &facts);
+
+	if (!rc)
+		w.reason = judge_hello(b, &h, spec, facts, resumable(b, &h), why, sizeof(why));
+	else if (rc == -ENOMEM)
+		w.reason = FT_REASON_NO_ROOM;
+	if (w.reason == FT_REASON_OK && !b->replica)
+		w.reason = b->ops->could_prepare(b->cfg.ctx, why, sizeof(why));
+	free(spec);
+	free(facts);
+	w.generation = max64(b->record.generation, b->session_generation);
+	w.silence_ms = b->ops->silence_ms(b->cfg.ctx);
+	len = ft_wire_pack_welcome(&w, out);
+	memcpy(out + len, why, strlen(why));
+	return len + strlen(why);
+}
+
 static void on_hello(struct ft_backup *b, const uint8_t *body, size_t len)
 {
 	struct ft_wire_hello h;
-	char *spec = NULL, *facts = NULL;
+	char *spec, *facts;
+	int rc = hello_texts(body, len, &h, &spec, &facts);
 
-	if (b->greeted || ft_wire_unpack_hello(body, len, &h)) {
+	if (b->greeted || rc == -EPROTO || h.flags & FT_HELLO_CHECK)
 		part(b, FT_REASON_PROTO, "a HELLO that makes no sense");
-		return;
-	}
-	spec = strndup((const char *)body + FT_WIRE_HELLO_LEN, h.spec_len);
-	facts = strndup((const char *)body + FT_WIRE_HELLO_LEN + h.spec_len, h.facts_len);
-	if (spec && facts)
+	else if (!rc)
 		greet(b, &h, spec, facts);
 	else
 		part(b, FT_REASON_NO_ROOM, "out of memory");
@@ -397,8 +478,9 @@ static void drilled(struct ft_backup *b, const struct ft_drill_result *res)
 	size_t len = ft_wire_pack_drilled(&d, body), text = res->ok ? 0 : strnlen(res->why, sizeof(res->why));
 
 	memcpy(body + len, res->why, text);
-	if (b->link && b->greeted && b->ops->send(b->cfg.ctx, FT_REC_DRILLED, body, len + text))
+	if (b->drill_asked && b->ops->send(b->cfg.ctx, FT_REC_DRILLED, body, len + text))
 		part(b, FT_REASON_INTERNAL, "DRILLED could not be sent");
+	b->drill_asked = false;
 }
 
 static void on_drill(struct ft_backup *b)
@@ -406,10 +488,13 @@ static void on_drill(struct ft_backup *b)
 	struct ft_drill_result res = { 0 };
 	int fd = -1, rc;
 
-	if (!usable(b) || b->drilling) {
+	if (!usable(b) || b->drill_asked) {
 		part(b, FT_REASON_PROTO, "DRILL out of turn");
 		return;
 	}
+	b->drill_asked = true;
+	if (b->drilling)
+		return;                 /* a lost link asked for it: its answer serves this one too */
 	ft_image_commit(b->image);
 	ft_image_hold(b->image, true);
 	rc = b->replica->ops->drill_start(b->replica, &b->firmware, ft_image_applied_state(b->image), &fd);
@@ -547,17 +632,38 @@ static void on_handover(struct ft_backup *b, uint64_t epoch)
 		drop_link(b);
 }
 
-int ft_backup_force(struct ft_backup *b)
+/* Nothing of ours renews the primary's lease from here on; when it has ended, the guest starts. */
+int ft_backup_force(struct ft_backup *b, ft_backup_done *done, void *ctx)
 {
+	uint32_t silence_ms = b->silence_ms ? b->silence_ms : b->ops->silence_ms(b->cfg.ctx);
+
+	if (b->force_ns)
+		return -EBUSY;
 	if (!usable(b))
 		return -ENODATA;
+	if (b->link)
+		ft_warn("%s: forced by the operator although %s is connected", b->cfg.guest, b->peer);
 	drop_link(b);
-	return take_over(b, "forced by the operator");
+	b->ops->echo_stop(b->cfg.ctx);
+	b->forced = done;
+	b->forced_ctx = ctx;
+	b->force_ns = b->ops->now_ns(b->cfg.ctx) + silence_ms * FT_MS_NS;
+	return 0;
+}
+
+static void forced(struct ft_backup *b)
+{
+	int rc = usable(b) ? take_over(b, "forced by the operator") : -ENODATA;
+
+	b->force_ns = 0;
+	b->forced(b->forced_ctx, rc);
 }
 
 void ft_backup_tick(struct ft_backup *b)
 {
-	if (usable(b) && !(b->flags & FT_HELLO_CONTINUE) && b->ops->silent(b->cfg.ctx)) {
+	if (b->force_ns && b->ops->now_ns(b->cfg.ctx) >= b->force_ns)
+		forced(b);
+	else if (!b->force_ns && usable(b) && !(b->flags & FT_HELLO_CONTINUE) && b->ops->silent(b->cfg.ctx)) {
 		drop_link(b);
 		(void)take_over(b, "the primary is silent on every path");      /* logged inside */
 	}
@@ -642,6 +748,8 @@ void ft_backup_free(struct ft_backup *b)
 		return;
 	destroy_replica(b);
 	ft_blob_free(&b->session_firmware);
+	if (b->force_ns)
+		b->forced(b->forced_ctx, -ECANCELED);
 	free(b);
 }
 

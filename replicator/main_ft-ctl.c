@@ -16,6 +16,7 @@ static const char usage[] =
 	"  failover GUEST            planned: move the guest to its backup, lose nothing\n"
 	"  failover --force GUEST    on the backup: start the replica although the primary may live (dangerous)\n"
 	"  unprotect GUEST           end protection in order; the guest runs on\n"
+	"  unprotect --force GUEST   the backup is dead for certain: give it up, output opens (dangerous)\n"
 	"  verify GUEST              compare all of the replica's memory with the guest's\n"
 	"  drill GUEST               load the replica in a scratch guest without network, see that it runs\n"
 	"\n"
@@ -296,8 +297,8 @@ static const struct command *find_command(const char *name, const char *guest, c
 			continue;
 		if (c->needs_guest && !guest)
 			fprintf(stderr, "ft-ctl: %s needs the name of a guest\n", name);
-		else if (o->force && strcmp(name, "failover"))
-			fprintf(stderr, "ft-ctl: --force goes with failover only\n");
+		else if (o->force && strcmp(name, "failover") && strcmp(name, "unprotect"))
+			fprintf(stderr, "ft-ctl: --force goes with failover and unprotect only\n");
 		else
 			return c;
 		return NULL;

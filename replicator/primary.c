@@ -13,6 +13,8 @@
 #define PING_NS (50 * FT_MS_NS)
 #define BREACH_RETRY_NS (200 * FT_MS_NS)
 #define RELEASE_RETRY_NS (5 * FT_MS_NS)
+#define UNANSWERED_NS (10 * FT_S_NS)    /* pings go out; a backup that hangs, not one that is busy */
+#define UNPREPARED_NS (60 * FT_S_NS)    /* while it builds, or starts, the replica */
 
 const char *ft_primary_state_name(enum ft_primary_state s)
 {
@@ -112,7 +114,7 @@ static void end(struct ft_primary *p, enum ft_primary_end how, const char *why)
 	if (p->state == FT_PRIMARY_ENDED)
 		return;
 	p->ops->beat_stop(p->cfg.ctx);
-	p->standing = p->link = false;
+	p->standing = p->link = p->talking = false;
 	p->ops->disconnect(p->cfg.ctx);
 	ft_encoder_reset(p->cfg.encoder);
 	set_state(p, FT_PRIMARY_ENDED, why);
@@ -152,22 +154,28 @@ static void end_open(struct ft_primary *p, enum ft_primary_end how, const char *
 	end(p, how, why);
 }
 
-/* The backup runs the guest under @generation: ours must never speak again. */
+static void discard_outputs(struct ft_primary *p)
+{
+	for (unsigned i = 0; i < p->cfg.nr_outputs && p->holding; i++)
+		p->cfg.output[i]->ops->discard(p->cfg.output[i]);
+}
+
+/* The backup runs the guest under @generation, larger than ours: our instance must never speak again. */
 static void stand_down(struct ft_primary *p, uint64_t generation)
 {
 	bool planned = p->failover.done != NULL;
-	int rc;
+	int rc, saved;
 
 	p->ops->hush(p->cfg.ctx);
-	for (unsigned i = 0; i < p->cfg.nr_outputs && p->holding; i++)
-		p->cfg.output[i]->ops->discard(p->cfg.output[i]);
+	discard_outputs(p);
+	saved = save_role(p, generation, FT_ROLE_STOOD_DOWN);   /* if not: a successor is told the same again */
 	rc = p->vm->ops->destroy(p->vm);
 	if (rc)
 		ft_err("%s: our instance could not be stopped, its output stays shut: %s", p->cfg.guest, strerror(-rc));
 	else if (open_outputs(p))       /* nobody is behind them now: left, they would mute the guest when it comes back here */
 		ft_warn("%s: rules of the instance that ended are left; they go when the guest is replicated to this host", p->cfg.guest);
-	if (save_role(p, generation, FT_ROLE_STOOD_DOWN))
-		rc = rc ? rc : -EIO;
+	if (!rc)
+		rc = saved;
 	answer(&p->failover, 0, "the backup runs the guest");
 	end(p, rc ? FT_END_INTERNAL : planned ? FT_END_OK : FT_END_TAKEN_OVER, "the backup runs the guest");
 }
@@ -190,12 +198,63 @@ static void unfreeze(struct ft_primary *p)
 	p->frozen = false;
 }
 
+/* What our output shows was never acknowledged? Then what the backup holds is outrun, for good. */
+static bool outran(const struct ft_primary *p)
+{
+	return p->record.role == FT_ROLE_RUNNING;
+}
+
+/* Durable before the first frame leaves: whoever speaks for us later must void what the backup holds. */
+static int outrun_backup(struct ft_primary *p)
+{
+	uint64_t generation = p->record.generation;
+	int rc;
+
+	if (outran(p) && !p->outrun_by)
+		return 0;
+	if (p->generation > generation)
+		generation = p->generation;
+	if (p->outrun_by > generation)
+		generation = p->outrun_by;
+	rc = save_role(p, generation + 1, FT_ROLE_RUNNING);
+	if (rc)
+		return rc;
+	p->generation = generation + 2;
+	p->outrun_by = 0;
+	memset(p->session, 0, sizeof(p->session));
+	return 0;
+}
+
+/* Could the backup start what it holds, by right? */
+static bool claims(const struct ft_primary *p)
+{
+	return p->maybe_armed && !outran(p);
+}
+
+/* The backup ran the guest on, and ours, older, has ended too. */
+static void give_in(struct ft_primary *p)
+{
+	discard_outputs(p);
+	if (open_outputs(p))
+		ft_warn("%s: our rules could not be removed", p->cfg.guest);
+	if (save_role(p, p->outrun_by, FT_ROLE_STOOD_DOWN))
+		end(p, FT_END_INTERNAL, "the generation could not be made durable");
+	else
+		end(p, FT_END_TAKEN_OVER, "the guest ran on there, and has ended");
+}
+
 static void go_alone(struct ft_primary *p)
 {
-	int rc = open_outputs(p);
+	int rc = outrun_backup(p);
 
-	if (rc)
-		return;                 /* stays cut off; tried again at the next tick */
+	if (!rc)
+		rc = open_outputs(p);
+	if (rc) {                       /* stays cut off; tried again at the next tick */
+		if (!p->alone_logged)
+			ft_err("%s: cannot go on alone, the output stays shut: %s", p->cfg.guest, strerror(-rc));
+		p->alone_logged = true;
+		return;
+	}
 	unfreeze(p);
 	set_state(p, FT_PRIMARY_ALONE, "peer lost, policy is `continue`: the guest runs UNPROTECTED");
 }
@@ -204,7 +263,7 @@ static void lost(struct ft_primary *p, const char *why)
 {
 	uint64_t now = primary_now(p);
 
-	p->link = p->standing = false;
+	p->link = p->standing = p->talking = false;
 	ft_encoder_reset(p->cfg.encoder);
 	fail_requests(p, why);
 	p->disarm_sent = false;
@@ -272,31 +331,46 @@ static void connect_peer(struct ft_primary *p)
 		ft_primary_link_down(p, rc, "cannot connect");
 }
 
+int ft_primary_hello(const struct ft_primary_config *cfg, const struct ft_wire_hello *h, struct ft_blob *out)
+{
+	struct ft_wire_hello hello = *h;
+	uint8_t *body;
+
+	hello.version_min = FT_WIRE_VERSION_MIN;
+	hello.version_max = FT_WIRE_VERSION_MAX;
+	hello.flags |= cfg->policy.on_peer_loss == FT_LOSS_CONTINUE ? FT_HELLO_CONTINUE : 0;
+	hello.spec_len = (uint32_t)strlen(cfg->spec_text);
+	hello.facts_len = (uint32_t)strlen(cfg->facts);
+	body = malloc(FT_WIRE_HELLO_LEN + hello.spec_len + hello.facts_len);
+	if (!body)
+		return -ENOMEM;
+	ft_wire_pack_hello(&hello, body);
+	memcpy(body + FT_WIRE_HELLO_LEN, cfg->spec_text, hello.spec_len);
+	memcpy(body + FT_WIRE_HELLO_LEN + hello.spec_len, cfg->facts, hello.facts_len);
+	*out = (struct ft_blob){ .data = body, .len = FT_WIRE_HELLO_LEN + hello.spec_len + hello.facts_len };
+	return 0;
+}
+
 static int send_hello(struct ft_primary *p)
 {
 	struct ft_wire_hello h = {
-		.version_min = FT_WIRE_VERSION_MIN, .version_max = FT_WIRE_VERSION_MAX,
-		.flags = p->cfg.policy.on_peer_loss == FT_LOSS_CONTINUE ? FT_HELLO_CONTINUE : 0,
-		.generation = p->generation, .nr_pages = p->vm->nr_pages,
-		.spec_len = (uint32_t)strlen(p->cfg.spec_text), .facts_len = (uint32_t)strlen(p->cfg.facts),
+		.flags = outran(p) ? FT_HELLO_OUTRUN : 0, .generation = p->generation, .nr_pages = p->vm->nr_pages,
 	};
-	size_t len = FT_WIRE_HELLO_LEN + h.spec_len + h.facts_len;
-	uint8_t *body = malloc(len);
+	struct ft_blob body = { 0 };
 	int rc;
 
-	if (!body)
-		return -ENOMEM;
 	memcpy(h.resume, p->session, sizeof(h.resume));
-	ft_wire_pack_hello(&h, body);
-	memcpy(body + FT_WIRE_HELLO_LEN, p->cfg.spec_text, h.spec_len);
-	memcpy(body + FT_WIRE_HELLO_LEN + h.spec_len, p->cfg.facts, h.facts_len);
-	rc = p->ops->send(p->cfg.ctx, FT_REC_HELLO, body, len);
-	free(body);
+	rc = ft_primary_hello(&p->cfg, &h, &body);
+	if (!rc)
+		rc = p->ops->send(p->cfg.ctx, FT_REC_HELLO, body.data, body.len);
+	ft_blob_free(&body);
 	return rc;
 }
 
 void ft_primary_link_up(struct ft_primary *p)
 {
+	p->talking = true;
+	p->heard_ns = primary_now(p);
 	if (p->state == FT_PRIMARY_CONNECTING)
 		set_state(p, FT_PRIMARY_GREETING, "connected");
 	if (send_hello(p))
@@ -310,17 +384,26 @@ static void refused(struct ft_primary *p, const struct ft_wire_welcome *w, const
 
 	snprintf(why, sizeof(why), "%s refuses %s: %s%s%s", p->cfg.peer, p->cfg.guest, ft_wire_reason_text(w->reason),
 		 *text ? ": " : "", text);
-	if (w->reason == FT_REASON_GENERATION && w->generation < UINT64_MAX - 1) {
-		p->generation = w->generation + 1;      /* the session id stays: it may still be resumable */
+	/* Where the guest ran on there, a fresh instance here just needs a larger generation; an old one is outrun. */
+	if ((w->reason == FT_REASON_GENERATION || (w->reason == FT_REASON_GUEST_ENDED && !claims(p))) &&
+	    w->generation < UINT64_MAX - 1) {
+		p->generation = w->generation + 1;
 		memset(p->session, 0, sizeof(p->session));
 		p->ops->disconnect(p->cfg.ctx);
-		p->link = false;
+		p->link = p->talking = false;
 		p->reconnect_ns = primary_now(p);
 		return;
 	}
-	if (w->reason == FT_REASON_TAKEN_OVER && p->maybe_armed) {
+	if (w->reason == FT_REASON_TAKEN_OVER && p->maybe_armed && w->generation > p->record.generation) {
 		stand_down(p, w->generation);
 		return;
+	}
+	if (w->reason == FT_REASON_GUEST_ENDED && claims(p) && w->generation > p->record.generation) {
+		p->outrun_by = w->generation;
+		if (p->guest_ended) {
+			give_in(p);
+			return;
+		}
 	}
 	if (!p->maybe_armed) {
 		p->ops->disconnect(p->cfg.ctx);
@@ -328,7 +411,10 @@ static void refused(struct ft_primary *p, const struct ft_wire_welcome *w, const
 		return;
 	}
 	if (!p->refusal_logged)
-		ft_err("%s; the output stays shut, asking again", why);
+		ft_err("%s; the output %s, asking again%s", why, p->holding ? "stays shut" : "is open",
+		       w->reason == FT_REASON_TAKEN_OVER ? ". The guest runs on both hosts: end one with ft-guest stop --force" :
+		       w->reason == FT_REASON_GUEST_ENDED ? ". Our instance is the older one: give it up with ft-guest stop "
+		       "--force, or go on with it, unprotected, with ft-ctl unprotect --force" : "");
 	p->refusal_logged = true;
 	p->ops->disconnect(p->cfg.ctx);
 	lost(p, why);
@@ -337,7 +423,7 @@ static void refused(struct ft_primary *p, const struct ft_wire_welcome *w, const
 static void protected_again(struct ft_primary *p)
 {
 	p->reconnect_delay_ns = RECONNECT_MIN_NS;
-	p->refusal_logged = false;
+	p->refusal_logged = p->alone_logged = p->handover_sent = false;
 	ft_pacer_init(&p->pacer, &p->cfg.policy, p->cfg.vcpus, primary_now(p));
 }
 
@@ -413,9 +499,11 @@ static void send_handover(struct ft_primary *p)
 }
 
 /* The guest ended while we were cut off; tell the peer now that it answers. */
-static void bury(struct ft_primary *p)
+static void bury(struct ft_primary *p, bool armed)
 {
-	if (p->crashed) {
+	if (p->crashed && !armed) {
+		end_open(p, FT_END_INTERNAL, "the guest's process died, and the backup holds no whole epoch of it");
+	} else if (p->crashed) {
 		set_state(p, FT_PRIMARY_HANDING_OVER, "the guest's process died");
 		send_handover(p);
 	} else {
@@ -439,7 +527,7 @@ static void on_welcome(struct ft_primary *p, const uint8_t *body, size_t len)
 	}
 	p->silence_ms = w.silence_ms;
 	/* DIRECT spoils what the replica held; one that may be all there is must survive until ours is whole. */
-	p->direct = w.replica != FT_REPLICA_ARMED || p->state == FT_PRIMARY_ALONE;
+	p->direct = w.replica != FT_REPLICA_ARMED;
 	if (p->ops->beat(p->cfg.ctx, &w)) {
 		ft_primary_drop_link(p, "heartbeats could not be started");
 		return;
@@ -447,7 +535,7 @@ static void on_welcome(struct ft_primary *p, const uint8_t *body, size_t len)
 	p->standing = true;
 	p->ping_ns = primary_now(p);
 	if (p->guest_ended)
-		bury(p);
+		bury(p, w.replica == FT_REPLICA_ARMED);
 	else if (w.replica == FT_REPLICA_ARMED && w.generation == p->generation && p->tracking && p->session[0] &&
 	    !memcmp(w.session, p->session, sizeof(w.session)) && w.epoch >= p->acked && w.epoch <= p->epoch)
 		resume_session(p, w.epoch);
@@ -587,6 +675,7 @@ void ft_primary_record(struct ft_primary *p, uint32_t type, const uint8_t *body,
 {
 	if (p->state == FT_PRIMARY_ENDED || !p->link)
 		return;
+	p->heard_ns = primary_now(p);
 	if (!p->standing && type != FT_REC_WELCOME && type != FT_REC_ERROR && type != FT_REC_PING) {
 		ft_primary_drop_link(p, "the backup spoke before its WELCOME");
 		return;
@@ -612,7 +701,7 @@ void ft_primary_record(struct ft_primary *p, uint32_t type, const uint8_t *body,
 		break;
 	case FT_REC_RUNNING:
 		/* Only after HANDOVER; a backup that ran the guest unasked would say so in WELCOME. */
-		if (p->state == FT_PRIMARY_HANDING_OVER)
+		if (p->state == FT_PRIMARY_HANDING_OVER && ft_le64(body) > p->record.generation)
 			stand_down(p, ft_le64(body));
 		else
 			ft_primary_drop_link(p, "RUNNING out of turn");
@@ -663,12 +752,16 @@ static void retry_breach(struct ft_primary *p)
 
 static void guest_crashed(struct ft_primary *p)
 {
-	if (!p->maybe_armed) {
-		end_open(p, FT_END_INTERNAL, "the guest's process died before it was protected");
+	p->guest_ended = p->crashed = true;
+	if (p->outrun_by) {
+		give_in(p);
+		return;
+	}
+	if (!claims(p)) {
+		end_open(p, FT_END_INTERNAL, "the guest's process died while it was not protected");
 		return;
 	}
 	ft_err("%s: the guest's process died: %s takes over", p->cfg.guest, p->cfg.peer);
-	p->guest_ended = p->crashed = true;
 	p->final_epoch = 0;
 	set_state(p, FT_PRIMARY_HANDING_OVER, "the guest's process died");
 	if (p->standing)
@@ -682,7 +775,9 @@ static void guest_off(struct ft_primary *p)
 {
 	p->guest_ended = true;
 	ft_info("%s: the guest powered off: protection ends", p->cfg.guest);
-	if (!p->maybe_armed)
+	if (p->outrun_by)
+		give_in(p);
+	else if (!claims(p))
 		end_open(p, FT_END_OK, "the guest powered off");
 	else if (p->standing)
 		send_disarm(p);
@@ -712,12 +807,21 @@ static void cut_off_tick(struct ft_primary *p, uint64_t now)
 {
 	uint64_t window = (p->silence_ms ? p->silence_ms : p->cfg.policy.silence_ms) * FT_MS_NS;
 
-	if (now - p->cut_ns < 2 * window || p->guest_ended)
+	/* After HANDOVER the backup may run it: only its word lets ours go on. */
+	if (now - p->cut_ns < 2 * window || p->guest_ended || p->handover_sent || p->outrun_by)
 		return;
 	if (p->cfg.policy.on_peer_loss == FT_LOSS_CONTINUE)
 		go_alone(p);
 	else
 		freeze(p);
+}
+
+/* Its kernel acknowledges, it does not: without this a backup that hangs would keep the guest mute for ever. */
+static bool unanswered(const struct ft_primary *p, uint64_t now)
+{
+	bool slow = p->state == FT_PRIMARY_PREPARING || p->state == FT_PRIMARY_HANDING_OVER || p->verify_epoch;
+
+	return p->talking && now - p->heard_ns > (slow ? UNPREPARED_NS : UNANSWERED_NS);
 }
 
 static void ping(struct ft_primary *p, uint64_t now)
@@ -743,6 +847,10 @@ void ft_primary_tick(struct ft_primary *p)
 {
 	uint64_t now = primary_now(p);
 
+	if (p->state == FT_PRIMARY_ENDED)
+		return;
+	if (unanswered(p, now))
+		ft_primary_drop_link(p, "it is connected but does not answer");
 	if (p->state == FT_PRIMARY_ENDED)
 		return;
 	if (!p->link && now >= p->reconnect_ns)
@@ -773,7 +881,7 @@ static bool serving(const struct ft_primary *p)
 
 static int request(struct ft_primary *p, struct pending *rq, ft_primary_done *done, void *ctx)
 {
-	if (p->unprotect.done || p->failover.done || rq->done)
+	if (p->unprotect.done || p->failover.done || p->drill.done || p->verify.done)
 		return -EBUSY;
 	*rq = (struct pending){ .done = done, .ctx = ctx };
 	return 0;
@@ -781,16 +889,38 @@ static int request(struct ft_primary *p, struct pending *rq, ft_primary_done *do
 
 int ft_primary_unprotect(struct ft_primary *p, ft_primary_done *done, void *ctx)
 {
+	bool promised = !claims(p);             /* nothing over there could be started */
 	int rc;
 
-	if (!serving(p))
+	if (!serving(p) && !promised)
 		return -ENOTCONN;
 	rc = request(p, &p->unprotect, done, ctx);
-	if (!rc) {
+	if (rc)
+		return rc;
+	if (promised)
+		end_open(p, FT_END_OK, "unprotected");
+	else
 		settled(p);
-		arm(p);
+	arm(p);
+	return 0;
+}
+
+int ft_primary_give_up_backup(struct ft_primary *p, ft_primary_done *done, void *ctx)
+{
+	int rc;
+
+	if (p->standing)
+		return -EISCONN;
+	rc = request(p, &p->unprotect, done, ctx);
+	if (!rc)
+		rc = outrun_backup(p);
+	if (rc) {
+		p->unprotect = (struct pending){ 0 };
+		return rc;
 	}
-	return rc;
+	unfreeze(p);
+	end_open(p, FT_END_OK, "the backup was given up");
+	return 0;
 }
 
 int ft_primary_failover(struct ft_primary *p, ft_primary_done *done, void *ctx)

@@ -33,7 +33,9 @@ struct ft_primary {
 	/* session */
 	uint64_t generation;                    /* of this session */
 	uint8_t session[16];                    /* zero: none to resume */
-	bool link;                              /* up */
+	bool link;                              /* up, or on its way */
+	bool talking;                           /* link_up came */
+	uint64_t heard_ns;                      /* the backup's last record */
 	bool standing;                          /* WELCOME was accepted, heartbeats run */
 	bool maybe_armed;                       /* the backup may hold a whole epoch of ours: it may take over */
 	bool refusal_logged;
@@ -67,10 +69,13 @@ struct ft_primary {
 
 	/* requests and what they wait for */
 	struct pending unprotect, failover, drill, verify;
-	bool disarm_sent, handover_sent, drilling;
+	bool disarm_sent, drilling;
+	bool handover_sent;                     /* the backup may run the guest, until a WELCOME says that it does not */
 	bool first_drill_done;
 	bool guest_ended;                       /* nothing to capture any more: it powered off, or */
 	bool crashed;                           /* its process died */
+	uint64_t outrun_by;                     /* != 0: the generation under which the backup ran the guest on; ours is old */
+	bool alone_logged;
 	uint64_t final_epoch;                   /* planned failover: the last one */
 	uint64_t verify_epoch;                  /* != 0: no later epoch until VERIFIED */
 	struct ft_blob verify_body;

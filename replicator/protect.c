@@ -424,14 +424,16 @@ static void on_request(void *ctx, struct ft_control_req *req, const char *cmd, c
 {
 	static const struct {
 		const char *cmd;
+		bool force;
 		int (*start)(struct ft_primary *p, ft_primary_done *done, void *ctx);
 	} table[] = {
-		{ "failover", ft_primary_failover }, { "unprotect", ft_primary_unprotect },
-		{ "verify", ft_primary_verify }, { "drill", ft_primary_drill },
+		{ "failover", false, ft_primary_failover }, { "unprotect", false, ft_primary_unprotect },
+		{ "unprotect", true, ft_primary_give_up_backup }, { "verify", false, ft_primary_verify },
+		{ "drill", false, ft_primary_drill },
 	};
+	bool force = json_is_true(json_object_get(args, "force"));
 	struct protect *pr = ctx;
 
-	(void)args;
 	if (!strcmp(cmd, "status")) {
 		ft_control_reply(req, protect_status_json(pr));
 		return;
@@ -439,18 +441,23 @@ static void on_request(void *ctx, struct ft_control_req *req, const char *cmd, c
 	for (size_t i = 0; i < FT_ARRAY_LEN(table); i++) {
 		int rc;
 
-		if (strcmp(cmd, table[i].cmd))
+		if (strcmp(cmd, table[i].cmd) || force != table[i].force)
 			continue;
 		rc = table[i].start(pr->primary, request_done, req);
 		if (rc == -ENOTCONN)
 			ft_control_fail(req, "%s is not protected right now (ft-ctl status %s says why)", pr->guest, pr->guest);
+		else if (rc == -EISCONN)
+			ft_control_fail(req, "%s answers: end protection in order, without --force", pr->peer);
 		else if (rc == -EBUSY)
 			ft_control_fail(req, "another request for %s is still running; try again when it is done", pr->guest);
 		else if (rc)
 			ft_control_fail(req, "%s: %s", cmd, strerror(-rc));
 		return;
 	}
-	ft_control_fail(req, "ft-protect does not know the command '%s'", cmd);
+	if (force)
+		ft_control_fail(req, "this host is the primary of %s: ft-ctl %s --force is for the backup", pr->guest, cmd);
+	else
+		ft_control_fail(req, "ft-protect does not know the command '%s'", cmd);
 }
 
 static void stopped(void *ctx, int rc, const char *text)
@@ -476,8 +483,9 @@ static void on_stop(struct ev_loop *loop, ev_signal *w, int revents)
 		ev_break(loop, EVBREAK_ALL);
 	else
 		ft_warn("%s: %s: %s has not promised to stay down. Once more to stop ft-protect all the same: the guest's output "
-			"will stay shut", pr->guest, rc == -EBUSY ? "protection is still being ended in order" :
-			"protection cannot be ended in order now", pr->peer);
+			"will stay shut; if %s is dead for certain, ft-ctl unprotect --force %s opens it", pr->guest,
+			rc == -EBUSY ? "protection is still being ended in order" : "protection cannot be ended in order now",
+			pr->peer, pr->peer, pr->guest);
 	pr->stop_warned = rc != 0;
 }
 

@@ -38,6 +38,7 @@ struct standby;
 struct conn {
 	struct standby *sb;
 	struct ft_link *link;           /* NULL: free slot */
+	char peer[FT_NAME_MAX + 1];     /* of its certificate, permitted; empty: not known yet */
 	bool closing;                   /* no callback matters any more; freed when the linger is over, or the slot needed */
 	uint64_t since_ns;
 	ev_timer linger;
@@ -50,7 +51,10 @@ struct standby {
 	struct conn conn[CONNS_MAX];
 	struct conn *current;           /* whose records ft_backup gets */
 	struct ft_echo *echo;
+	struct ft_echo *old_echo;       /* of the session before, until the primary has changed over */
+	bool echo_armed;                /* @echo judges silence */
 	struct ft_control *control;
+	struct ft_control_req *forced;  /* waits for the primary's lease to end */
 	int door;
 	struct ft_spec spec;
 	struct ft_attach theirs;        /* what the primary said of its guest */
@@ -107,21 +111,47 @@ static void conn_up(void *ctx, const char *peer)
 		conn_refuse(c, reason, why);
 		return;
 	}
-	if (!ft_backup_may_link(sb->backup, peer)) {
-		snprintf(why, sizeof(why), "%s is being replicated by another host; %s has to wait", sb->guest, peer);
+	snprintf(c->peer, sizeof(c->peer), "%s", peer);
+}
+
+/* A HELLO makes a connection the session's: whoever only asks (ft-protect --check) disturbs nobody. */
+static void conn_hello(struct conn *c, const uint8_t *body, size_t len)
+{
+	struct standby *sb = c->sb;
+	uint8_t welcome[FT_BACKUP_CHECK_MAX];
+	struct ft_wire_hello h;
+	char why[256];
+
+	if (!ft_wire_unpack_hello(body, len, &h) && h.flags & FT_HELLO_CHECK) {
+		len = ft_backup_check(sb->backup, body, len, welcome);
+		ft_ignore(ft_link_send(c->link, FT_LANE_BULK_NOWAIT, FT_REC_WELCOME, welcome, len));   /* it closes either way */
+		conn_close(c);
+		return;
+	}
+	if (!ft_backup_may_link(sb->backup, c->peer)) {
+		snprintf(why, sizeof(why), "%s is being replicated by another host; %s has to wait", sb->guest, c->peer);
 		conn_refuse(c, FT_REASON_BUSY, why);
 		return;
 	}
-	ft_backup_link_up(sb->backup, peer);    /* closes the link it replaces */
+	ft_backup_link_up(sb->backup, c->peer); /* closes the link it replaces */
 	sb->current = c;
+	ft_backup_record(sb->backup, FT_REC_HELLO, body, len);
 }
 
 static void conn_record(void *ctx, uint32_t type, const uint8_t *body, size_t len)
 {
 	struct conn *c = ctx;
 
-	if (!c->closing && c->sb->current == c)
+	if (c->closing || !c->peer[0])
+		return;
+	if (c->sb->current == c) {
 		ft_backup_record(c->sb->backup, type, body, len);
+	} else if (type == FT_REC_HELLO) {
+		conn_hello(c, body, len);
+	} else {
+		ft_warn("%s: %s sent %s before HELLO", c->sb->guest, c->peer, ft_wire_name(type));
+		conn_close(c);
+	}
 }
 
 static void conn_down(void *ctx, int rc, const char *why)
@@ -244,29 +274,49 @@ static void op_random(void *ctx, uint8_t *buf, size_t len)
 		abort();                /* a session id that can be guessed is no session id */
 }
 
-static int op_echo_start(void *ctx, const uint8_t session[16], uint16_t *port)
+static uint32_t op_silence_ms(void *ctx)
+{
+	(void)ctx;
+	return ft_conf()->policy.silence_ms;
+}
+
+static int op_echo_start(void *ctx, const uint8_t session[16], uint32_t silence_ms, uint16_t *port)
 {
 	struct standby *sb = ctx;
 	struct ft_echo_config cfg = {
-		.port_min = ft_conf()->heartbeat_port_min, .port_max = ft_conf()->heartbeat_port_max,
-		.silence_ms = ft_conf()->policy.silence_ms,
+		.port_min = ft_conf()->heartbeat_port_min, .port_max = ft_conf()->heartbeat_port_max, .silence_ms = silence_ms,
 	};
 	int rc = ft_link_export(sb->current->link, cfg.key);
 
 	if (rc)
 		return rc;
 	memcpy(cfg.session, session, sizeof(cfg.session));
-	ft_echo_stop(sb->echo);
+	ft_echo_stop(sb->echo_armed ? sb->old_echo : sb->echo); /* what never judged has nothing to fall silent from */
+	if (sb->echo_armed)
+		sb->old_echo = sb->echo;
 	sb->echo = NULL;
+	sb->echo_armed = false;
 	return ft_echo_start(&cfg, port, &sb->echo);
+}
+
+static void op_echo_stop(void *ctx)
+{
+	struct standby *sb = ctx;
+
+	ft_echo_stop(sb->old_echo);
+	ft_echo_stop(sb->echo);
+	sb->old_echo = sb->echo = NULL;
+	sb->echo_armed = false;
 }
 
 static void op_echo_arm(void *ctx)
 {
 	struct standby *sb = ctx;
 
-	if (sb->echo)
-		ft_echo_arm(sb->echo);
+	if (!sb->echo)
+		return;
+	ft_echo_arm(sb->echo);
+	sb->echo_armed = true;
 }
 
 static void op_life(void *ctx)
@@ -281,7 +331,11 @@ static bool op_silent(void *ctx)
 {
 	struct standby *sb = ctx;
 
-	return sb->echo && ft_echo_try_takeover(sb->echo);
+	if (sb->old_echo && ft_echo_try_takeover(sb->old_echo)) {
+		ft_echo_stop(sb->old_echo);
+		sb->old_echo = NULL;
+	}
+	return sb->echo && !sb->old_echo && ft_echo_try_takeover(sb->echo);
 }
 
 static enum ft_wire_reason hypervisor_reason(int rc)
@@ -347,13 +401,21 @@ static void on_replica(struct ev_loop *loop, ev_io *w, int revents)
 	ft_backup_replica_died(sb->backup);
 }
 
-/* The replica's taps are there, down and its own alone: is anything in the way of its being heard after a takeover? */
-static int clear_the_way(struct standby *sb, char *why, size_t size)
+/* Would the guest be heard here after a takeover? */
+static int check_bridges(const struct standby *sb, char *why, size_t size)
 {
 	int rc = 0;
 
 	for (unsigned i = 0; i < sb->spec.nr_nics && !rc; i++)
 		rc = ft_netbuf_check_bridge(sb->spec.nic[i].bridge, why, size);
+	return rc;
+}
+
+/* The replica's taps are there, down and its own alone: is anything in the way of its being heard after a takeover? */
+static int clear_the_way(struct standby *sb, char *why, size_t size)
+{
+	int rc = check_bridges(sb, why, size);
+
 	if (rc)
 		return rc;
 	rc = ft_netbuf_purge_dead(sb->guest);
@@ -361,6 +423,19 @@ static int clear_the_way(struct standby *sb, char *why, size_t size)
 		snprintf(why, size, "%s cannot remove the rules that keep an earlier instance of %s shut: %s (its log says more)",
 			 ft_conf()->host, sb->guest, strerror(-rc));
 	return rc;
+}
+
+static enum ft_wire_reason op_could_prepare(void *ctx, char *why, size_t size)
+{
+	struct standby *sb = ctx;
+
+	if (check_bridges(sb, why, size))
+		return FT_REASON_INTERNAL;
+	if (!ft_qemu_replica_room(&sb->spec))
+		return FT_REASON_OK;
+	snprintf(why, size, "%s has no room for %llu MiB of memory (its log says more)", ft_conf()->host,
+		 (unsigned long long)sb->spec.memory >> 20);
+	return FT_REASON_NO_ROOM;
 }
 
 static enum ft_wire_reason op_prepare(void *ctx, struct ft_replica **out, char *why, size_t size)
@@ -432,9 +507,9 @@ static void op_changed(void *ctx, enum ft_backup_state from, enum ft_backup_stat
 
 static const struct ft_backup_ops backup_ops = {
 	.now_ns = op_now, .timer = op_timer, .send = op_send, .disconnect = op_disconnect, .random = op_random,
-	.echo_start = op_echo_start, .echo_arm = op_echo_arm, .life = op_life, .silent = op_silent, .admit = op_admit,
-	.runs_here = op_runs_here, .prepare = op_prepare, .watch_drill = op_watch_drill, .took_over = op_took_over,
-	.changed = op_changed,
+	.silence_ms = op_silence_ms, .echo_start = op_echo_start, .echo_arm = op_echo_arm, .echo_stop = op_echo_stop, .life = op_life, .silent = op_silent, .admit = op_admit,
+	.runs_here = op_runs_here, .could_prepare = op_could_prepare, .prepare = op_prepare, .watch_drill = op_watch_drill,
+	.took_over = op_took_over, .changed = op_changed,
 };
 
 /* --- ft-ctl --- */
@@ -453,16 +528,27 @@ static json_t *status_json(struct standby *sb)
 			 "staging_bytes", (json_int_t)s.staging_bytes);
 }
 
+static void on_forced(void *ctx, int rc)
+{
+	struct standby *sb = ctx;
+
+	if (rc)
+		ft_control_fail(sb->forced, "the replica does not run: %s", strerror(-rc));
+	else
+		ft_control_reply(sb->forced, json_pack("{s:b, s:s}", "ok", 1, "text", "the guest runs here now"));
+	sb->forced = NULL;
+}
+
 static void force(struct standby *sb, struct ft_control_req *req)
 {
-	int rc = ft_backup_force(sb->backup);
+	int rc = ft_backup_force(sb->backup, on_forced, sb);
 
-	if (rc == -ENODATA)
+	if (!rc)
+		sb->forced = req;
+	else if (rc == -ENODATA)
 		ft_control_fail(req, "there is no whole epoch of %s here to start", sb->guest);
-	else if (rc)
-		ft_control_fail(req, "the replica does not run: %s", strerror(-rc));
 	else
-		ft_control_reply(req, json_pack("{s:b, s:s}", "ok", 1, "text", "the guest runs here now"));
+		ft_control_fail(req, "it is being started already");
 }
 
 static void on_request(void *ctx, struct ft_control_req *req, const char *cmd, const json_t *args)
@@ -528,11 +614,10 @@ static void watch(struct standby *sb)
 static int make_parts(struct standby *sb)
 {
 	const struct ft_control_ops control_ops = { .request = on_request, .ctx = sb };
-	uint32_t silence_ms = ft_conf()->policy.silence_ms;
 	struct ft_backup_config cfg = {
 		.guest = sb->guest, .state_dir = ft_conf()->state_dir,
 		.staging_bound = (size_t)ft_conf()->policy.staging_mb << 20,
-		.silence_ms = silence_ms, .tick_ns = silence_ms * FT_MS_NS / 30, .ops = &backup_ops, .ctx = sb,
+		.tick_ns = ft_conf()->policy.silence_ms * FT_MS_NS / 30, .ops = &backup_ops, .ctx = sb,
 	};
 	char path[FT_PATH_MAX];
 	int rc = ft_backup_new(&cfg, &sb->backup);
@@ -601,11 +686,11 @@ int ft_standby_run(const char *guest, int listen_fd, int tcp_fd)
 	if (!ft_standby_door(guest, door, sizeof(door)))
 		unlink(door);
 	close(sb.door);
-	ft_control_free(sb.control);
 	for (unsigned i = 0; i < CONNS_MAX; i++)
 		if (sb.conn[i].link)
 			conn_free(&sb.conn[i]);
-	ft_echo_stop(sb.echo);
-	ft_backup_free(sb.backup);
+	op_echo_stop(&sb);
+	ft_backup_free(sb.backup);      /* answers who waits */
+	ft_control_free(sb.control);
 	return 0;
 }

@@ -164,7 +164,7 @@ int ft_wire_unpack_hello(const uint8_t *buf, size_t len, struct ft_wire_hello *o
 	get_id(&p, out->resume);
 	if (!out->version_min || out->version_min > out->version_max)
 		return -EPROTO;
-	if (out->pad || out->flags & ~FT_HELLO_CONTINUE)
+	if (out->pad || out->flags & ~FT_HELLO_FLAGS)
 		return -EPROTO;
 	if (!out->generation || !out->nr_pages || out->nr_pages > FT_WIRE_PAGES_MAX)
 		return -EPROTO;

@@ -230,7 +230,7 @@ class Checker:
     def on_hello(self, _, f, body):
         need(not self.hello, 'second HELLO in a connection')
         need(1 <= f['version_min'] <= f['version_max'], 'HELLO: versions')
-        need(not f['flags'] & ~1, 'HELLO: unknown flags')
+        need(not f['flags'] & ~7, 'HELLO: unknown flags')
         need(f['generation'] and 1 <= f['nr_pages'] <= 1 << 30, 'HELLO: generation or nr_pages')
         need(56 + f['spec_len'] + f['facts_len'] == len(body), 'HELLO: lengths do not add up')
         facts = body[56 + f['spec_len']:].decode()

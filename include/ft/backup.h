@@ -30,9 +30,14 @@ struct ft_backup_ops {
 	int (*send)(void *ctx, uint32_t type, const void *body, size_t len);
 	void (*disconnect)(void *ctx);                  /* after what was sent; no callback for that link comes any more */
 	void (*random)(void *ctx, uint8_t *buf, size_t len);
-	/* Heartbeats of a new session, keyed by the link; replaces those of the session before. */
-	int (*echo_start)(void *ctx, const uint8_t session[16], uint16_t *port);
+	uint32_t (*silence_ms)(void *ctx);              /* the window for sessions that start now */
+	/*
+	 * Heartbeats of a new session, keyed by the link. Those of the session before are answered and count until
+	 * they fall silent: the primary changes over when WELCOME has reached it.
+	 */
+	int (*echo_start)(void *ctx, const uint8_t session[16], uint32_t silence_ms, uint16_t *port);
 	void (*echo_arm)(void *ctx);                    /* the silence window starts now */
+	void (*echo_stop)(void *ctx);                   /* answer no heartbeat any more */
 	void (*life)(void *ctx);                        /* an authenticated record came */
 	bool (*silent)(void *ctx);                      /* ft_echo_try_takeover */
 	/*
@@ -42,6 +47,8 @@ struct ft_backup_ops {
 	enum ft_wire_reason (*admit)(void *ctx, const struct ft_wire_hello *h, const char *spec, const char *facts,
 				     char *why, size_t size);
 	bool (*runs_here)(void *ctx);                   /* this host runs the guest itself */
+	/* What admit cannot know: room, a hypervisor. As prepare would answer, building nothing. */
+	enum ft_wire_reason (*could_prepare)(void *ctx, char *why, size_t size);
 	/* Build and park the replica. FT_REASON_OK, or why not. Watch its watch_fd: ft_backup_replica_died. */
 	enum ft_wire_reason (*prepare)(void *ctx, struct ft_replica **out, char *why, size_t size);
 	/* Poll @fd (a drill's): ft_backup_drilled. -1: no more. */
@@ -56,7 +63,6 @@ struct ft_backup_config {
 	const struct ft_file_ops *files;        /* NULL: real ones */
 	const char *state_dir;
 	size_t staging_bound;
-	uint32_t silence_ms;
 	uint64_t tick_ns;                       /* how often to judge silence */
 	const struct ft_backup_ops *ops;
 	void *ctx;
@@ -75,12 +81,22 @@ bool ft_backup_may_link(const struct ft_backup *b, const char *peer);
 void ft_backup_link_up(struct ft_backup *b, const char *peer);  /* replaces a present one */
 void ft_backup_link_down(struct ft_backup *b, const char *why);
 void ft_backup_record(struct ft_backup *b, uint32_t type, const uint8_t *body, size_t len);
+/*
+ * What WELCOME would say to a HELLO with FT_HELLO_CHECK, from any link: opens no session, replaces none. Returns the
+ * length of the WELCOME body in @out.
+ */
+#define FT_BACKUP_CHECK_MAX (FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX)
+size_t ft_backup_check(struct ft_backup *b, const uint8_t *hello, size_t len, uint8_t out[FT_BACKUP_CHECK_MAX]);
 void ft_backup_replica_died(struct ft_backup *b);
 void ft_backup_drilled(struct ft_backup *b);
 
 /* --- the operator, on the backup --- */
-/* Start the replica now, whatever the primary does: -ENODATA when there is none. */
-int ft_backup_force(struct ft_backup *b) FT_MUST_CHECK;
+/*
+ * Start the replica whatever the primary does, once its lease has ended. 0: @done is called, once, with the outcome;
+ * -ENODATA: there is nothing to start; -EBUSY: on its way already.
+ */
+typedef void ft_backup_done(void *ctx, int rc);
+int ft_backup_force(struct ft_backup *b, ft_backup_done *done, void *ctx) FT_MUST_CHECK;
 
 struct ft_backup_status {
 	enum ft_backup_state state;

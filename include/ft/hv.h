@@ -127,6 +127,8 @@ struct ft_replica_ops {
  * version and machine types. -ENOENT: no usable QEMU; -ENOEXEC: another one. Logged, and the same line in @why.
  */
 int ft_qemu_replica_check(const struct ft_attach *theirs, char *why, size_t size) FT_MUST_CHECK;
+/* Is there memory for one more? 0, or -ENOSPC, logged. */
+int ft_qemu_replica_room(const struct ft_spec *spec) FT_MUST_CHECK;
 /* Build the RAM file and park a QEMU with incoming migration deferred. The reason is logged, and in @why. */
 int ft_qemu_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out,
 			    char *why, size_t size) FT_MUST_CHECK;

@@ -103,6 +103,12 @@ void ft_primary_free(struct ft_primary *p);
 /* Load the durable record and connect. */
 int ft_primary_start(struct ft_primary *p) FT_MUST_CHECK;
 
+/*
+ * A HELLO for @cfg's guest, with flags, generation, nr_pages and session of @h. ft_primary sends its own; with
+ * FT_HELLO_CHECK it is how to ask without a session. The caller frees @out.
+ */
+int ft_primary_hello(const struct ft_primary_config *cfg, const struct ft_wire_hello *h, struct ft_blob *out) FT_MUST_CHECK;
+
 /* --- events --- */
 void ft_primary_tick(struct ft_primary *p);
 void ft_primary_link_up(struct ft_primary *p);
@@ -115,6 +121,8 @@ void ft_primary_guest_event(struct ft_primary *p);              /* vm->event_fd 
 /* --- requests of the operator. Answered once through @done (rc 0, or -errno and a line). --- */
 typedef void ft_primary_done(void *ctx, int rc, const char *text);
 int ft_primary_unprotect(struct ft_primary *p, ft_primary_done *done, void *ctx) FT_MUST_CHECK;
+/* Only while the backup does not answer: the operator says that it is dead for good. Output opens at once. -EISCONN. */
+int ft_primary_give_up_backup(struct ft_primary *p, ft_primary_done *done, void *ctx) FT_MUST_CHECK;
 int ft_primary_failover(struct ft_primary *p, ft_primary_done *done, void *ctx) FT_MUST_CHECK;
 int ft_primary_drill(struct ft_primary *p, ft_primary_done *done, void *ctx) FT_MUST_CHECK;
 int ft_primary_verify(struct ft_primary *p, ft_primary_done *done, void *ctx) FT_MUST_CHECK;

@@ -71,7 +71,7 @@ enum ft_wire_reason {
 	FT_REASON_PROTO,                /* bytes that make no sense */
 	FT_REASON_GENERATION,           /* the backup knows a higher generation */
 	FT_REASON_INTERNAL,
-	FT_REASON_GUEST_ENDED,          /* sender gives up the guest: it powered off */
+	FT_REASON_GUEST_ENDED,          /* the backup ran the guest, at a higher generation; there it has ended */
 };
 
 /* What the backup has of the guest when a session starts. */
@@ -83,6 +83,9 @@ enum ft_replica_state {
 };
 
 #define FT_HELLO_CONTINUE 1u            /* primary's policy `continue`: never take over on silence alone */
+#define FT_HELLO_OUTRUN 2u              /* the guest's output went on without the backup: what that holds is void */
+#define FT_HELLO_CHECK 4u               /* only ask what WELCOME would say: opens no session, replaces none */
+#define FT_HELLO_FLAGS 7u
 
 struct ft_wire_hello {                  /* fixed part, 56 bytes */
 	uint32_t version_min, version_max;

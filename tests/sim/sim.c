@@ -27,11 +27,13 @@ static void check_alive(struct sim *s)
 	if (s->a.up)
 		ft_primary_get_status(s->primary, &st);
 	sim_run_until(s, s->now + FT_S_NS);
+	if (s->b_ended)
+		return;                 /* and alpha stayed silent, or sim_seen knows */
 	if (s->was_alone && !s->b_guest && (gone || !ft_fake_running(s->guest)))
 		return;                 /* two failures, the second one while unprotected: nothing was promised */
-	if (gone)
+	if (gone && s->ever_armed)
 		sim_broken(s, "alive: alpha is dead and beta does not run the guest");
-	else if (s->answered == before)
+	else if (!gone && s->answered == before)
 		sim_broken(s, "alive: no client gets an answer (alpha %s%s)",
 		       s->a.up ? ft_primary_state_name(st.state) : s->ended ? "ended" : "down",
 		       !s->b_guest && !ft_fake_running(s->guest) ? ", guest paused" : "");
@@ -103,9 +105,11 @@ void sim_run(uint64_t seed, enum sim_mutant mutant, bool trace_on, struct sim_re
 	sim_client_asks(&s, 0);
 	sim_after(&s, sim_rnd(&s, 2 * FT_S_NS), sim_monkey, 0);
 	sim_run_until(&s, RUN_NS);
+	if (s.longer)
+		sim_run_until(&s, RUN_NS + s.longer);
 	s.calm = true;
 	come_back(&s);
-	sim_run_until(&s, RUN_NS + CALM_NS);
+	sim_run_until(&s, RUN_NS + s.longer + CALM_NS);
 	if (out->ok)
 		check_alive(&s);
 	tear_down(&s);

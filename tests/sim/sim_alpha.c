@@ -191,8 +191,15 @@ static void a_changed(void *ctx, enum ft_primary_state from, enum ft_primary_sta
 	struct sim *s = ctx;
 
 	sim_trace(s, "alpha %s -> %s: %s", ft_primary_state_name(from), ft_primary_state_name(to), why);
-	if (to == FT_PRIMARY_ALONE)
+	if (to == FT_PRIMARY_ALONE) {
 		s->was_alone = true;
+		if (!s->calm && !sim_rnd(s, 3))
+			s->a.doom = 1 + sim_rnd(s, 40);
+	} else if (to == FT_PRIMARY_PREPARING && s->was_alone) {
+		/* What beta has is old, and the new copy is not whole: nothing may start from it. */
+		if (!s->calm && !sim_rnd(s, 3))
+			sim_after(s, sim_rnd(s, 4 * FT_MS_NS), sim_power_off_alpha, 0);
+	}
 }
 
 static void a_ended(void *ctx, enum ft_primary_end end, const char *why)
@@ -250,11 +257,18 @@ static void make_lossy(struct sim *s)
 	s->vm->ops = &lossy;
 }
 
+static bool go_on(struct sim *s)
+{
+	if (s->was_alone && sim_rnd(s, 2))
+		s->go_on = false;       /* the operator thinks otherwise now */
+	return s->go_on;
+}
+
 void sim_protect_start(struct sim *s, uint64_t unused)
 {
 	const struct ft_policy policy = { .interval_max_ms = 60, .dirty_max_mb = 32, .pause_budget_percent = 30,
 						 .in_flight_max = 4, .silence_ms = 300, .staging_mb = 1,
-					  .on_peer_loss = s->go_on ? FT_LOSS_CONTINUE : FT_LOSS_FREEZE };
+					  .on_peer_loss = go_on(s) ? FT_LOSS_CONTINUE : FT_LOSS_FREEZE };
 	struct ft_encoder_config enc = { .nr_pages = PAGES, .shadow = true, .emit = a_send, .ctx = s };
 	struct ft_primary_config cfg = {
 		.guest = "vm1", .peer = "beta", .nr_outputs = 1, .policy = policy, .vcpus = 1, .spec_text = "spec",

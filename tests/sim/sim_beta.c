@@ -43,15 +43,26 @@ static void b_random(void *ctx, uint8_t *buf, size_t len)
 		buf[i] = (uint8_t)(1 + sim_rnd(ctx, 255));
 }
 
-static int b_echo_start(void *ctx, const uint8_t session[16], uint16_t *port)
+static uint32_t b_silence_ms(void *ctx)
+{
+	(void)ctx;
+	return SILENCE_NS / FT_MS_NS;
+}
+
+static int b_echo_start(void *ctx, const uint8_t session[16], uint32_t silence_ms, uint16_t *port)
 {
 	struct sim *s = ctx;
 
+	(void)silence_ms;
 	if (sim_dies_here(s, &s->b))
 		return -EIO;
+	if (s->echoing && s->armed) {
+		s->old_session = s->echo_session;
+		s->old_silence = s->silence;
+	}
 	s->echo_session = ft_le64(session);
 	s->echoing = true;
-	s->takeover_due = false;
+	s->armed = false;
 	*port = 1;
 	return 0;
 }
@@ -60,6 +71,7 @@ static void b_echo_arm(void *ctx)
 {
 	struct sim *s = ctx;
 
+	s->armed = true;
 	ft_silence_init(&s->silence, s->now, s->mutant == SIM_HASTY_DETECTOR ? 35 * FT_MS_NS : SILENCE_NS, 10 * FT_MS_NS);
 }
 
@@ -74,10 +86,22 @@ static bool b_silent(void *ctx)
 {
 	struct sim *s = ctx;
 
-	if (sim_dies_here(s, &s->b) || !s->echoing || !ft_silence_judge(&s->silence, s->now))
+	if (sim_dies_here(s, &s->b) || !s->echoing || !s->armed)
+		return false;
+	if (s->old_session && ft_silence_judge(&s->old_silence, s->now))
+		s->old_session = 0;
+	if (s->old_session || !ft_silence_judge(&s->silence, s->now))
 		return false;
 	s->echoing = false;
 	return true;
+}
+
+static void b_echo_stop(void *ctx)
+{
+	struct sim *s = ctx;
+
+	s->echoing = s->armed = false;
+	s->old_session = 0;
 }
 
 static enum ft_wire_reason b_admit(void *ctx, const struct ft_wire_hello *h, const char *spec, const char *facts, char *why,
@@ -117,6 +141,12 @@ static enum ft_wire_reason b_prepare(void *ctx, struct ft_replica **out, char *w
 	return FT_REASON_OK;
 }
 
+static enum ft_wire_reason b_could_prepare(void *ctx, char *why, size_t size)
+{
+	(void)ctx, (void)why, (void)size;
+	return FT_REASON_OK;
+}
+
 
 static void b_watch_drill(void *ctx, int fd)
 {
@@ -134,6 +164,8 @@ static void b_took_over(void *ctx, uint64_t generation, uint64_t epoch)
 	sim_trace(s, "beta runs the guest, generation %llu", (unsigned long long)generation);
 	s->replica = NULL;
 	s->res->takeovers++;
+	if (!sim_rnd(s, 4))
+		sim_after(s, sim_rnd(s, 2 * FT_S_NS), sim_guest_ends_on_beta, 0);
 }
 
 static void check_takeover(struct sim *s)
@@ -149,7 +181,7 @@ static void check_takeover(struct sim *s)
 	ft_fake_on_send(s->b_guest, sim_beta_sends, s);
 	if (st.epoch >= EPOCHS_MAX || ft_fake_digest(s->b_guest) != s->digest[st.epoch])
 		sim_broken(s, "whole: beta starts something that is not sealed epoch %llu", (unsigned long long)st.epoch);
-	if (s->was_alone && s->go_on)
+	if (s->was_alone)
 		sim_broken(s, "nothing lost: an old replica was started although the primary went on alone");
 	if (ft_fake_sent(s->b_guest) < s->out_max)
 		sim_broken(s, "nothing lost: packet %llu was seen, the guest on beta has sent %llu", (unsigned long long)s->out_max,
@@ -164,6 +196,10 @@ static void b_changed(void *ctx, enum ft_backup_state from, enum ft_backup_state
 	struct sim *s = ctx;
 
 	sim_trace(s, "beta %s -> %s: %s", ft_backup_state_name(from), ft_backup_state_name(to), why);
+	if (to == FT_BACKUP_ARMED) {
+		s->was_alone = false;   /* a full copy came after that: the replica is of today */
+		s->ever_armed = true;
+	}
 	if (to == FT_BACKUP_RUNNING && !s->excuse)
 		sim_broken(s, "no panic: takeover (%s) although the primary's host, guest and network are well", why);
 	if (to == FT_BACKUP_RUNNING)
@@ -174,7 +210,7 @@ static void b_changed(void *ctx, enum ft_backup_state from, enum ft_backup_state
 
 static const struct ft_backup_ops backup_ops = {
 	.now_ns = sim_op_now, .timer = b_timer, .send = b_send, .disconnect = b_disconnect, .random = b_random,
-	.echo_start = b_echo_start, .echo_arm = b_echo_arm, .life = b_life, .silent = b_silent, .admit = b_admit,
+	.echo_start = b_echo_start, .silence_ms = b_silence_ms, .echo_stop = b_echo_stop, .could_prepare = b_could_prepare, .echo_arm = b_echo_arm, .life = b_life, .silent = b_silent, .admit = b_admit,
 	.runs_here = b_runs_here, .prepare = b_prepare, .watch_drill = b_watch_drill, .took_over = b_took_over,
 	.changed = b_changed,
 };
@@ -184,12 +220,13 @@ static const struct ft_backup_ops backup_ops = {
 static void child_start(struct sim *s)
 {
 	struct ft_backup_config cfg = {
-		.guest = "vm1", .files = &sim_files_b, .state_dir = "/tmp", .staging_bound = 1 << 20, .silence_ms = 300,
+		.guest = "vm1", .files = &sim_files_b, .state_dir = "/tmp", .staging_bound = 1 << 20,
 		.tick_ns = 10 * FT_MS_NS, .ops = &backup_ops, .ctx = s,
 	};
 
 	s->b = (struct proc){ .name = "child", .up = true, .life = s->b.life + 1 };
-	s->b_link = s->echoing = false;
+	s->b_link = s->echoing = s->armed = false;
+	s->old_session = 0;
 	if (ft_backup_new(&cfg, &s->backup))
 		abort();
 	ft_backup_tick(s->backup);

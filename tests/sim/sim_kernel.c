@@ -8,6 +8,8 @@ void sim_seen(struct sim *s, bool from_alpha, uint64_t seq, uint64_t id)
 {
 	if (from_alpha) {
 		s->res->released++;
+		if (s->res->takeovers && !s->forced)
+			sim_broken(s, "one history: packet %llu leaves alpha after beta ran the guest", (unsigned long long)seq);
 		if (s->b_guest)
 			sim_broken(s, "one guest: packet %llu leaves alpha while beta runs the guest", (unsigned long long)seq);
 		if (!s->open_allowed && seq > s->acked_sent)
@@ -92,6 +94,8 @@ static int out_seal(struct ft_output *o, uint64_t epoch)
 
 	if (sim_dies_here(s, &s->a))
 		return -EIO;
+	if (!s->shut)
+		return -ENOTCONN;
 	for (struct packet *p = s->held; p; p = p->next)
 		if (!p->epoch)
 			p->epoch = epoch;
@@ -162,23 +166,26 @@ void sim_beat_arrives_a(struct sim *s, uint64_t sent_ns)
 		s->fresh_until = s->lease.until_ns;
 }
 
-static void beat_arrives_b(struct sim *s, uint64_t sent_ns, bool from_guard)
+/* Answered, if it is of a session that is listened for. */
+static void beat_arrives_b(struct sim *s, uint64_t session, uint64_t sent_ns, bool from_guard)
 {
-	ft_silence_life(&s->silence, s->now);
+	if (!s->echoing || (session != s->echo_session && session != s->old_session))
+		return;
+	ft_silence_life(session == s->echo_session ? &s->silence : &s->old_silence, s->now);
 	if (!from_guard && !s->cut_ba && sim_rnd(s, 50))
 		sim_after(s, sim_delay(s), sim_beat_arrives_a, sent_ns);
 }
 
 static void protect_beat_at_b(struct sim *s, uint64_t sent_ns)
 {
-	if (sim_awake(s, &s->b, protect_beat_at_b, sent_ns) && s->echoing && s->echo_session == s->beat_session)
-		beat_arrives_b(s, sent_ns, false);
+	if (sim_awake(s, &s->b, protect_beat_at_b, sent_ns))
+		beat_arrives_b(s, s->beat_session, sent_ns, false);
 }
 
 static void guard_beat_at_b(struct sim *s, uint64_t sent_ns)
 {
-	if (sim_awake(s, &s->b, guard_beat_at_b, sent_ns) && s->echoing && s->echo_session == s->g_session)
-		beat_arrives_b(s, sent_ns, true);
+	if (sim_awake(s, &s->b, guard_beat_at_b, sent_ns))
+		beat_arrives_b(s, s->g_session, sent_ns, true);
 }
 
 void sim_protect_beats(struct sim *s, uint64_t life)

@@ -94,6 +94,38 @@ static void fault_cut(struct sim *s)
 		sim_conn_break(s, FT_S_NS + sim_rnd(s, FT_S_NS), FT_S_NS + sim_rnd(s, FT_S_NS));
 }
 
+/* Long enough for everybody to act on it. */
+static void cut_long(struct sim *s, uint64_t unused)
+{
+	(void)unused;
+	s->cut_ab = s->cut_ba = s->excuse = true;
+	sim_trace(s, "network cut, both ways, for long");
+	sim_after(s, 1500 * FT_MS_NS + sim_rnd(s, 2 * FT_S_NS), heal, 0);
+	sim_conn_break(s, sim_rnd(s, FT_MS_NS), sim_rnd(s, 300 * FT_MS_NS));
+}
+
+/* Its kernel acknowledges, it does nothing. */
+static void noticed(struct sim *s, uint64_t unused)
+{
+	struct ft_primary_status st;
+
+	(void)unused;
+	if (!s->a.up || s->a.stalled_until > s->now || s->b.stalled_until <= s->now)
+		return;
+	ft_primary_get_status(s->primary, &st);
+	if (st.state == FT_PRIMARY_PROTECTED)
+		sim_broken(s, "noticed: the backup has hung for 11 s, alpha says PROTECTED");
+}
+
+static void fault_child_hangs(struct sim *s)
+{
+	if (!s->b.up || s->calm)
+		return;
+	s->b.stalled_until = s->now + 12 * FT_S_NS;
+	s->longer = 12 * FT_S_NS;
+	sim_after(s, 11 * FT_S_NS, noticed, 0);
+}
+
 static void fault_replica_dies(struct sim *s)
 {
 	if (!s->replica || !s->b.up)
@@ -104,7 +136,24 @@ static void fault_replica_dies(struct sim *s)
 	sim_beta_settle(s);
 }
 
-static void power_off_alpha(struct sim *s, uint64_t unused)
+static void forced(void *ctx, int rc)
+{
+	sim_trace(ctx, "forced: %d", rc);
+}
+
+/* Policy `continue`: nobody takes over by himself. An operator who sees alpha dead says so. */
+static void operator_forces(struct sim *s, uint64_t unused)
+{
+	(void)unused;
+	if (!s->b.up || s->b_guest || s->was_alone || !sim_awake(s, &s->b, operator_forces, 0))
+		return;
+	sim_trace(s, "the operator forces beta");
+	s->forced = true;
+	ft_ignore(ft_backup_force(s->backup, forced, s));       /* nothing there: check_alive knows */
+	sim_beta_settle(s);
+}
+
+void sim_power_off_alpha(struct sim *s, uint64_t unused)
 {
 	(void)unused;
 	if (!s->a_host_up)
@@ -120,24 +169,27 @@ static void power_off_alpha(struct sim *s, uint64_t unused)
 	s->g.life++;
 	s->shut = false;
 	ft_fake_event(s->guest, FT_VM_GONE);
+	if (s->go_on)
+		sim_after(s, FT_S_NS, operator_forces, 0);
 }
 
-/* Policy `continue`: nobody takes over by himself. An operator who sees alpha dead says so. */
-static void operator_forces(struct sim *s, uint64_t unused)
+/* It powers off over there; whoever comes back must not go on with what alpha was. */
+void sim_guest_ends_on_beta(struct sim *s, uint64_t unused)
 {
 	(void)unused;
-	if (!s->b.up || s->b_guest || s->was_alone || !sim_awake(s, &s->b, operator_forces, 0))
+	if (!s->b_guest)
 		return;
-	sim_trace(s, "the operator forces beta");
-	ft_ignore(ft_backup_force(s->backup));  /* nothing there: the life ends without a guest, and check_alive knows */
-	sim_beta_settle(s);
+	sim_trace(s, "the guest powers off on beta");
+	ft_fake_guest_free(s->b_guest);
+	s->b_guest = NULL;
+	s->b_ended = true;
+	if (sim_rnd(s, 2))
+		fault_child_dies(s);
 }
 
 static void fault_alpha_power(struct sim *s)
 {
-	power_off_alpha(s, 0);
-	if (s->go_on)
-		sim_after(s, FT_S_NS, operator_forces, 0);
+	sim_power_off_alpha(s, 0);
 }
 
 static void fault_guest_crashes(struct sim *s)
@@ -170,6 +222,8 @@ static void request_failover(struct sim *s)
 	if (!answers(s) || ft_primary_failover(s->primary, done, s))
 		return;
 	s->excuse = true;
+	if (s->go_on || !sim_rnd(s, 3))
+		sim_after(s, sim_rnd(s, 4 * FT_MS_NS), cut_long, 0);
 	sim_alpha_settle(s);
 }
 
@@ -206,14 +260,14 @@ static const struct fault {
 	{ "the parked replica dies", 4, fault_replica_dies }, { "alpha loses power", 4, fault_alpha_power },
 	{ "the guest crashes", 2, fault_guest_crashes }, { "the guest reboots", 2, fault_guest_reboots },
 	{ "planned failover", 3, request_failover }, { "verify", 3, request_verify }, { "drill", 3, request_drill },
-	{ "unprotect", 1, request_unprotect },
+	{ "unprotect", 1, request_unprotect }, { "the child hangs", 1, fault_child_hangs },
 };
 
 static bool settled(struct sim *s)
 {
 	struct ft_primary_status st;
 
-	if (s->b_guest || s->ended || !s->a_host_up || !s->a.up || s->a.stalled_until > s->now || s->a.doom ||
+	if (s->b_guest || s->b_ended || s->ended || !s->a_host_up || !s->a.up || s->a.stalled_until > s->now || s->a.doom ||
 	    s->b.stalled_until > s->now || s->b.doom || s->g.stalled_until > s->now || !s->g.up || s->cut_ab || s->cut_ba)
 		return false;
 	ft_primary_get_status(s->primary, &st);

@@ -69,6 +69,7 @@ struct sim {
 	struct event *events;
 	enum sim_mutant mutant;
 	bool trace, calm;
+	uint64_t longer;                /* this life takes so much more, for one fault's sake */
 	struct sim_result *res;
 
 	/* network between the hosts */
@@ -109,8 +110,10 @@ struct sim {
 	struct ft_backup *backup;
 	struct ft_replica *replica;     /* borrowed from backup while parked */
 	struct ft_silence silence;
-	bool echoing, b_link, takeover_due;
+	bool echoing, armed, b_link;
 	uint64_t echo_session;
+	uint64_t old_session;           /* != 0: of the session before, until it falls silent */
+	struct ft_silence old_silence;
 	struct ft_fake_guest *b_guest;  /* took over */
 	struct ft_blob b_record;
 
@@ -124,6 +127,9 @@ struct sim {
 	bool open_allowed;              /* unprotected by right: before, or after DISARMED */
 	bool excuse;                    /* somebody had a reason to take over */
 	bool go_on;                     /* policy `continue` */
+	bool forced;                    /* the operator forced beta: what he risked is his */
+	bool b_ended;                   /* beta's guest powered off after its takeover: the guest is no more */
+	bool ever_armed;                /* before that beta can promise nothing */
 	bool was_alone;                 /* ... was needed: what beta has is old, and nobody may force it */
 	uint64_t fault_until;           /* one fault at a time */
 };
@@ -196,5 +202,7 @@ extern const struct ft_fake_config sim_machine;
 void sim_client_asks(struct sim *s, uint64_t unused);
 void sim_guests_run(struct sim *s, uint64_t unused);
 void sim_monkey(struct sim *s, uint64_t unused);
+void sim_power_off_alpha(struct sim *s, uint64_t unused);
+void sim_guest_ends_on_beta(struct sim *s, uint64_t unused);
 
 #endif

@@ -10,7 +10,7 @@
 #include <limits.h>
 #include <sys/wait.h>
 
-#define LIVES 16u
+#define LIVES 60u
 
 /* Exit status of the checker on @name in the test's directory; what it prints goes to "out" there. */
 static int judge(const char *name)

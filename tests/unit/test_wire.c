@@ -74,7 +74,7 @@ TEST(hello_fields_have_ranges)
 	bad[3].nr_pages = 0;
 	bad[4].nr_pages = UINT64_MAX;
 	bad[5].spec_len = 1;
-	bad[6].flags = 2;
+	bad[6].flags = 8;
 	ft_wire_pack_hello(&good, buf);
 	CHECK_OK(ft_wire_unpack_hello(buf, sizeof(buf), &out));
 	for (size_t i = 0; i < FT_ARRAY_LEN(bad); i++) {
