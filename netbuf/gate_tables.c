@@ -102,6 +102,12 @@ void gate_delete_found(struct ft_nft *b, const struct gate_found *f)
 
 int gate_explain(const char *guest, const char *what, const struct gate_found *f, int rc)
 {
+	static struct ft_log_limit limit;
+	char line[160];
+
+	snprintf(line, sizeof(line), "%s: cannot %s: %s", guest, what, strerror(-rc));
+	if (!rc || !ft_log_due(&limit, line))
+		return rc;
 	for (unsigned i = 0; rc == -EPERM && i < f->nr; i++) {
 		if (f->table[i].owner) {
 			ft_err("%s: cannot %s: another process (netlink port %u) owns table %s; is an ft-protect or ft-guard of this guest alive?",
@@ -109,8 +115,7 @@ int gate_explain(const char *guest, const char *what, const struct gate_found *f
 			return rc;
 		}
 	}
-	if (rc)
-		ft_err("%s: cannot %s: %s", guest, what, strerror(-rc));
+	ft_err("%s", line);
 	return rc;
 }
 

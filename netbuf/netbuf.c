@@ -20,6 +20,7 @@
 
 #define EPOCHS_MAX 64u
 #define HELD_BYTES_MAX (256ull << 20)
+#define LARGEST 65536u                  /* a frame that is cut into segments behind us */
 #define DRAIN_SLICE 4096u               /* packets a visit; the loop has other work */
 #define SWEEP_S 0.002                   /* little is left to read when the guest is paused */
 #define AUDIT_NS (50 * FT_MS_NS)
@@ -67,8 +68,10 @@ struct ft_netbuf {
 	struct epoch sealed[EPOCHS_MAX];/* ring: oldest at first */
 	unsigned first, nr_sealed;
 	uint64_t held, held_bytes, held_bytes_max;
+	uint64_t limit;                 /* packets the kernel may hold */
 	uint64_t released, refused;     /* refused: over the bounds, or not ours */
-	bool full_logged;
+	bool told;                      /* on_held, in this epoch */
+	struct ft_log_limit full_log, breach_log, setup_log;
 
 	bool recheck;                   /* rules changed, and could not be read whole */
 	bool audited;                   /* base values are known */
@@ -93,6 +96,7 @@ static void stop_holding(struct ft_netbuf *nb)
 	ft_queue_close(nb->queue);
 	nb->queue = NULL;
 	nb->now = (struct epoch){ 0 };
+	nb->told = false;
 	nb->first = nb->nr_sealed = 0;
 	nb->held = nb->held_bytes = 0;
 }
@@ -115,7 +119,8 @@ static int breach(struct ft_netbuf *nb, const char *why)
 	close_again(nb);
 	nb->state = ST_BREACHED;
 	snprintf(nb->why, sizeof(nb->why), "%s", why);
-	ft_err("%s: output is shut: %s", nb->guest, nb->why);
+	if (ft_log_due(&nb->breach_log, nb->why))
+		ft_err("%s: output is shut: %s", nb->guest, nb->why);
 	stop_holding(nb);
 	return -EIO;
 }
@@ -144,10 +149,9 @@ static bool is_tap(const struct ft_netbuf *nb, uint32_t ifindex)
 
 static void log_full(struct ft_netbuf *nb)
 {
-	if (!nb->full_logged)
+	if (ft_log_due(&nb->full_log, "full"))
 		ft_warn("%s: too much output waits for the backup (%llu packets, %llu MiB): more is dropped until it acknowledges",
 			nb->guest, (unsigned long long)nb->held, (unsigned long long)(nb->held_bytes >> 20));
-	nb->full_logged = true;
 }
 
 static void on_packet(void *ctx, const struct ft_queue_packet *p)
@@ -169,8 +173,24 @@ static void on_packet(void *ctx, const struct ft_queue_packet *p)
 	nb->now.bytes += p->bytes;
 	nb->held++;
 	nb->held_bytes += p->bytes;
-	if (nb->held >= FT_QUEUE_MAX)
-		log_full(nb);
+}
+
+/*
+ * The kernel counts packets, we count bytes, and we may be stopped: it gets leave for as many more as would fit if
+ * they were the largest there are.
+ */
+static void limit_queue(struct ft_netbuf *nb)
+{
+	uint64_t room = nb->held_bytes < nb->held_bytes_max ? nb->held_bytes_max - nb->held_bytes : 0;
+	uint64_t want = nb->held + (room + LARGEST - 1) / LARGEST, step = nb->held_bytes_max / LARGEST / 4;
+
+	if (want > FT_QUEUE_MAX)
+		want = FT_QUEUE_MAX;
+	if (want == nb->limit || (want < nb->limit + step && nb->limit < want + step))
+		return;
+	if (ft_queue_limit(nb->queue, (uint32_t)want))
+		return;                 /* again with the next packets */
+	nb->limit = want;
 }
 
 static int drain(struct ft_netbuf *nb, unsigned max)
@@ -179,7 +199,23 @@ static int drain(struct ft_netbuf *nb, unsigned max)
 
 	if (n < 0)
 		ft_err("%s: cannot read the packet queue: %s", nb->guest, strerror(-n));
+	if (n > 0 && nb->held >= nb->limit)
+		log_full(nb);
+	if (n > 0)
+		limit_queue(nb);
 	return n;
+}
+
+/* Woken by each packet while they are few, by the clock while they are many: both cost little. */
+static void sweep(struct ft_netbuf *nb, bool many)
+{
+	if (many) {
+		ev_io_stop(nb->loop, &nb->readable);
+		ev_timer_again(nb->loop, &nb->sweep);
+	} else {
+		ev_timer_stop(nb->loop, &nb->sweep);
+		ev_io_start(nb->loop, &nb->readable);
+	}
 }
 
 /* The first packet of an epoch is news; what follows is swept up now and then, without waking for each. */
@@ -187,9 +223,10 @@ static void tell_held(struct ft_netbuf *nb)
 {
 	if (!nb->now.packets)
 		return;
-	ev_io_stop(nb->loop, &nb->readable);
-	ev_timer_again(nb->loop, &nb->sweep);
-	nb->on_held(nb->ctx);
+	sweep(nb, true);
+	if (!nb->told)
+		nb->on_held(nb->ctx);
+	nb->told = true;
 }
 
 static void on_readable(struct ev_loop *loop, ev_io *io, int revents)
@@ -205,8 +242,11 @@ static void on_readable(struct ev_loop *loop, ev_io *io, int revents)
 static void on_sweep(struct ev_loop *loop, ev_timer *t, int revents)
 {
 	struct ft_netbuf *nb = t->data;
+	int n = drain(nb, DRAIN_SLICE);
 
-	if (drain(nb, DRAIN_SLICE) < 0 && breach(nb, "the packet queue cannot be read"))
+	if (!n)
+		sweep(nb, false);
+	else if (n < 0 && breach(nb, "the packet queue cannot be read"))
 		tell_breach(nb);
 }
 
@@ -298,6 +338,14 @@ static int audit(struct ft_netbuf *nb)
 
 /* --- setup --- */
 
+/* Setup is tried again for as long as a breach stays. */
+static int cannot_hold(struct ft_netbuf *nb, int rc, const char *why)
+{
+	if (ft_log_due(&nb->setup_log, why))
+		ft_err("%s: %s", nb->guest, why);
+	return rc;
+}
+
 static int find_tap(struct ft_netbuf *nb, struct tap *t)
 {
 	struct ft_rtnl_link port, bridge, before;
@@ -308,10 +356,8 @@ static int find_tap(struct ft_netbuf *nb, struct tap *t)
 	    strcmp(before.name, t->name))
 		snprintf(why, sizeof(why), "interface %s was renamed: name it back (ip link set %s name %s)", t->name,
 			 before.name, t->name);
-	if (rc) {
-		ft_err("%s: %s", nb->guest, why);
-		return rc;
-	}
+	if (rc)
+		return cannot_hold(nb, rc, why);
 	t->ifindex = port.ifindex;
 	t->bridge_index = bridge.ifindex;
 	return 0;
@@ -334,12 +380,15 @@ static int find_taps(struct ft_netbuf *nb)
 /* For these bridges only: the switch for all bridges of the host stays as it is. */
 static int call_ip_rules(struct ft_netbuf *nb)
 {
+	char why[128];
+
 	for (unsigned i = 0; i < nb->nr_taps && !ft_gate_holds_all(nb->gate); i++) {
 		int rc = ft_rtnl_bridge_nf_call(nb->rtnl, nb->tap[i].bridge_index, true, true);
 
 		if (rc) {
-			ft_err("%s: cannot switch br_netfilter on for bridge %s: %s", nb->guest, nb->tap[i].bridge, strerror(-rc));
-			return rc;
+			snprintf(why, sizeof(why), "cannot switch br_netfilter on for bridge %s: %s", nb->tap[i].bridge,
+				 strerror(-rc));
+			return cannot_hold(nb, rc, why);
 		}
 	}
 	return 0;
@@ -358,7 +407,7 @@ static void start_watching(struct ft_netbuf *nb)
 {
 	ev_io_set(&nb->readable, ft_queue_fd(nb->queue), EV_READ);
 	ev_io_start(nb->loop, &nb->readable);
-	nb->audited = nb->recheck = nb->full_logged = false;
+	nb->audited = nb->recheck = false;
 	nb->strikes = 0;
 	nb->released = nb->refused = 0;
 }
@@ -373,6 +422,10 @@ static int netbuf_setup(struct ft_output *o)
 	rc = find_taps(nb);
 	if (!rc)
 		rc = ft_queue_open(nb->guest, &nb->queue);
+	if (!rc) {
+		nb->limit = FT_QUEUE_MAX;
+		limit_queue(nb);
+	}
 	if (!rc)
 		rc = ft_watch_open(nb->loop, ft_gate_portid(nb->gate), on_rules_changed, nb, &nb->watch);
 	/* The rules first: they carry how the bridge was found, and until it calls them they let nothing by. */
@@ -412,8 +465,8 @@ static int netbuf_seal(struct ft_output *o, uint64_t epoch)
 	nb->now.nr = epoch;
 	nb->sealed[(nb->first + nb->nr_sealed++) % EPOCHS_MAX] = nb->now;
 	nb->now = (struct epoch){ 0 };
-	ev_timer_stop(nb->loop, &nb->sweep);
-	ev_io_start(nb->loop, &nb->readable);
+	nb->told = false;
+	sweep(nb, false);
 	return audit(nb);
 }
 
@@ -444,7 +497,7 @@ static int netbuf_commit(struct ft_output *o, uint64_t epoch)
 	nb->held -= all.packets;
 	nb->held_bytes -= all.bytes;
 	nb->released += all.packets;
-	nb->full_logged = false;
+	limit_queue(nb);
 	return 0;
 }
 

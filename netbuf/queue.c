@@ -86,6 +86,7 @@ static void enlarge(struct ft_queue *q)
 
 int ft_queue_open(const char *name, struct ft_queue **out)
 {
+	static struct ft_log_limit limit;
 	struct ft_queue *q = calloc(1, sizeof(*q));
 	int rc;
 
@@ -97,8 +98,9 @@ int ft_queue_open(const char *name, struct ft_queue **out)
 	if (!rc)
 		rc = configure(q);
 	if (rc) {
-		ft_err("%s: cannot get an NFQUEUE: %s%s", name, strerror(-rc),
-		       rc == -EBUSY ? " (all numbers from 26000 on are taken)" : "");
+		if (ft_log_due(&limit, strerror(-rc)))
+			ft_err("%s: cannot get an NFQUEUE: %s%s", name, strerror(-rc),
+			       rc == -EBUSY ? " (all numbers from 26000 on are taken)" : "");
 		ft_queue_close(q);
 		return rc;
 	}
@@ -197,6 +199,16 @@ static int verdict(struct ft_queue *q, uint16_t type, uint32_t id, int what, uin
 int ft_queue_release(struct ft_queue *q, uint32_t id)
 {
 	return verdict(q, NFQNL_MSG_VERDICT_BATCH, id, NF_ACCEPT, FT_RELEASED_MARK);
+}
+
+/* Without an answer, which would come between the notices. */
+int ft_queue_limit(struct ft_queue *q, uint32_t packets)
+{
+	char buf[256];
+	struct nlmsghdr *m = nfq_nlmsg_put(buf, NFQNL_MSG_CONFIG, q->number);
+
+	nfq_nlmsg_cfg_put_qmaxlen(m, packets);
+	return mnl_socket_sendto(q->nl, m, m->nlmsg_len) < 0 ? -errno : 0;
 }
 
 int ft_queue_drop_one(struct ft_queue *q, uint32_t id)

@@ -32,6 +32,8 @@ int ft_queue_fd(const struct ft_queue *q);              /* readable: packets to 
 int ft_queue_drain(struct ft_queue *q, unsigned max, void (*packet)(void *ctx, const struct ft_queue_packet *p), void *ctx);
 /* Release (marked) everything up to and with @id, in order. When this returns, the packets have gone. */
 int ft_queue_release(struct ft_queue *q, uint32_t id) FT_MUST_CHECK;
+/* From now on at most @packets are held, FT_QUEUE_MAX at first; what is held already stays. */
+int ft_queue_limit(struct ft_queue *q, uint32_t packets) FT_MUST_CHECK;
 int ft_queue_drop_one(struct ft_queue *q, uint32_t id) FT_MUST_CHECK;
 /* Packets that the kernel could not queue: since open. */
 uint64_t ft_queue_overflowed(struct ft_queue *q);

@@ -108,6 +108,17 @@ void ft_log(enum ft_log_level level, const char *fmt, ...)
 	va_end(ap);
 }
 
+bool ft_log_due(struct ft_log_limit *l, const char *what)
+{
+	uint64_t now = ft_now_ns();
+
+	if (l->at_ns && now - l->at_ns < 60 * FT_S_NS && !strncmp(l->what, what, sizeof(l->what) - 1))
+		return false;
+	l->at_ns = now;
+	snprintf(l->what, sizeof(l->what), "%s", what);
+	return true;
+}
+
 bool ft_name_ok(const char *name)
 {
 	size_t len = strnlen(name, FT_NAME_MAX + 1);

@@ -737,7 +737,9 @@ void ft_primary_breach(struct ft_primary *p, const char *why)
 		return;
 	p->breached = true;
 	p->breach_retry_ns = primary_now(p);
-	ft_err("%s: output is shut: %s; what was held is dropped, trying to hold it again", p->cfg.guest, why);
+	p->breach_logged = ft_log_due(&p->breach_log, why);
+	if (p->breach_logged)
+		ft_err("%s: output is shut: %s; what was held is dropped, trying to hold it again", p->cfg.guest, why);
 	arm(p);
 }
 
@@ -746,7 +748,8 @@ static void retry_breach(struct ft_primary *p)
 	p->breach_retry_ns = primary_now(p) + BREACH_RETRY_NS;
 	if (!ft_primary_hold(p)) {
 		p->released = p->acked; /* older epochs hold nothing any more */
-		ft_info("%s: output is held again", p->cfg.guest);
+		if (p->breach_logged)
+			ft_info("%s: output is held again", p->cfg.guest);
 	}
 }
 

@@ -25,7 +25,8 @@ int ft_primary_hold(struct ft_primary *p)
 		int rc = o->ops->setup(o);
 
 		if (rc) {
-			ft_err("%s: output cannot be held by %s: %s", p->cfg.guest, o->ops->name, strerror(-rc));
+			if (ft_log_due(&p->hold_log, strerror(-rc)))
+				ft_err("%s: output cannot be held by %s: %s", p->cfg.guest, o->ops->name, strerror(-rc));
 			return rc;
 		}
 	}

@@ -65,6 +65,8 @@ struct ft_primary {
 	bool holding;                           /* setup has succeeded: nothing leaves unacknowledged */
 	bool breached;                          /* ... but holding is not complete: shut until setup again */
 	uint64_t breach_retry_ns;
+	struct ft_log_limit hold_log, breach_log;
+	bool breach_logged;                     /* the newest one: then its end is, too */
 	bool frozen;                            /* policy freeze: paused because we are cut off */
 
 	/* requests and what they wait for */

@@ -66,6 +66,16 @@ void ft_vlog(enum ft_log_level level, const char *fmt, va_list ap) FT_PRINTF(2, 
 #define ft_info(...)  ft_log(FT_LOG_INFO, __VA_ARGS__)
 #define ft_debug(...) ft_log(FT_LOG_DEBUG, __VA_ARGS__)
 
+/*
+ * For what is tried again and again: true when @what differs from the line before, or that is a minute old. One
+ * thread's, zero at first.
+ */
+struct ft_log_limit {
+	uint64_t at_ns;
+	char what[160];
+};
+bool ft_log_due(struct ft_log_limit *l, const char *what);
+
 /* --- names: true when @name is a valid guest or peer name (see FT_NAME_MAX). --- */
 bool ft_name_ok(const char *name);
 

@@ -36,7 +36,7 @@ struct ft_netbuf_config {
 	 */
 	void (*on_breach)(void *ctx, const char *why);
 	void *ctx;
-	uint64_t held_bytes_max;        /* more waiting output than this is dropped; 0: 256 MiB */
+	uint64_t held_bytes_max;        /* more waiting output than this is dropped, also while we are stopped; 0: 256 MiB */
 	int owner_fd;                   /* of a surviving guard (ft_netbuf_owner_fd), ours from here on; 0 or -1: none */
 };
 
