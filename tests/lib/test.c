@@ -3,8 +3,10 @@
 #include "tests/test.h"
 
 #include <ftw.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -72,9 +74,44 @@ const char *ft_test_dir(void)
 	return dir;
 }
 
+static void print_proc(pid_t pid, const char *file)
+{
+	char path[64], line[256];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, file);
+	f = fopen(path, "re");
+	while (f && fgets(line, sizeof(line), f))
+		printf("# %s: %s%s", path, line, strchr(line, '\n') ? "" : "\n");
+	if (f)
+		fclose(f);
+}
+
+/* Its time limit ends a test by a signal; one that is stuck in the kernel does not hear it. Its status. */
+static int wait_for_end(pid_t pid, unsigned limit_s)
+{
+	struct pollfd p = { .fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN };
+	int status = 0;
+
+	if (p.fd >= 0 && poll(&p, 1, (int)(limit_s + 20) * 1000) == 0) {
+		printf("# process %d is stuck in the kernel\n", (int)pid);
+		print_proc(pid, "stat");
+		print_proc(pid, "syscall");
+		print_proc(pid, "stack");
+		fflush(stdout);
+		kill(pid, SIGKILL);
+		status = poll(&p, 1, 10000) == 0 ? SIGKILL : 0;
+	}
+	if (p.fd >= 0)
+		close(p.fd);
+	while (!status && waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	return status;
+}
+
 static int run_one(const struct ft_test *t)
 {
-	int status = 0;
+	int status;
 	pid_t pid;
 
 	captured[0] = 0;
@@ -93,8 +130,7 @@ static int run_one(const struct ft_test *t)
 		fflush(stdout);
 		exit(0);                /* not _exit: leaks are found at exit */
 	}
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
+	status = wait_for_end(pid, t->timeout_s);
 	kill(-pid, SIGKILL);            /* what the test left running */
 	nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 	return status;
@@ -112,6 +148,8 @@ int main(int argc, char **argv)
 
 		if (argc > 1 && !strstr(t->name, argv[1]))
 			continue;
+		if (getenv("FT_TEST_SLOW"))     /* should the whole machine hang: in which test? */
+			printf("# %s\n", t->name);
 		status = run_one(t);
 		n++;
 		if (WIFEXITED(status) && WEXITSTATUS(status) == 77) {

@@ -1308,8 +1308,8 @@ static void teardown_loses_nothing(void)
 	}
 	if (pid == 0)
 		_exit(0);
-	while (*sent < 100)
-		usleep(100);
+	for (unsigned i = 0; *sent < 100; i++, usleep(100))
+		CHECK(i < 200000);
 	CHECK_OK(seal(w, 1));
 	CHECK_OK(w->out->ops->teardown(w->out));
 	CHECK(!ft_netbuf_present("vm1"));
