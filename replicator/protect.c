@@ -10,6 +10,7 @@
 
 #define SEND_BOUND (4u << 20)           /* bytes queued on the link: little, so that acknowledgements stay near */
 #define CONNECT_TIMEOUT_MS 3000
+#define CHECK_S 20.0                    /* the backup asks its QEMU */
 
 /* --- time --- */
 
@@ -538,19 +539,20 @@ static void log_obstacle(void *ctx, const char *line)
 }
 
 /* What the durable record forbids, whatever the peer would answer. */
-static int check_record(const struct protect *pr, void (*obstacle)(void *ctx, const char *line), void *ctx)
+static int check_record(struct protect *pr, void (*obstacle)(void *ctx, const char *line), void *ctx)
 {
 	const char *dir = ft_conf()->state_dir;
-	struct ft_record r, next;
+	struct ft_record r = { 0 }, next;
 	char line[1024] = "";
 
 	if (ft_record_load(NULL, dir, pr->guest, &r))
 		snprintf(line, sizeof(line), "its durable record %s/%s.record cannot be used", dir, pr->guest);
+	pr->generation = r.generation;
 	next = (struct ft_record){ .generation = r.generation + 1, .role = FT_ROLE_PRIMARY };
 	if (!*line && r.role == FT_ROLE_PRIMARY && *r.peer && strcmp(r.peer, pr->peer))
 		snprintf(line, sizeof(line), "%s may still start its replica of generation %llu: run ft-protect %s %s and end it in order "
-			 "first; if %s is dead for good, remove %s/%s.record", r.peer, (unsigned long long)r.generation, pr->guest, r.peer,
-			 r.peer, dir, pr->guest);
+			 "first (if %s is dead for good, with ft-ctl unprotect --force %s)", r.peer, (unsigned long long)r.generation, pr->guest,
+			 r.peer, r.peer, pr->guest);
 	else if (!*line && !ft_record_allowed(&r, &next))
 		snprintf(line, sizeof(line), "the durable record here says %s (generation %llu, peer %s): the guest is that host's; stop "
 			 "the instance here", ft_role_name(r.role), (unsigned long long)r.generation, *r.peer ? r.peer : "unknown");
@@ -736,6 +738,7 @@ void protect_close(struct protect *pr)
 
 struct check {
 	struct protect *pr;
+	struct ft_link *link;
 	int count;
 	bool done;
 };
@@ -744,7 +747,10 @@ static void count_obstacle(void *ctx, const char *line)
 {
 	struct check *ck = ctx;
 
-	printf("obstacle: %s\n", line);
+	printf("obstacle: ");
+	for (; *line; line++)           /* a peer does not get to forge lines */
+		putchar((unsigned char)*line < 0x20 || *line == 0x7f ? '?' : *line);
+	putchar('\n');
 	ck->count++;
 }
 
@@ -765,28 +771,59 @@ static bool is_protected(const char *guest)
 	return held;
 }
 
-static void check_up(void *ctx, const char *peer_name)
+/* @why: an obstacle, or NULL. */
+static void check_done(struct check *ck, const char *why)
 {
-	struct check *ck = ctx;
-
-	(void)peer_name;
+	if (why && !ck->done)
+		count_obstacle(ck, why);
 	ck->done = true;
 	ev_break(ck->pr->loop, EVBREAK_ALL);
 }
 
+/* The question: what would WELCOME say to a session of this guest? */
+static void check_up(void *ctx, const char *peer_name)
+{
+	struct check *ck = ctx;
+	const struct protect *pr = ck->pr;
+	const struct ft_primary_config cfg = { .spec_text = pr->spec_text, .facts = pr->facts, .policy = pr->policy };
+	struct ft_wire_hello h = {
+		.flags = FT_HELLO_CHECK, .generation = pr->generation + 1, .nr_pages = pr->attach.memory / FT_PAGE_SIZE,
+	};
+	struct ft_blob body = { 0 };
+
+	(void)peer_name;
+	if (ft_primary_hello(&cfg, &h, &body) || ft_link_send(ck->link, FT_LANE_BULK_NOWAIT, FT_REC_HELLO, body.data, body.len))
+		check_done(ck, "the backup cannot be asked");
+	ft_blob_free(&body);
+}
+
+/* A larger generation is found by trying, so its lack is no obstacle. */
 static void check_answer(void *ctx, uint32_t type, const uint8_t *body, size_t len)
 {
-	(void)ctx, (void)type, (void)body, (void)len;   /* nothing was said, so nothing is answered */
+	char line[FT_WIRE_TEXT_MAX + 256];
+	struct check *ck = ctx;
+	struct ft_wire_welcome w;
+
+	if (type != FT_REC_WELCOME || ft_wire_unpack_welcome(body, len, &w)) {
+		check_done(ck, "the backup's answer makes no sense: both hosts need the same ft");
+		return;
+	}
+	len -= FT_WIRE_WELCOME_LEN;
+	snprintf(line, sizeof(line), "%s refuses %s: %s%s%.*s", ck->pr->peer, ck->pr->guest, ft_wire_reason_text(w.reason),
+		 len ? ": " : "", (int)len, (const char *)body + FT_WIRE_WELCOME_LEN);
+	check_done(ck, w.reason == FT_REASON_OK || w.reason == FT_REASON_GENERATION ? NULL : line);
 }
 
 static void check_down(void *ctx, int rc, const char *why)
 {
-	struct check *ck = ctx;
-
 	(void)rc;
-	count_obstacle(ck, why);
-	ck->done = true;
-	ev_break(ck->pr->loop, EVBREAK_ALL);
+	check_done(ctx, why);
+}
+
+static void check_late(struct ev_loop *loop, ev_timer *w, int revents)
+{
+	(void)loop, (void)revents;
+	check_done(w->data, "the backup takes the connection and does not answer: look at its ftd");
 }
 
 static void check_peer(struct check *ck)
@@ -797,15 +834,19 @@ static void check_peer(struct check *ck)
 		.primary = true, .guest = ck->pr->guest, .peer = ck->pr->peer, .connect_timeout_ms = CONNECT_TIMEOUT_MS,
 		.send_bound = SEND_BOUND, .on_up = check_up, .on_record = check_answer, .on_down = check_down, .ctx = ck,
 	};
-	struct ft_link *link = NULL;
+	ev_timer late;
 
-	if (ft_link_connect(ck->pr->loop, &cfg, ck->pr->address, conf->port, &link)) {
+	if (ft_link_connect(ck->pr->loop, &cfg, ck->pr->address, conf->port, &ck->link)) {
 		count_obstacle(ck, "the backup cannot be connected to");
 		return;
 	}
+	ev_timer_init(&late, check_late, CHECK_S, 0.0);
+	late.data = ck;
+	ev_timer_start(ck->pr->loop, &late);
 	while (!ck->done)
 		ev_run(ck->pr->loop, EVRUN_ONCE);
-	ft_link_free(link);
+	ev_timer_stop(ck->pr->loop, &late);
+	ft_link_free(ck->link);
 }
 
 int protect_check(struct protect *pr, const char *guest, const char *peer)
@@ -815,7 +856,7 @@ int protect_check(struct protect *pr, const char *guest, const char *peer)
 	struct check ck = { .pr = pr };
 	struct ft_netbuf_config nb;
 
-	*pr = (struct protect){ .guest = guest, .peer = peer, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
+	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = conf->policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
 	if (ft_tls_check(&tls))
 		count_obstacle(&ck, "this host's certificate files cannot be used (see the line above)");
 	if (load_guest(pr)) {

@@ -429,13 +429,14 @@ static enum ft_wire_reason op_could_prepare(void *ctx, char *why, size_t size)
 {
 	struct standby *sb = ctx;
 
+	int rc;
+
 	if (check_bridges(sb, why, size))
 		return FT_REASON_INTERNAL;
-	if (!ft_qemu_replica_room(&sb->spec))
-		return FT_REASON_OK;
-	snprintf(why, size, "%s has no room for %llu MiB of memory (its log says more)", ft_conf()->host,
-		 (unsigned long long)sb->spec.memory >> 20);
-	return FT_REASON_NO_ROOM;
+	ft_log_keep(why, size);
+	rc = ft_qemu_replica_room(&sb->spec);
+	ft_log_keep(NULL, 0);
+	return hypervisor_reason(rc);
 }
 
 static enum ft_wire_reason op_prepare(void *ctx, struct ft_replica **out, char *why, size_t size)

@@ -250,11 +250,14 @@ def make_test(name, how, command, status, words, told_there=''):
         lab.running()
         with how(lab):
             done = lab.primary.call(command, 60)
+            asked = lab.primary.call('ft-protect --check vm1 beta', 60) if command == 'ft-protect vm1 beta' else None
             check(not told_there or lab.ftd[lab.backup.name].logged(told_there), f'ftd does not name {told_there}')
         said = done.stdout.strip()
         check(done.returncode == status, f'"{command}" ended with {done.returncode}, not {status}: {said}')
         for word in words:
             check(word in said, f'"{command}" does not name {word}: {said}')
+            check(not asked or word in asked.stdout, f'--check does not name {word}: {asked and asked.stdout}')
+        check(not asked or asked.returncode == (USAGE if status == USAGE else OBSTACLE), f'--check: {asked and asked.returncode}')
         check_untouched(lab)
     refusal.__name__ = f'{name}_is_refused'
     return refusal
