@@ -349,7 +349,8 @@ static void give_up(struct guard *g)
 	if (rc)
 		ft_err("%s: cannot pause the guest: QMP stop: %s; it runs on, mute", g->guest, strerror(-rc));
 	ft_warn("%s: no ft-protect came back in %llu ms: %s", g->guest, (unsigned long long)(g->grace_ns / FT_MS_NS),
-		held ? "the guest is paused and the backup may take over" : "the guest runs on as it is, and no backup takes over by itself");
+		held ? "the guest is paused and the backup may take over" :
+		       "the guest runs on as it is, and no backup takes over by itself");
 	stop_beating(g);                        /* after the guest stands still */
 	g->settle_until_ns = 0;
 	g->gave_up = true;

@@ -356,7 +356,8 @@ static int shake_hands(struct ft_link *l)
 		rc = ft_tls_export(l->tls, key);
 	if (rc)
 		return rc == -EAGAIN ? -EAGAIN : tls_lost(l, rc);
-	(void)getpeername(l->sock, (struct sockaddr *)&address, &len);  /* unknown when the peer has just gone: the next read says so */
+	/* Unknown when the peer has just gone: the next read says so. */
+	(void)getpeername(l->sock, (struct sockaddr *)&address, &len);
 	l->keyed_ns = ft_now_ns();
 	atomic_store(&l->last_received_ns, l->keyed_ns);
 	l->stage = STAGE_UP;

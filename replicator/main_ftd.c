@@ -60,7 +60,9 @@ struct daemon {
 static int door_address(const char *child, struct sockaddr_un *sa)
 {
 	*sa = (struct sockaddr_un){ .sun_family = AF_UNIX };
-	return child ? ft_standby_door(child, sa->sun_path, sizeof(sa->sun_path)) : ft_refuse_door(sa->sun_path, sizeof(sa->sun_path));
+	if (!child)
+		return ft_refuse_door(sa->sun_path, sizeof(sa->sun_path));
+	return ft_standby_door(child, sa->sun_path, sizeof(sa->sun_path));
 }
 
 static int pass_to_child(const char *child, const char *guest, int fd)
@@ -162,7 +164,7 @@ static bool there_is(const char *dir, const char *guest, const char *suffix)
 	return access(path, F_OK) == 0;
 }
 
-/* Anybody can connect and say a name. Only names that this host's administrator or a session wrote down are worth a child. */
+/* Anybody can connect and say a name. Only one that the administrator or a session wrote down is worth a child. */
 static bool known(const char *guest)
 {
 	return there_is(ft_conf()->guests_dir, guest, ".conf") || there_is(ft_conf()->state_dir, guest, ".record");

@@ -550,12 +550,13 @@ static int check_record(struct protect *pr, void (*obstacle)(void *ctx, const ch
 	pr->generation = r.generation;
 	next = (struct ft_record){ .generation = r.generation + 1, .role = FT_ROLE_PRIMARY };
 	if (!*line && r.role == FT_ROLE_PRIMARY && *r.peer && strcmp(r.peer, pr->peer))
-		snprintf(line, sizeof(line), "%s may still start its replica of generation %llu: run ft-protect %s %s and end it in order "
-			 "first (if %s is dead for good, with ft-ctl unprotect --force %s)", r.peer, (unsigned long long)r.generation, pr->guest,
-			 r.peer, r.peer, pr->guest);
+		snprintf(line, sizeof(line), "%s may still start its replica of generation %llu: run ft-protect %s %s and end it "
+			 "in order first (if %s is dead for good, with ft-ctl unprotect --force %s)", r.peer,
+			 (unsigned long long)r.generation, pr->guest, r.peer, r.peer, pr->guest);
 	else if (!*line && !ft_record_allowed(&r, &next))
-		snprintf(line, sizeof(line), "the durable record here says %s (generation %llu, peer %s): the guest is that host's; stop "
-			 "the instance here", ft_role_name(r.role), (unsigned long long)r.generation, *r.peer ? r.peer : "unknown");
+		snprintf(line, sizeof(line), "the durable record here says %s (generation %llu, peer %s): the guest is that "
+			 "host's; stop the instance here", ft_role_name(r.role), (unsigned long long)r.generation,
+			 *r.peer ? r.peer : "unknown");
 	if (!*line)
 		return 0;
 	obstacle(ctx, line);

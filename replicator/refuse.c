@@ -18,7 +18,8 @@ enum ft_wire_reason ft_refuse_stranger(const char *guest, const char *peer, char
 {
 	if (ft_name_ok(peer) && ft_conf_permits(ft_conf(), peer, guest))
 		return FT_REASON_OK;
-	snprintf(why, size, "%s may not replicate %s to %s: add it to 'guests' of [peer %s] there", peer, guest, ft_conf()->host, peer);
+	snprintf(why, size, "%s may not replicate %s to %s: add it to 'guests' of [peer %s] there", peer, guest,
+		 ft_conf()->host, peer);
 	return FT_REASON_NOT_PERMITTED;
 }
 
