@@ -81,8 +81,8 @@ int ft_gate_remove(struct ft_gate *g) FT_MUST_CHECK;
 
 int ft_gate_count(struct ft_gate *g, struct ft_gate_counters *out) FT_MUST_CHECK;
 /*
- * Are the rules as install made them? 0; -ENOENT with a line in @what; -EINTR: could not be read whole. Puts back the spare of a table
- * that nobody could remove (then nothing got out, and 0 is returned with a warning logged).
+ * Are the rules as install made them? 0; -ENOENT with a line in @what; -EINTR: could not be read whole. Puts back the
+ * spare of a table that nobody could remove (then nothing got out, and 0 is returned with a warning logged).
  */
 int ft_gate_verify(struct ft_gate *g, char *what, size_t size) FT_MUST_CHECK;
 bool ft_gate_holds_all(const struct ft_gate *g);        /* every frame, not only IPv4 and IPv6 */

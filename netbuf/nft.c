@@ -11,6 +11,8 @@
 
 #define MESSAGE_MAX 4096u               /* no message of ours is longer; elements check for themselves */
 #define UDATA_TABLE_COMMENT 0           /* what `nft list` shows as the table's comment */
+#define UDATA_SET_BYTEORDER 0           /* of the keys, for `nft list` */
+#define HOST_ENDIAN 1u
 #define UDATA_TABLE_NOTE 0x66           /* no type of nft's, which counts from 0 */
 
 int ft_nft_init(struct ft_nft *b)
@@ -212,6 +214,8 @@ unsigned ft_nft_set(struct ft_nft *b, uint8_t family, const char *table, const c
 		    uint32_t key_len, bool timeout)
 {
 	struct nlmsghdr *m = add_nft(b, NFT_MSG_NEWSET, family, NLM_F_CREATE);
+	const uint32_t order = HOST_ENDIAN;
+	uint8_t udata[2 + sizeof(order)];
 
 	mnl_attr_put_strz(m, NFTA_SET_TABLE, table);
 	mnl_attr_put_strz(m, NFTA_SET_NAME, name);
@@ -219,6 +223,8 @@ unsigned ft_nft_set(struct ft_nft *b, uint8_t family, const char *table, const c
 	mnl_attr_put_u32(m, NFTA_SET_FLAGS, htonl(timeout ? NFT_SET_TIMEOUT : 0));
 	mnl_attr_put_u32(m, NFTA_SET_KEY_TYPE, htonl(type));
 	mnl_attr_put_u32(m, NFTA_SET_KEY_LEN, htonl(key_len));
+	put_udata(udata, UDATA_SET_BYTEORDER, &order, sizeof(order));
+	mnl_attr_put(m, NFTA_SET_USERDATA, sizeof(udata), udata);
 	if (timeout)
 		mnl_attr_put_u32(m, NFTA_SET_GC_INTERVAL, htonl(1000));
 	return number(b);

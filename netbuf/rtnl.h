@@ -19,8 +19,9 @@ int ft_rtnl_open(struct mnl_socket **out) FT_MUST_CHECK;
 int ft_rtnl_link(struct mnl_socket *nl, const char *ifname, struct ft_rtnl_link *out) FT_MUST_CHECK; /* -ENODEV */
 int ft_rtnl_link_by_index(struct mnl_socket *nl, uint32_t ifindex, struct ft_rtnl_link *out) FT_MUST_CHECK;
 /* The bridge @name, if its ports hear and speak as soon as they are up; else as ft_rtnl_port. */
-int ft_rtnl_bridge(struct mnl_socket *nl, const char *name, struct ft_rtnl_link *br, char *why, size_t size) FT_MUST_CHECK;
-/* The tap @ifname and its bridge; else -errno, with what is in the way of holding its output, and the remedy, in @why. */
+int ft_rtnl_bridge(struct mnl_socket *nl, const char *name, struct ft_rtnl_link *br, char *why,
+		   size_t size) FT_MUST_CHECK;
+/* The tap @ifname and its bridge; else -errno, and in @why what is in the way of holding its output, with the remedy. */
 int ft_rtnl_port(struct mnl_socket *nl, const char *ifname, const char *bridge, struct ft_rtnl_link *port,
 		 struct ft_rtnl_link *br, char *why, size_t size) FT_MUST_CHECK;
 /* Switch br_netfilter for one bridge. */

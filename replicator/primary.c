@@ -172,8 +172,9 @@ static void stand_down(struct ft_primary *p, uint64_t generation)
 	rc = p->vm->ops->destroy(p->vm);
 	if (rc)
 		ft_err("%s: our instance could not be stopped, its output stays shut: %s", p->cfg.guest, strerror(-rc));
-	else if (open_outputs(p))       /* nobody is behind them now: left, they would mute the guest when it comes back here */
-		ft_warn("%s: rules of the instance that ended are left; they go when the guest is replicated to this host", p->cfg.guest);
+	else if (open_outputs(p))       /* nobody is behind them now, and they would mute the guest when it comes back */
+		ft_warn("%s: rules of the instance that ended are left; they go when the guest is replicated to this host",
+			p->cfg.guest);
 	if (!rc)
 		rc = saved;
 	answer(&p->failover, 0, "the backup runs the guest");

@@ -138,7 +138,8 @@ mkfifo "$work/tap"
 # A kernel that spins all the same is a panic with a trace after 20 s, not a wait for VM_TIMEOUT.
 timeout -k 5 "${VM_TIMEOUT:-400}" qemu-system-x86_64 -accel tcg,thread=single -cpu max -smp 2 -m "${VM_MEMORY:-768}" \
 	-nodefaults -no-user-config -display none -no-reboot -kernel "$kernel/vmlinuz" -initrd "$work/initrd" \
-	-append "console=ttyS0 panic=-1 loglevel=4 mitigations=off softlockup_panic=1" -serial "file:$work/console" -serial "file:$work/tap" \
+	-append "console=ttyS0 panic=-1 loglevel=4 mitigations=off softlockup_panic=1" \
+	-serial "file:$work/console" -serial "file:$work/tap" \
 	</dev/null >"$work/qemu" 2>&1 &
 qemu=$!
 rc=0
