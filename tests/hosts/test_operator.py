@@ -155,6 +155,25 @@ def an_unprotected_guest_runs_on_and_is_not_taken_over(lab):
     lab.check_goes_on()
 
 
+@test(limit=120)
+def ctrl_c_in_the_first_copy_leaves_the_guest_as_it_was(lab):
+    """Nothing can be started over there yet, so nothing has to be promised."""
+    lab.protected()
+    lab.primary.run('ft-ctl unprotect vm1', 60)
+    lab.ft_protect.wait(30)
+    lab.w.wire('rate 4000000')
+    lab.ft_protect = lab.primary.spawn(f'ft-protect vm1 {lab.backup.name}', name=f'{lab.primary.name} ft-protect')
+    lab.wait_state('SYNCING')
+    lab.ft_protect.kill(signal.SIGINT)
+    status = lab.ft_protect.wait(10)
+    lab.w.heal()
+    check(status == OK, f'ft-protect ended with {status}: {lab.ft_protect.tail()}')
+    check(not lab.ft_protect.logged('stay shut'), f'it warns of what is not so: {lab.ft_protect.tail()}')
+    rules = lab.primary.call('nft list ruleset').stdout
+    check('queue' not in rules, f'rules are left: {rules}')
+    lab.check_goes_on()
+
+
 @test(limit=240)
 def frozen_without_its_backup_the_guest_goes_on_when_it_is_back(lab):
     """Policy freeze, the default: clients wait, and nothing is lost."""
