@@ -187,6 +187,9 @@ static enum ft_wire_reason judge_hello(struct ft_backup *b, const struct ft_wire
 			 FT_WIRE_VERSION_MIN, FT_WIRE_VERSION_MAX, h->version_min, h->version_max);
 		return FT_REASON_VERSION;
 	}
+	if (b->state == FT_BACKUP_RUNNING && !b->ops->runs_here(b->cfg.ctx) &&
+	    ft_record_load(b->cfg.files, b->cfg.state_dir, b->cfg.guest, &b->record))
+		return FT_REASON_INTERNAL;      /* it ended, or was protected from here since: others write the record then */
 	if (b->force_ns || b->ops->runs_here(b->cfg.ctx))
 		return b->force_ns ? FT_REASON_BUSY : FT_REASON_TAKEN_OVER;
 	if (b->record.role == FT_ROLE_RUNNING && h->generation <= b->record.generation)

@@ -119,11 +119,15 @@ static void conn_hello(struct conn *c, const uint8_t *body, size_t len)
 {
 	struct standby *sb = c->sb;
 	uint8_t welcome[FT_BACKUP_CHECK_MAX];
+	const struct ft_attach theirs = sb->theirs;
+	const struct ft_spec spec = sb->spec;
 	struct ft_wire_hello h;
 	char why[256];
 
 	if (!ft_wire_unpack_hello(body, len, &h) && h.flags & FT_HELLO_CHECK) {
 		len = ft_backup_check(sb->backup, body, len, welcome);
+		sb->theirs = theirs;            /* the session's, which may still be building its replica */
+		sb->spec = spec;
 		ft_ignore(ft_link_send(c->link, FT_LANE_BULK_NOWAIT, FT_REC_WELCOME, welcome, len));   /* it closes either way */
 		conn_close(c);
 		return;
