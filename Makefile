@@ -33,7 +33,7 @@ LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftn
 # One short line a file; V=1 shows the commands.
 say      = $(if $(V),,@echo "  $(if $(filter %.o,$@),CC,LD)  $@";)
 
-.PHONY: all help bench deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint soak stage tests
+.PHONY: all help bench deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint sim soak stage tests
 all: $(PROGS) $(PRELOAD) $(SCRIPTS)
 
 help:
@@ -142,6 +142,11 @@ check:
 	scripts/deps.sh build check
 	@$(MAKE) -s --no-print-directory all tests fuzzers stage guest
 	@tests/run.sh $(TESTS) tests/fuzz/fuzz.sh $(VMTESTS) $(HOSTS)
+
+#: make sim          simulated lives of a protected guest (SEEDS=20000)
+SEEDS ?= 20000
+sim: $(B)/tests/test_sim
+	SIM_SEEDS=$(SEEDS) TEST_TIMEOUT=36000 tests/run.sh $<
 
 #: make check-vm     unit tests inside a distribution kernel (QEMU, no root needed)
 check-vm: tests

@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define SEEDS 150u
+#define SEEDS 3000u
 #define MUTANT_SEEDS 1500u
 
 static unsigned long from_env(const char *name, unsigned long otherwise)
@@ -57,7 +57,7 @@ static uint64_t run_half(uint64_t first, uint64_t last)
 	return 0;
 }
 
-TEST_TIMEOUT(every_life_keeps_the_promises, 3000)
+TEST_TIMEOUT(every_life_keeps_the_promises, 36000)
 {
 	uint64_t seeds = from_env("SIM_SEEDS", SEEDS);
 	bool bad[2] = { false };
