@@ -11,6 +11,7 @@
 #define NR_SENT 256                     /* an echo of an older datagram is too late for any lease */
 #define INTERVAL_DEFAULT_MS 30
 #define INTERVAL_MIN_MS 5
+#define GATE_MARGIN_NS (10 * FT_MS_NS)  /* the gate's last slot, and the way of a released frame through it */
 #define ECHOES_MAX 256                  /* in a row, before it is time to beat again */
 
 struct sent {
@@ -26,7 +27,8 @@ struct ft_beat {
 	pthread_t thread;
 
 	/* The thread's own. */
-	uint64_t seq, told_until_ns;
+	uint64_t seq;
+	uint64_t told_until_ns;         /* under @lock: on_lease has been told, and has returned */
 	struct sent sent[NR_SENT];
 	bool unreachable[FT_HB_PATHS];  /* and said so */
 
@@ -121,8 +123,10 @@ static void tell_lease(struct ft_beat *b)
 	pthread_mutex_unlock(&b->lock);
 	if (until <= b->told_until_ns || !b->cfg.on_lease || until <= ft_now_ns())
 		return;
-	b->told_until_ns = until;
 	b->cfg.on_lease(b->cfg.ctx, until);
+	pthread_mutex_lock(&b->lock);
+	b->told_until_ns = until;       /* now the gate lets through what is released */
+	pthread_mutex_unlock(&b->lock);
 }
 
 static void *run(void *arg)
@@ -221,10 +225,13 @@ void ft_beat_stop(struct ft_beat *b)
 
 bool ft_beat_fresh(struct ft_beat *b)
 {
+	uint64_t now = ft_now_ns();
 	bool fresh;
 
 	pthread_mutex_lock(&b->lock);
-	fresh = ft_lease_fresh(&b->lease, ft_now_ns());
+	fresh = ft_lease_fresh(&b->lease, now);
+	if (b->cfg.on_lease)
+		fresh = fresh && b->told_until_ns > now + GATE_MARGIN_NS;
 	pthread_mutex_unlock(&b->lock);
 	return fresh;
 }

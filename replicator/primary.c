@@ -916,7 +916,7 @@ int ft_primary_give_up_backup(struct ft_primary *p, ft_primary_done *done, void 
 	if (p->standing)
 		return -EISCONN;
 	rc = request(p, &p->unprotect, done, ctx);
-	if (!rc)
+	if (!rc && claims(p))
 		rc = outrun_backup(p);
 	if (rc) {
 		p->unprotect = (struct pending){ 0 };

@@ -61,7 +61,7 @@ json_t *protect_status_json(struct protect *pr)
 
 void protect_status_line(struct protect *pr, char *buf, size_t size)
 {
-	static uint64_t last_epoch, last_wire, last_ns;         /* of this process's one display */
+	static uint64_t last_epoch, last_wire, last_ns;         /* of this process's one display; first called as it starts */
 	struct ft_netbuf_stats nb = { 0 };
 	struct ft_codec_stats codec = { 0 };
 	struct ft_primary_status s;
@@ -106,7 +106,9 @@ void protect_display_start(struct protect *pr)
 {
 	const char *term = getenv("TERM");
 	double every = 1.0;
+	char line[256];         /* rates count from here */
 
+	protect_status_line(pr, line, sizeof(line));
 	pr->live = isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0;
 	if (!pr->live)
 		every = 60.0;           /* a journal wants a sign of life, not a film */

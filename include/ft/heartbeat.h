@@ -35,7 +35,8 @@ struct ft_beat_config {
 
 int ft_beat_start(const struct ft_beat_config *cfg, struct ft_beat **out) FT_MUST_CHECK;
 void ft_beat_stop(struct ft_beat *b);                   /* joins, frees; NULL is fine */
-bool ft_beat_fresh(struct ft_beat *b);                  /* thread-safe: may we speak now? */
+/* Thread-safe: may we speak now? Not before on_lease has returned: what is released too early finds the gate shut. */
+bool ft_beat_fresh(struct ft_beat *b);
 /* A PONG on the TLS link, to a PING sent at @sent_ns, proves the same (and is told on_lease). Thread-safe. */
 void ft_beat_renew(struct ft_beat *b, uint64_t sent_ns);
 uint64_t ft_beat_last_echo_ns(struct ft_beat *b);

@@ -190,6 +190,24 @@ def frozen_without_its_backup_the_guest_goes_on_when_it_is_back(lab):
 
 
 @test(limit=240)
+def a_backup_that_is_dead_for_good_can_be_left_behind(lab):
+    """The output opens at the operator's word; when the backup is there again, protection starts from nothing."""
+    lab.protected()
+    refused = lab.primary.call('ft-ctl unprotect --force vm1', 30)
+    check(refused.returncode == 1 and lab.backup.name in refused.stdout, f'a backup that answers is given up: {refused.stdout}')
+    lab.w.power_cut(lab.backup)
+    lab.wait_state('CUT_OFF')
+    lab.primary.run('ft-ctl unprotect --force vm1', 30)
+    status = lab.ft_protect.wait(30)
+    check(status == OK, f'ft-protect ended with {status}: {lab.ft_protect.tail()}')
+    lab.check_goes_on()
+    lab.w.power_on(lab.backup)
+    lab.ftd[lab.backup.name] = lab.w.start_ftd(lab.backup)
+    lab.ft_protect = lab.w.protect(lab.primary, 'vm1', lab.backup)
+    lab.check_goes_on()
+
+
+@test(limit=240)
 def alone_without_its_backup_the_guest_goes_on_at_once(lab):
     """Policy continue: the guest goes on unprotected, and is protected again when the backup is back."""
     lab.close()
