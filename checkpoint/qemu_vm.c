@@ -157,18 +157,22 @@ void qemu_vm_hold_clock(struct qemu_vm *v, bool still)
 static uint64_t qemu_cpu_time_ns(struct ft_vm *vm)
 {
 	struct qemu_vm *v = qemu_of(vm);
-	uint64_t sum = 0;
+	uint64_t busiest = 0;
 
 	for (unsigned i = 0; i < v->nr_vcpus; i++) {
 		char text[96];
 		ssize_t n = pread(v->vcpu_fd[i], text, sizeof(text) - 1, 0);
+		uint64_t ns;
 
 		if (n <= 0)
 			continue;
 		text[n] = 0;
-		sum += strtoull(text, NULL, 10);
+		ns = strtoull(text, NULL, 10);
+		if (ns - v->vcpu_ns[i] > busiest)
+			busiest = ns - v->vcpu_ns[i];
+		v->vcpu_ns[i] = ns;
 	}
-	return sum;
+	return v->busy_ns += busiest;
 }
 
 /* --- pause and resume --- */

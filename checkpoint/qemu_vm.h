@@ -42,6 +42,8 @@ struct qemu_vm {
 	unsigned nr_events;
 	unsigned nr_vcpus;
 	int vcpu_fd[FT_QEMU_VCPUS_MAX]; /* /proc/PID/task/TID/schedstat */
+	uint64_t vcpu_ns[FT_QEMU_VCPUS_MAX];
+	uint64_t busy_ns;               /* what cpu_time_ns returns */
 };
 
 static inline struct qemu_vm *qemu_of(struct ft_vm *vm)

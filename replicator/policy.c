@@ -3,6 +3,7 @@
 #include "policy.h"
 
 #define SMOOTH 0.25                     /* weight of the newest epoch */
+#define SLACK 0.6                       /* up to here a vCPU has time to catch up: a pause costs it nothing */
 
 static double smooth(double old, double new)
 {
@@ -53,7 +54,8 @@ static uint64_t wanted_after(const struct ft_pacer *pc)
 static uint64_t allowed_after(const struct ft_pacer *pc)
 {
 	unsigned budget = pc->policy->pause_budget_percent;
-	double run = (double)pc->pause_ns * (100.0 - budget) / budget * pc->busy;
+	double short_of_time = pc->busy > SLACK ? (pc->busy - SLACK) / (1.0 - SLACK) : 0.0;
+	double run = (double)pc->pause_ns * (100.0 - budget) / budget * short_of_time;
 
 	return min64((uint64_t)run, pc->policy->interval_max_ms * FT_MS_NS);
 }

@@ -4,8 +4,8 @@
  *
  * Wanted when output waits, when the dirty budget is reached (estimated from the last epochs' rate), or at the
  * maximum interval. Not before the pause budget allows it: after a pause of p the guest runs at least
- * p * (100 - budget) / budget, scaled by how busy its vCPUs really were, so an idle guest answers at once
- * and a busy one keeps its share. A fixed interval replaces all of it.
+ * p * (100 - budget) / budget, scaled by how short of time its busiest vCPU really was: one with time to spare
+ * catches up after a pause and loses nothing, so such a guest answers at once, and a busy one keeps its share. A fixed interval replaces all of it.
  */
 #ifndef FT_POLICY_H
 #define FT_POLICY_H
@@ -17,7 +17,7 @@ struct ft_pacer {
 	unsigned vcpus;
 	uint64_t resumed_ns;            /* the guest runs since then */
 	uint64_t pause_ns;              /* smoothed */
-	double busy;                    /* 0..1, smoothed share of vCPU time used while running */
+	double busy;                    /* 0..1, smoothed: how much of its running time the busiest vCPU used */
 	double pages_per_ns;            /* smoothed dirty rate */
 	uint64_t cpu_ns;                /* vCPU time at resumed_ns */
 	bool held;                      /* output waits since the last seal */

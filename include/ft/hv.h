@@ -62,7 +62,10 @@ struct ft_hv_ops {
 	int (*firmware)(struct ft_vm *vm, struct ft_blob *out);
 	/* Never blocks. FT_VM_NONE when nothing is left. */
 	enum ft_vm_event (*next_event)(struct ft_vm *vm);
-	/* CPU time used by the guest's vCPU threads so far, ns: the pause budget counts busy time only. */
+	/*
+	 * Busy time so far, ns: between two calls it grows by what the busiest vCPU used. The pause budget counts busy
+	 * time only, and a vCPU that waits loses nothing by a pause.
+	 */
 	uint64_t (*cpu_time_ns)(struct ft_vm *vm);
 	/* Kill the guest for good (it was taken over elsewhere). Idempotent. */
 	int (*destroy)(struct ft_vm *vm);
