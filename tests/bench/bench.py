@@ -216,7 +216,7 @@ def bench_memory(w, report):
 
 def takeover_ms(memory_mb, report):
     """Command to running, as beta's log has it; and the seconds of the first full copy."""
-    with World({'vm1': Guest('vm1', 1, memory_mb)}) as w:
+    with World({'vm1': Guest('vm1', 0x0a, memory_mb)}) as w:
         ftd = w.start_ftd(w.beta)
         w.start_guest(w.alpha, 'vm1')
         process = w.protect(w.alpha, 'vm1', w.beta)
