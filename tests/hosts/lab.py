@@ -104,7 +104,7 @@ class Lab:
     def child(self, host=None):
         """ftd's child for vm1: the second of the two."""
         host = host or self.backup
-        return wait_for("ftd's child", lambda: host.pids('ftd')[1:], 20)[0]
+        return wait_for("ftd's child", lambda: host.pids('ftd --guest'), 20)[0]
 
     def check_client(self, gap=None, since=None):
         """Nothing that the client was told is lost or was done twice, and its connection stands."""

@@ -18,25 +18,27 @@ HANG_S = 5
 class Row:
     """What to hit, when, and what must be true then."""
 
-    def __init__(self, where, what, which, taken_over=False, restart=None):
-        self.where, self.what, self.which = where, what, which
+    def __init__(self, where, what, but=None, taken_over=False, restart=None):
+        self.where, self.what, self.but = where, what, but
         self.taken_over, self.restart = taken_over, restart
 
     def pid(self, lab):
+        """The oldest whose command line starts with `what`, but not with `but`."""
         host = lab.primary if self.where == 'primary' else lab.backup
-        pids = wait_for(f'{self.what} on {host.name}', lambda: self.which(host.pids(self.what)), 20)
-        return pids[0]
+
+        def candidates():
+            others = host.pids(self.but) if self.but else []
+            return [pid for pid in host.pids(self.what) if pid not in others]
+        return wait_for(f'{self.what} on {host.name}', candidates, 20)[0]
 
 
-# A child and its parent bear the same name; the parent is older.
-FIRST, SECOND = (lambda pids: pids[:1]), (lambda pids: pids[1:2])
 ROWS = {
-    'ft-protect': Row('primary', 'ft-protect vm1', FIRST, restart='ft-protect'),
-    'guard': Row('primary', 'ft-guard', FIRST),
-    'ftd': Row('backup', 'ftd', FIRST, restart='ftd'),
-    "ftd's child": Row('backup', 'ftd', SECOND),
-    'parked QEMU': Row('backup', 'qemu', FIRST),
-    'primary QEMU': Row('primary', 'qemu', FIRST, taken_over=True),
+    'ft-protect': Row('primary', 'ft-protect vm1', restart='ft-protect'),
+    'guard': Row('primary', 'ft-guard'),
+    'ftd': Row('backup', 'ftd', but='ftd --', restart='ftd'),
+    "ftd's child": Row('backup', 'ftd --guest'),
+    'parked QEMU': Row('backup', 'qemu'),
+    'primary QEMU': Row('primary', 'qemu', taken_over=True),
 }
 PHASES = ('syncing', 'protected')
 CHECKED = {('ft-protect', 'kill', 'protected'), ('guard', 'kill', 'protected'), ('ftd', 'kill', 'protected'),
@@ -74,6 +76,15 @@ def reach(lab, phase):
     lab.wait_state('SYNCING')
 
 
+def protect_again(lab):
+    """Before anything is armed, ft-protect may end instead of trying again: then systemd starts it."""
+    wait_for('vm1 to be protected, or ft-protect to end',
+             lambda: not lab.ft_protect.running() or lab.primary.state('vm1') == 'PROTECTED', 90)
+    if not lab.ft_protect.running():
+        start_again(lab, 'ft-protect')
+    lab.wait_state('PROTECTED', limit=90)
+
+
 def guest_runs(lab):
     """Not left paused: its clock moves, as QEMU sees it from outside."""
     wait_for('the guest to answer', lambda: lab.w.ask('vm1', 'time', 2), 60)
@@ -91,9 +102,7 @@ def one_row(lab, process, how, phase):
     if row.taken_over and how == 'kill' and phase == 'protected':
         lab.wait_state('RUNNING', lab.backup, 30)
     else:
-        if not lab.ft_protect.running():
-            start_again(lab, 'ft-protect')
-        lab.wait_state('PROTECTED', limit=90)
+        protect_again(lab)
         check(lab.backup.state('vm1') != 'RUNNING', 'a takeover although the guest was well')
     guest_runs(lab)
     lab.check_goes_on(60)
