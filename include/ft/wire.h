@@ -43,6 +43,9 @@ enum ft_rec_type {
 					   or the primary's QEMU crashed) */
 	FT_REC_DRILL       = 9,         /* le64 epoch wanted at least */
 	FT_REC_VERIFY      = 10,        /* le64 epoch, then le64 hashes of all RAM at that epoch */
+	FT_REC_DISKS       = 11,        /* a packed ft_disk_id for each disk (disk.h), once per session, after READY */
+	FT_REC_DISK_ASK    = 12,        /* le32 disk, le32 0, le64 region, le64 granules: their hashes */
+	FT_REC_DISK        = 13,        /* a batch of ops (disk.h), anywhere between EPOCH_BEGIN and STATE */
 	/* backup -> primary */
 	FT_REC_WELCOME     = 32,        /* ft_wire_welcome, then text */
 	FT_REC_READY       = 33,        /* empty: the replica is built and parked; firmware taken */
@@ -51,6 +54,10 @@ enum ft_rec_type {
 	FT_REC_RUNNING     = 36,        /* le64 generation under which the backup now runs the guest */
 	FT_REC_DRILLED     = 37,        /* ft_wire_drilled, then text */
 	FT_REC_VERIFIED    = 38,        /* ft_wire_verified */
+	FT_REC_DISK_MAP    = 39,        /* le32 disk, le32 0, le64 region, le64 words: what may differ here; before */
+	FT_REC_DISKS_HERE  = 40,        /* a packed ft_disk_id for each disk: the answer to DISKS */
+	FT_REC_DISK_HASHES = 41,        /* DISK_ASK's body, then FT_HASH_LEN for each granule */
+	FT_REC_DISK_DURABLE = 42,       /* le32 disk, le32 0, le64 seq: its ops up to this one survive a crash here */
 	/* both */
 	FT_REC_PING        = 64,        /* le64 sender's clock: returned in PONG; any record is a sign of life */
 	FT_REC_PONG        = 65,
