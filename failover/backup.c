@@ -176,8 +176,8 @@ static void refuse(struct ft_backup *b, enum ft_wire_reason reason, uint64_t gen
 	drop_link(b);
 }
 
-static enum ft_wire_reason judge_hello(struct ft_backup *b, const struct ft_wire_hello *h, const char *spec, const char *facts,
-				       bool resume, char *why, size_t size)
+static enum ft_wire_reason judge_hello(struct ft_backup *b, const struct ft_wire_hello *h, const char *spec,
+				       const char *facts, bool resume, char *why, size_t size)
 {
 	enum ft_wire_reason reason;
 
@@ -187,11 +187,13 @@ static enum ft_wire_reason judge_hello(struct ft_backup *b, const struct ft_wire
 			 FT_WIRE_VERSION_MIN, FT_WIRE_VERSION_MAX, h->version_min, h->version_max);
 		return FT_REASON_VERSION;
 	}
-	if (b->state == FT_BACKUP_RUNNING && !b->ops->runs_here(b->cfg.ctx) &&
-	    ft_record_load(b->cfg.files, b->cfg.state_dir, b->cfg.guest, &b->record))
-		return FT_REASON_INTERNAL;      /* it ended, or was protected from here since: others write the record then */
-	if (b->force_ns || b->ops->runs_here(b->cfg.ctx))
-		return b->force_ns ? FT_REASON_BUSY : FT_REASON_TAKEN_OVER;
+	if (b->force_ns)
+		return FT_REASON_BUSY;
+	if (b->ops->runs_here(b->cfg.ctx))
+		return FT_REASON_TAKEN_OVER;
+	/* It ended, or was protected from here since: others write the record then. */
+	if (b->state == FT_BACKUP_RUNNING && ft_record_load(b->cfg.files, b->cfg.state_dir, b->cfg.guest, &b->record))
+		return FT_REASON_INTERNAL;
 	if (b->record.role == FT_ROLE_RUNNING && h->generation <= b->record.generation)
 		return FT_REASON_GUEST_ENDED;
 	reason = b->ops->admit(b->cfg.ctx, h, spec, facts, why, size);
