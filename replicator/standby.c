@@ -118,7 +118,7 @@ static void conn_up(void *ctx, const char *peer)
 static void conn_hello(struct conn *c, const uint8_t *body, size_t len)
 {
 	struct standby *sb = c->sb;
-	uint8_t welcome[FT_BACKUP_CHECK_MAX];
+	uint8_t welcome[FT_WIRE_WELCOME_MAX];
 	const struct ft_attach theirs = sb->theirs;
 	const struct ft_spec spec = sb->spec;
 	struct ft_wire_hello h;

@@ -22,7 +22,7 @@ static const struct row {
 	{ FT_REC_HANDOVER,    PRIMARY, 8, 8, "HANDOVER" },
 	{ FT_REC_DRILL,       PRIMARY, 8, 8, "DRILL" },
 	{ FT_REC_VERIFY,      PRIMARY, 16, 8 + 8 * FT_WIRE_HASHES_MAX, "VERIFY" },
-	{ FT_REC_WELCOME,     BACKUP,  FT_WIRE_WELCOME_LEN, FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX, "WELCOME" },
+	{ FT_REC_WELCOME,     BACKUP,  FT_WIRE_WELCOME_LEN, FT_WIRE_WELCOME_MAX, "WELCOME" },
 	{ FT_REC_READY,       BACKUP,  0, 0, "READY" },
 	{ FT_REC_ACK,         BACKUP,  16, 16, "ACK" },
 	{ FT_REC_DISARMED,    BACKUP,  8, 8, "DISARMED" },
@@ -192,11 +192,19 @@ size_t ft_wire_pack_welcome(const struct ft_wire_welcome *r, uint8_t *buf)
 	return (size_t)(p - buf);
 }
 
+size_t ft_wire_pack_welcome_text(const struct ft_wire_welcome *r, const char *text, uint8_t buf[FT_WIRE_WELCOME_MAX])
+{
+	size_t len = ft_wire_pack_welcome(r, buf), text_len = strnlen(text, FT_WIRE_TEXT_MAX);
+
+	memcpy(buf + len, text, text_len);
+	return len + text_len;
+}
+
 int ft_wire_unpack_welcome(const uint8_t *buf, size_t len, struct ft_wire_welcome *out)
 {
 	const uint8_t *p = buf;
 
-	if (len < FT_WIRE_WELCOME_LEN || len > FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX)
+	if (len < FT_WIRE_WELCOME_LEN || len > FT_WIRE_WELCOME_MAX)
 		return -EPROTO;
 	out->version = get32(&p);
 	out->reason = get32(&p);
