@@ -77,6 +77,11 @@ void ft_log_keep(char *why, size_t size)
 		*why = 0;
 }
 
+char ft_log_char(char c)
+{
+	return (unsigned char)c < 0x20 || c == 0x7f ? '?' : c;
+}
+
 void ft_vlog(enum ft_log_level level, const char *fmt, va_list ap)
 {
 	int saved = errno;
@@ -85,9 +90,8 @@ void ft_vlog(enum ft_log_level level, const char *fmt, va_list ap)
 	if (level > log_max)
 		return;
 	vsnprintf(line, sizeof(line), fmt, ap);
-	for (char *p = line; *p; p++)           /* peers and guests do not get to forge lines */
-		if ((unsigned char)*p < 0x20 || *p == 0x7f)
-			*p = '?';
+	for (char *p = line; *p; p++)
+		*p = ft_log_char(*p);
 	if (level == FT_LOG_ERR && log_kept)
 		snprintf(log_kept, log_kept_size, "%s", line);
 	if (log_sink)

@@ -749,8 +749,8 @@ static void count_obstacle(void *ctx, const char *line)
 	struct check *ck = ctx;
 
 	printf("obstacle: ");
-	for (; *line; line++)           /* a peer does not get to forge lines */
-		putchar((unsigned char)*line < 0x20 || *line == 0x7f ? '?' : *line);
+	for (; *line; line++)
+		putchar(ft_log_char(*line));
 	putchar('\n');
 	ck->count++;
 }

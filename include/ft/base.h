@@ -58,6 +58,8 @@ void ft_log_divert(void (*sink)(void *ctx, enum ft_log_level level, const char *
  * or an operator elsewhere is to be told. NULL: no more.
  */
 void ft_log_keep(char *why, size_t size);
+/* @c, or '?' for what controls a terminal: peers and guests do not get to forge lines. */
+char ft_log_char(char c);
 void ft_log(enum ft_log_level level, const char *fmt, ...) FT_PRINTF(2, 3);
 void ft_vlog(enum ft_log_level level, const char *fmt, va_list ap) FT_PRINTF(2, 0);
 
