@@ -141,7 +141,7 @@ static void on_lease(void *ctx, uint64_t until_ns)
 {
 	struct protect *pr = ctx;
 
-	if (pr->netbuf && !pr->hushed)
+	if (pr->netbuf)
 		ft_ignore(ft_netbuf_fresh(pr->netbuf, until_ns)); /* a gate that is not renewed closes by itself */
 }
 
