@@ -122,8 +122,8 @@ static int same_vendor(const char *facts, const struct ft_attach *theirs, char *
 	cpu_vendor(here);
 	if (!strcmp(here, there))
 		return 0;
-	snprintf(why, size, "the guest runs under KVM on a processor of %s, the backup has one of %s: set accel = tcg in both guest "
-		 "files, or use hosts of one maker", there, here);
+	snprintf(why, size, "the guest runs under KVM on a processor of %s, the backup has one of %s: set accel = tcg in both "
+		 "guest files, or use hosts of one maker", there, here);
 	return -ENOEXEC;
 }
 

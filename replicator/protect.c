@@ -675,7 +675,9 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 	char why[256];
 	int rc;
 
-	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
+	*pr = (struct protect){
+		.guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0),
+	};
 	if (load_guest(pr) || take_lock(pr) || check_record(pr, log_obstacle, pr) || adopt_guard(pr) || ft_tls_check(&tls) ||
 	    ft_qemu_check(&pr->attach, log_obstacle, pr))
 		return FT_END_OBSTACLE;
@@ -793,7 +795,8 @@ static void check_up(void *ctx, const char *peer_name)
 	struct ft_blob body = { 0 };
 
 	(void)peer_name;
-	if (ft_primary_hello(&cfg, &h, &body) || ft_link_send(ck->link, FT_LANE_BULK_NOWAIT, FT_REC_HELLO, body.data, body.len))
+	if (ft_primary_hello(&cfg, &h, &body) ||
+	    ft_link_send(ck->link, FT_LANE_BULK_NOWAIT, FT_REC_HELLO, body.data, body.len))
 		check_done(ck, "the backup cannot be asked");
 	ft_blob_free(&body);
 }
@@ -857,7 +860,9 @@ int protect_check(struct protect *pr, const char *guest, const char *peer)
 	struct check ck = { .pr = pr };
 	struct ft_netbuf_config nb;
 
-	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = conf->policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
+	*pr = (struct protect){
+		.guest = guest, .peer = peer, .policy = conf->policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0),
+	};
 	if (ft_tls_check(&tls))
 		count_obstacle(&ck, "this host's certificate files cannot be used (see the line above)");
 	if (load_guest(pr)) {
