@@ -254,7 +254,7 @@ static json_t *attach_json(const struct ft_attach *at)
 	return json_pack("{s:s, s:i, s:I, s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:o}",
 			 "guest", at->guest, "pid", (int)at->pid, "pid_start", (json_int_t)at->pid_start,
 			 "qmp", at->qmp, "qmp_guard", at->qmp_guard, "qmp_state", at->qmp_state, "ram", at->ram, "memory", (json_int_t)at->memory,
-			 "preload", at->preload, "accel", at->accel == FT_ACCEL_KVM ? "kvm" : "tcg",
+			 "preload", at->preload, "accel", ft_accel_name(at->accel),
 			 "machine", at->machine, "qemu_version", at->qemu_version, "nics", nics_json(at));
 }
 

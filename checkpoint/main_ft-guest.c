@@ -127,11 +127,6 @@ static int check_stop(const char *guest, bool force)
 
 /* --- start --- */
 
-static const char *accel_name(enum ft_accel a)
-{
-	return a == FT_ACCEL_KVM ? "kvm" : "tcg";
-}
-
 /* What a guest that died left behind goes before it starts again. 0: nothing runs. */
 static int clear_dead(const char *guest, struct ft_attach *at)
 {
@@ -169,7 +164,7 @@ static int start_locked(const struct ft_spec *spec)
 		ft_qemu_cleanup(&at);
 		return FAILED;
 	}
-	printf("%s runs: %s, %s, QEMU %s, pid %d\n", spec->name, accel_name(at.accel), at.machine, at.qemu_version, (int)at.pid);
+	printf("%s runs: %s, %s, QEMU %s, pid %d\n", spec->name, ft_accel_name(at.accel), at.machine, at.qemu_version, (int)at.pid);
 	return DONE;
 }
 
@@ -304,7 +299,7 @@ static json_t *guest_json(const char *guest, const struct guest_state *g)
 			      "generation", (json_int_t)g->record.generation, "peer", g->record.peer[0] ? g->record.peer : NULL);
 
 	if (!strcmp(g->state, "running"))
-		json_object_update_new(j, json_pack("{s:i, s:s, s:s, s:s, s:I}", "pid", (int)g->at.pid, "accel", accel_name(g->at.accel),
+		json_object_update_new(j, json_pack("{s:i, s:s, s:s, s:s, s:I}", "pid", (int)g->at.pid, "accel", ft_accel_name(g->at.accel),
 						    "machine", g->at.machine, "qemu_version", g->at.qemu_version,
 						    "memory", (json_int_t)g->at.memory));
 	return j;
@@ -319,7 +314,7 @@ static void print_guest(const char *guest, const struct guest_state *g)
 		snprintf(pid, sizeof(pid), "%d", (int)g->at.pid);
 		snprintf(memory, sizeof(memory), "%" PRIu64 "M", g->at.memory >> 20);
 	}
-	printf("%-20s %-8s %8s %8s %-5s %-12s %s\n", guest, g->state, pid, memory, runs ? accel_name(g->at.accel) : "-",
+	printf("%-20s %-8s %8s %8s %-5s %-12s %s\n", guest, g->state, pid, memory, runs ? ft_accel_name(g->at.accel) : "-",
 	       ft_role_name(g->record.role), g->record.peer[0] ? g->record.peer : "-");
 }
 

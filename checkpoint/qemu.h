@@ -54,6 +54,9 @@ void ft_qemu_cleanup(const struct ft_attach *at);
 /* KVM only where it really works: runs firmware, and each @kernel, in it once, with a time limit; kept in RUN_DIR/accel. */
 enum ft_accel ft_qemu_probe_accel(const char *kernel);        /* the guest's, or empty */
 
+/* Where its memory lies unless it is told otherwise. 0 or -ENAMETOOLONG. */
+int ft_qemu_ram_path(const char *guest, char out[FT_SPEC_PATH_MAX]) FT_MUST_CHECK;
+
 /* --- qmp.c: a QMP client with a bound on every wait; one at a time per socket --- */
 struct ft_qmp;
 bool ft_qmp_listening(const char *path);                        /* does a process listen there? */
@@ -71,6 +74,8 @@ bool ft_qmp_closed(const struct ft_qmp *q);                     /* QEMU's end is
  * Events that arrive meanwhile are queued for ft_qmp_event. @fd_to_pass: -1 or an fd sent along (getfd).
  */
 int ft_qmp_call(struct ft_qmp *q, const char *command, json_t *args, int fd_to_pass, unsigned timeout_ms, json_t **ret) FT_MUST_CHECK;
+/* For migrate-set-capabilities: is guest RAM, which is in place on either side, left out of the stream? */
+json_t *ft_qmp_ignore_shared(bool on);
 /* The two halves of a call, so that other work overlaps with QEMU's. */
 int ft_qmp_send(struct ft_qmp *q, const char *command, json_t *args, int fd_to_pass) FT_MUST_CHECK;
 int ft_qmp_wait(struct ft_qmp *q, unsigned timeout_ms, json_t **ret) FT_MUST_CHECK;

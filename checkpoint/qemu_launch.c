@@ -70,6 +70,11 @@ static bool set_path(char out[FT_SPEC_PATH_MAX], const char *fmt, ...)
 	return n > 0 && n < FT_SPEC_PATH_MAX;
 }
 
+int ft_qemu_ram_path(const char *guest, char out[FT_SPEC_PATH_MAX])
+{
+	return set_path(out, "%s/%s.ram", ft_conf()->shm_dir, guest) ? 0 : -ENAMETOOLONG;
+}
+
 static bool paths_fit(struct start *s)
 {
 	const struct ft_qemu_launch *l = s->l;
@@ -77,7 +82,7 @@ static bool paths_fit(struct start *s)
 
 	fit = l->dir[0] ? set_path(s->dir, "%s", l->dir) :
 	      set_path(s->dir, "%s/%s/%s", ft_conf()->run_dir, l->kind == FT_QEMU_SCRATCH ? "drill" : "guests", NAME(s));
-	fit = fit && (l->ram[0] ? set_path(s->ram, "%s", l->ram) : set_path(s->ram, "%s/%s.ram", ft_conf()->shm_dir, NAME(s)));
+	fit = fit && (l->ram[0] ? set_path(s->ram, "%s", l->ram) : !ft_qemu_ram_path(NAME(s), s->ram));
 	for (unsigned i = 0; i < FT_ARRAY_LEN(dir_files) && fit; i++)
 		fit = set_path(s->path[i], "%s/%s", s->dir, dir_files[i]);
 	return fit && strlen(s->path[F_QMP_STATE]) < sizeof(((struct sockaddr_un *)0)->sun_path);

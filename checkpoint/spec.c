@@ -22,6 +22,11 @@ static const char *const virtio_words[] = {
 	[FT_VIRTIO_LEGACY] = "legacy", [FT_VIRTIO_MODERN] = "modern", NULL
 };
 
+const char *ft_accel_name(enum ft_accel a)
+{
+	return accel_words[a];
+}
+
 /* --- values of their own kind --- */
 
 /* True when @value has 1..size-1 bytes, all alphanumeric or in @extra, the first alphanumeric. */

@@ -527,7 +527,7 @@ static const struct ft_backup_ops backup_ops = {
 
 static json_t *status_json(struct standby *sb)
 {
-	const char *accel = !sb->theirs.memory ? NULL : sb->theirs.accel == FT_ACCEL_KVM ? "kvm" : "tcg";
+	const char *accel = sb->theirs.memory ? ft_accel_name(sb->theirs.accel) : NULL;
 	struct ft_backup_status s;
 
 	ft_backup_get_status(sb->backup, &s);
