@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -276,4 +277,19 @@ int ft_mkdir_p(const char *path, unsigned mode)
 		if (!was)
 			return 0;
 	}
+}
+
+int ft_lock_file(const char *path, bool wait, int *fd)
+{
+	int f = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600), rc;
+
+	if (f < 0)
+		return -errno;
+	if (flock(f, wait ? LOCK_EX : LOCK_EX | LOCK_NB) < 0) {
+		rc = errno == EWOULDBLOCK ? -EBUSY : -errno;
+		close(f);
+		return rc;
+	}
+	*fd = f;
+	return 0;
 }

@@ -499,16 +499,12 @@ static int take_lock(struct protect *pr)
 
 	if (rc)
 		return rc;
-	pr->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	if (pr->lock_fd < 0) {
-		ft_err("%s: %s", path, strerror(errno));
-		return -errno;
-	}
-	if (flock(pr->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+	rc = ft_lock_file(path, false, &pr->lock_fd);
+	if (rc == -EBUSY)
 		ft_err("%s is protected already by another ft-protect on this host: see ft-ctl status %s", pr->guest, pr->guest);
-		return -EBUSY;
-	}
-	return 0;
+	else if (rc)
+		ft_err("%s: %s", path, strerror(-rc));
+	return rc;
 }
 
 static int load_guest(struct protect *pr)

@@ -18,10 +18,8 @@
 #include "refuse.h"
 
 #include <ev.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -655,21 +653,15 @@ static int succeed_predecessor(const char *guest)
 
 	if (rc)
 		return rc;
-	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (fd < 0) {
-		rc = -errno;
-		ft_err("%s: %s", path, strerror(-rc));
-		return rc;
-	}
 	sigaction(SIGALRM, &interrupt, NULL);
 	alarm(PREDECESSOR_S);
-	rc = flock(fd, LOCK_EX) < 0 ? -errno : 0;
+	rc = ft_lock_file(path, true, &fd);     /* held until we end */
 	alarm(0);
-	if (rc) {
+	if (rc == -EINTR)
 		ft_err("%s: another ftd --guest %s did not end in %d s: end that process", path, guest, PREDECESSOR_S);
-		close(fd);
-	}
-	return rc;                      /* held until we end */
+	else if (rc)
+		ft_err("%s: %s", path, strerror(-rc));
+	return rc;
 }
 
 int ft_standby_door(const char *guest, char *buf, unsigned long size)

@@ -95,6 +95,11 @@ int ft_read_file(const char *path, size_t max, struct ft_blob *out) FT_MUST_CHEC
 int ft_write_file(const char *path, const void *data, size_t len, unsigned mode) FT_MUST_CHECK;
 int ft_write_all(int fd, const void *data, size_t len) FT_MUST_CHECK;
 int ft_mkdir_p(const char *path, unsigned mode) FT_MUST_CHECK;
+/*
+ * Make @path if need be, never through a symbolic link, and lock it. -EBUSY: somebody else has the lock; with @wait
+ * until he lets go, or a signal comes (-EINTR). It lasts until @fd is closed, so no longer than its process.
+ */
+int ft_lock_file(const char *path, bool wait, int *fd) FT_MUST_CHECK;
 
 /*
  * memcpy for what is many pages long. libc copies that with one `rep movsb`, which some CPUs (Zen 3) do at a
