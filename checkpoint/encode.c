@@ -99,7 +99,8 @@ static void add_stats(struct ft_codec_stats *to, const struct ft_codec_stats *fr
 	to->wire_bytes += from->wire_bytes;
 }
 
-static int emit_block(struct ft_encoder *en, emit_fn *emit, const uint8_t *block, size_t len, const struct ft_codec_stats *st)
+static int emit_block(struct ft_encoder *en, emit_fn *emit, const uint8_t *block, size_t len,
+		      const struct ft_codec_stats *st)
 {
 	add_stats(&en->epoch_stats, st);
 	if (!len)

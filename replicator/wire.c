@@ -26,7 +26,7 @@ static const struct row {
 	{ FT_REC_DISKS,       PRIMARY, FT_DISK_ID_LEN, FT_DISKS_MAX * FT_DISK_ID_LEN, "DISKS" },
 	{ FT_REC_DISK_ASK,    PRIMARY, FT_WIRE_DISK_RANGE_LEN, FT_WIRE_DISK_RANGE_LEN, "DISK_ASK" },
 	{ FT_REC_DISK,        PRIMARY, FT_DISK_BATCH_HDR + 1, FT_DISK_BODY_MAX, "DISK" },
-	{ FT_REC_WELCOME,     BACKUP,  FT_WIRE_WELCOME_LEN, FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX, "WELCOME" },
+	{ FT_REC_WELCOME,     BACKUP,  FT_WIRE_WELCOME_LEN, FT_WIRE_WELCOME_MAX, "WELCOME" },
 	{ FT_REC_READY,       BACKUP,  0, 0, "READY" },
 	{ FT_REC_ACK,         BACKUP,  16, 16, "ACK" },
 	{ FT_REC_DISARMED,    BACKUP,  8, 8, "DISARMED" },
@@ -201,11 +201,19 @@ size_t ft_wire_pack_welcome(const struct ft_wire_welcome *r, uint8_t *buf)
 	return (size_t)(p - buf);
 }
 
+size_t ft_wire_pack_welcome_text(const struct ft_wire_welcome *r, const char *text, uint8_t buf[FT_WIRE_WELCOME_MAX])
+{
+	size_t len = ft_wire_pack_welcome(r, buf), text_len = strnlen(text, FT_WIRE_TEXT_MAX);
+
+	memcpy(buf + len, text, text_len);
+	return len + text_len;
+}
+
 int ft_wire_unpack_welcome(const uint8_t *buf, size_t len, struct ft_wire_welcome *out)
 {
 	const uint8_t *p = buf;
 
-	if (len < FT_WIRE_WELCOME_LEN || len > FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX)
+	if (len < FT_WIRE_WELCOME_LEN || len > FT_WIRE_WELCOME_MAX)
 		return -EPROTO;
 	out->version = get32(&p);
 	out->reason = get32(&p);

@@ -179,11 +179,15 @@ FT_WIRE_CODEC(disk_range);
 #undef FT_WIRE_CODEC
 #define FT_WIRE_HELLO_LEN 56u
 #define FT_WIRE_WELCOME_LEN 56u
+#define FT_WIRE_WELCOME_MAX (FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX)
 #define FT_WIRE_EPOCH_BEGIN_LEN 24u
 #define FT_WIRE_EPOCH_END_LEN 40u
 #define FT_WIRE_DRILLED_LEN 16u
 #define FT_WIRE_VERIFIED_LEN 24u
 #define FT_WIRE_DISK_AT_LEN 16u
 #define FT_WIRE_DISK_RANGE_LEN 24u
+
+/* A whole WELCOME: as much of @text as may follow. Returns its length. */
+size_t ft_wire_pack_welcome_text(const struct ft_wire_welcome *r, const char *text, uint8_t buf[FT_WIRE_WELCOME_MAX]);
 
 #endif

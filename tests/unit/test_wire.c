@@ -123,6 +123,21 @@ TEST(a_refusal_may_leave_the_session_fields_empty_and_carry_an_unknown_reason)
 		CHECK(ft_wire_reason_text(r) && strcmp(ft_wire_reason_text(r), ft_wire_reason_text(4711)));
 }
 
+TEST(the_text_of_a_welcome_is_cut_to_what_the_record_may_hold)
+{
+	struct ft_wire_welcome w = { .reason = FT_REASON_MISMATCH };
+	char text[FT_WIRE_TEXT_MAX + 2];
+	uint8_t buf[FT_WIRE_WELCOME_MAX];
+
+	memset(text, 'x', sizeof(text));
+	text[sizeof(text) - 1] = 0;
+	CHECK_EQ(ft_wire_pack_welcome_text(&w, text, buf), FT_WIRE_WELCOME_MAX);
+	CHECK_OK(ft_wire_check(FT_REC_WELCOME, FT_WIRE_WELCOME_MAX, false));
+	CHECK_EQ(ft_wire_pack_welcome_text(&w, "no", buf), FT_WIRE_WELCOME_LEN + 2);
+	CHECK(!memcmp(buf + FT_WIRE_WELCOME_LEN, "no", 2));
+	CHECK_EQ(ft_wire_pack_welcome_text(&w, "", buf), FT_WIRE_WELCOME_LEN);
+}
+
 TEST(epoch_records_come_back_and_refuse_what_makes_no_sense)
 {
 	struct ft_wire_epoch_begin begin = { .epoch = 9, .flags = FT_EPOCH_FULL | FT_EPOCH_DIRECT }, b;
