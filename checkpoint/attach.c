@@ -245,7 +245,8 @@ int ft_attach_load(const char *guest, struct ft_attach *out)
 	*out = (struct ft_attach){ 0 };
 	rc = attach_path(guest, path, sizeof(path));
 	if (rc) {
-		ft_err("guest '%s': the name, or 'run-dir' in ft.conf, makes no path of an attach record: %s", guest, strerror(-rc));
+		ft_err("guest '%s': the name, or 'run-dir' in ft.conf, makes no path of an attach record: %s", guest,
+		       strerror(-rc));
 		return -EINVAL;
 	}
 	rc = ft_read_file(path, ATTACH_TEXT_MAX, &text);
@@ -298,7 +299,8 @@ static json_t *nics_json(const struct ft_attach *at)
 		char mac[18];
 
 		snprintf(mac, sizeof(mac), "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
-		json_array_append_new(nics, json_pack("{s:s, s:s, s:s}", "mac", mac, "tap", at->nic[i].tap, "bridge", at->nic[i].bridge));
+		json_array_append_new(nics, json_pack("{s:s, s:s, s:s}", "mac", mac, "tap", at->nic[i].tap,
+						      "bridge", at->nic[i].bridge));
 	}
 	return nics;
 }
@@ -307,9 +309,10 @@ static json_t *attach_json(const struct ft_attach *at)
 {
 	return json_pack("{s:s, s:i, s:I, s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:o, s:o}",
 			 "guest", at->guest, "pid", (int)at->pid, "pid_start", (json_int_t)at->pid_start,
-			 "qmp", at->qmp, "qmp_guard", at->qmp_guard, "qmp_state", at->qmp_state, "ram", at->ram, "memory", (json_int_t)at->memory,
-			 "preload", at->preload, "accel", at->accel == FT_ACCEL_KVM ? "kvm" : "tcg",
-			 "machine", at->machine, "qemu_version", at->qemu_version, "disks", disks_json(at), "nics", nics_json(at));
+			 "qmp", at->qmp, "qmp_guard", at->qmp_guard, "qmp_state", at->qmp_state, "ram", at->ram,
+			 "memory", (json_int_t)at->memory, "preload", at->preload, "accel", ft_accel_name(at->accel),
+			 "machine", at->machine, "qemu_version", at->qemu_version,
+			 "disks", disks_json(at), "nics", nics_json(at));
 }
 
 int ft_attach_save(const struct ft_attach *at)

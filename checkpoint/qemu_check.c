@@ -372,8 +372,8 @@ static void check_chardev(struct check *c, const char *label, const char *filena
 	for (size_t i = 0; i < FT_ARRAY_LEN(unseen); i++)
 		if (!strcmp(filename, unseen[i]))
 			return;
-	found(c, "character device %s (%s): a client there would see output that a failover may undo (file, null, ringbuf are fine)",
-	      label, filename);
+	found(c, "character device %s (%s): a client there would see output that a failover may undo (file, null, ringbuf are "
+	      "fine)", label, filename);
 }
 
 static void check_chardevs(struct check *c)
@@ -407,7 +407,8 @@ static void check_displays(struct check *c)
 
 /* --- all of it --- */
 
-unsigned qemu_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tell)(void *ctx, const char *line), void *ctx)
+unsigned qemu_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tell)(void *ctx, const char *line),
+			void *ctx)
 {
 	static void (*const checks[])(struct check *) = {
 		check_commands, check_status, check_blockers, check_backends, check_blocks, check_balloon, check_devices,
@@ -442,7 +443,8 @@ static void say_mute(struct check *c, const char *why)
 	int pid = (int)c->at->pid;
 
 	if (is_stopped(c->at->pid))
-		found(c, "QMP socket %s does not answer: QEMU (process %d) is stopped: let it run (kill -CONT %d)", c->at->qmp, pid, pid);
+		found(c, "QMP socket %s does not answer: QEMU (process %d) is stopped: let it run (kill -CONT %d)", c->at->qmp,
+		      pid, pid);
 	else
 		found(c, "QMP socket %s: %s: end the other client, or look at process %d", c->at->qmp, why, pid);
 }

@@ -215,11 +215,12 @@ static uint64_t mem_available(void)
 /* Bytes that an earlier replica's RAM file holds: ft_qemu_start takes it over, or removes it first. */
 static uint64_t left_behind(const char *guest)
 {
-	char path[2 * FT_PATH_MAX];
+	char path[FT_SPEC_PATH_MAX];
 	struct stat st;
 
-	snprintf(path, sizeof(path), "%s/%s.ram", ft_conf()->shm_dir, guest);
-	return !lstat(path, &st) && S_ISREG(st.st_mode) ? (uint64_t)st.st_blocks * 512 : 0;
+	if (ft_qemu_ram_path(guest, path) || lstat(path, &st) || !S_ISREG(st.st_mode))
+		return 0;
+	return (uint64_t)st.st_blocks * 512;
 }
 
 /* Asked before allocating: a host that is driven out of memory takes its other guests along. */
@@ -234,8 +235,9 @@ int ft_qemu_replica_room(const struct ft_spec *spec)
 		free_shm = (uint64_t)fs.f_bavail * fs.f_frsize;
 	if (need <= free_shm && need <= free_ram)
 		return 0;
-	ft_err("%s: no room for its memory of %" PRIu64 " MiB on %s: %" PRIu64 " MiB free in %s, %" PRIu64 " MiB available: free "
-	       "some, or mount a larger tmpfs", spec->name, spec->memory >> 20, ft_conf()->host, free_shm >> 20, dir, free_ram >> 20);
+	ft_err("%s: no room for its memory of %" PRIu64 " MiB on %s: %" PRIu64 " MiB free in %s, %" PRIu64 " MiB available: "
+	       "free some, or mount a larger tmpfs", spec->name, spec->memory >> 20, ft_conf()->host, free_shm >> 20, dir,
+	       free_ram >> 20);
 	return -ENOSPC;
 }
 
@@ -255,7 +257,8 @@ static int check_version(const char *ours, const char *theirs)
 {
 	if (!strcmp(ours, theirs))
 		return 0;
-	ft_err("the guest runs in QEMU %s, but %s has QEMU %s: install the same version on both hosts", theirs, ft_conf()->host, ours);
+	ft_err("the guest runs in QEMU %s, but %s has QEMU %s: install the same version on both hosts", theirs,
+	       ft_conf()->host, ours);
 	return -ENOEXEC;
 }
 
@@ -280,9 +283,9 @@ static int check_same(const struct ft_attach *ours, const struct ft_attach *thei
 	if (rc)
 		return rc;
 	if (strcmp(ours->machine, theirs->machine) || ours->accel != theirs->accel) {
-		ft_err("%s: it runs on machine %s (%s), but on %s (%s) on %s: set 'machine' and 'accel' in both guest files and start it again",
-		       ours->guest, theirs->machine, theirs->accel == FT_ACCEL_KVM ? "kvm" : "tcg", ours->machine,
-		       ours->accel == FT_ACCEL_KVM ? "kvm" : "tcg", ft_conf()->host);
+		ft_err("%s: it runs on machine %s (%s), but on %s (%s) on %s: set 'machine' and 'accel' in both guest files and "
+		       "start it again", ours->guest, theirs->machine, ft_accel_name(theirs->accel), ours->machine,
+		       ft_accel_name(ours->accel), ft_conf()->host);
 		return -ENOEXEC;
 	}
 	return 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
- * qemu_spawn.c - from fork to exec; see checkpoint/qemu_start.h. Our process may have threads and gigabytes mapped, so the
- * child makes nothing but system calls.
+ * qemu_spawn.c - from fork to exec; see checkpoint/qemu_start.h. Our process may have threads and gigabytes mapped, so
+ * the child makes nothing but system calls.
  */
 #include "checkpoint/qemu_start.h"
 

@@ -28,6 +28,11 @@ static const char *const durability_words[] = {
 
 static const char *const bool_words[] = { "no", "yes" };
 
+const char *ft_accel_name(enum ft_accel a)
+{
+	return accel_words[a];
+}
+
 /* --- values of their own kind --- */
 
 /* True when @value has 1..size-1 bytes, all alphanumeric or in @extra, the first alphanumeric. */
@@ -73,8 +78,8 @@ static bool versioned_machine(const char *m)
 static int parse_machine(const struct ft_ini_at *at, const char *key, const char *value, void *member)
 {
 	if (!plain_word(value, "._-", sizeof(((struct ft_spec *)0)->machine)) || !versioned_machine(value))
-		return ft_ini_error(at, "'%s' must be a versioned QEMU machine type as in pc-i440fx-7.2 (see qemu-system-x86_64 -machine help), not '%s'",
-				    key, value);
+		return ft_ini_error(at, "'%s' must be a versioned QEMU machine type as in pc-i440fx-7.2 (see qemu-system-x86_64 "
+				    "-machine help), not '%s'", key, value);
 	strcpy(member, value);
 	return 0;
 }
@@ -106,14 +111,16 @@ static int parse_mac(const struct ft_ini_at *at, const char *key, const char *va
 static int parse_bridge(const struct ft_ini_at *at, const char *key, const char *value, void *member)
 {
 	if (!plain_word(value, "._-", sizeof(((struct ft_nic *)0)->bridge)))
-		return ft_ini_error(at, "'%s' must be the name of a bridge on this host, at most 15 characters, not '%s'", key, value);
+		return ft_ini_error(at, "'%s' must be the name of a bridge on this host, at most 15 characters, not '%s'", key,
+				    value);
 	strcpy(member, value);
 	return 0;
 }
 
 /* --- tables --- */
 
-#define TEXT_KEY(k, t, m) { .key = k, .type = t, .offset = offsetof(struct ft_spec, m), .max = sizeof(((struct ft_spec *)0)->m) }
+#define TEXT_KEY(k, t, m) \
+	{ .key = k, .type = t, .offset = offsetof(struct ft_spec, m), .max = sizeof(((struct ft_spec *)0)->m) }
 
 static const struct ft_ini_key guest_keys[] = {
 	TEXT_KEY("name", FT_INI_NAME, name),
@@ -299,7 +306,8 @@ int ft_spec_format(const struct ft_spec *s, char *buf, size_t size)
 {
 	struct text t = { buf, size, 0 };
 
-	add(&t, "[guest]\nname = %s\nmemory = %" PRIu64 "M\nvcpus = %u\naccel = %s\n", s->name, s->memory / MIB, s->vcpus, accel_words[s->accel]);
+	add(&t, "[guest]\nname = %s\nmemory = %" PRIu64 "M\nvcpus = %u\naccel = %s\n", s->name, s->memory / MIB, s->vcpus,
+	    ft_accel_name(s->accel));
 	add_key(&t, "machine", s->machine);
 	add_key(&t, "cpu", s->cpu);
 	add_key(&t, "kernel", s->kernel);
@@ -378,7 +386,7 @@ int ft_spec_compatible(const struct ft_spec *mine, const struct ft_spec *theirs,
 	if (mine->vcpus != theirs->vcpus)
 		return numbers_differ(why, size, "vcpus", mine->vcpus, theirs->vcpus);
 	if (mine->accel != theirs->accel)
-		return differs(why, size, "accel", accel_words[mine->accel], accel_words[theirs->accel]);
+		return differs(why, size, "accel", ft_accel_name(mine->accel), ft_accel_name(theirs->accel));
 	if (strcmp(mine->machine, theirs->machine))
 		return differs(why, size, "machine", mine->machine, theirs->machine);
 	if (strcmp(mine->cpu, theirs->cpu))

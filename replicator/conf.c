@@ -281,8 +281,8 @@ static int check_whole(const struct ft_conf *c)
 	const struct ft_policy *p = &c->policy;
 
 	if (p->heartbeat_ms * 4 > p->silence_ms)
-		return ft_ini_error(&at, "silence-ms (%u) must be at least four times heartbeat-ms (%u): one lost datagram is not a dead host",
-				    p->silence_ms, p->heartbeat_ms);
+		return ft_ini_error(&at, "silence-ms (%u) must be at least four times heartbeat-ms (%u): one lost datagram is "
+				    "not a dead host", p->silence_ms, p->heartbeat_ms);
 	if (p->interval_fixed_ms && p->interval_fixed_ms < 5)
 		return ft_ini_error(&at, "interval-fixed-ms must be 0 (adaptive) or at least 5");
 	return 0;

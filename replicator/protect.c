@@ -141,7 +141,7 @@ static void on_lease(void *ctx, uint64_t until_ns)
 {
 	struct protect *pr = ctx;
 
-	if (pr->netbuf && !pr->hushed)
+	if (pr->netbuf)
 		ft_ignore(ft_netbuf_fresh(pr->netbuf, until_ns)); /* a gate that is not renewed closes by itself */
 }
 
@@ -499,16 +499,12 @@ static int take_lock(struct protect *pr)
 
 	if (rc)
 		return rc;
-	pr->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	if (pr->lock_fd < 0) {
-		ft_err("%s: %s", path, strerror(errno));
-		return -errno;
-	}
-	if (flock(pr->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+	rc = ft_lock_file(path, false, &pr->lock_fd);
+	if (rc == -EBUSY)
 		ft_err("%s is protected already by another ft-protect on this host: see ft-ctl status %s", pr->guest, pr->guest);
-		return -EBUSY;
-	}
-	return 0;
+	else if (rc)
+		ft_err("%s: %s", path, strerror(-rc));
+	return rc;
 }
 
 static int load_guest(struct protect *pr)
@@ -675,7 +671,9 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 	char why[256];
 	int rc;
 
-	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
+	*pr = (struct protect){
+		.guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0),
+	};
 	if (load_guest(pr) || take_lock(pr) || check_record(pr, log_obstacle, pr) || adopt_guard(pr) || ft_tls_check(&tls) ||
 	    ft_qemu_check(&pr->attach, log_obstacle, pr))
 		return FT_END_OBSTACLE;
@@ -749,8 +747,8 @@ static void count_obstacle(void *ctx, const char *line)
 	struct check *ck = ctx;
 
 	printf("obstacle: ");
-	for (; *line; line++)           /* a peer does not get to forge lines */
-		putchar((unsigned char)*line < 0x20 || *line == 0x7f ? '?' : *line);
+	for (; *line; line++)
+		putchar(ft_log_char(*line));
 	putchar('\n');
 	ck->count++;
 }
@@ -793,7 +791,8 @@ static void check_up(void *ctx, const char *peer_name)
 	struct ft_blob body = { 0 };
 
 	(void)peer_name;
-	if (ft_primary_hello(&cfg, &h, &body) || ft_link_send(ck->link, FT_LANE_BULK_NOWAIT, FT_REC_HELLO, body.data, body.len))
+	if (ft_primary_hello(&cfg, &h, &body) ||
+	    ft_link_send(ck->link, FT_LANE_BULK_NOWAIT, FT_REC_HELLO, body.data, body.len))
 		check_done(ck, "the backup cannot be asked");
 	ft_blob_free(&body);
 }
@@ -857,7 +856,9 @@ int protect_check(struct protect *pr, const char *guest, const char *peer)
 	struct check ck = { .pr = pr };
 	struct ft_netbuf_config nb;
 
-	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = conf->policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
+	*pr = (struct protect){
+		.guest = guest, .peer = peer, .policy = conf->policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0),
+	};
 	if (ft_tls_check(&tls))
 		count_obstacle(&ck, "this host's certificate files cannot be used (see the line above)");
 	if (load_guest(pr)) {

@@ -19,6 +19,7 @@
 #define FT_SPEC_TEXT_MAX 16384          /* a longer guest file is refused */
 
 enum ft_accel { FT_ACCEL_AUTO, FT_ACCEL_KVM, FT_ACCEL_TCG };
+const char *ft_accel_name(enum ft_accel a);     /* "auto", "kvm", "tcg" */
 
 /*
  * Legacy is the default: the modern interface alone makes 45 KB of device state per nic or disk (QEMU keeps room for
