@@ -198,14 +198,17 @@ static int refuse_format(const char *guest, const char *image, int fd)
 static int check_image(const char *guest, const char *image, int fd, uint64_t *bytes)
 {
 	struct stat st;
-	off_t end = lseek(fd, 0, SEEK_END);     /* of block devices, too */
+	off_t end;
 
-	if (fstat(fd, &st) < 0 || end < 0)
+	if (fstat(fd, &st) < 0)
 		return no_image(guest, image, -errno);
 	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {
 		ft_err("guest %s: its disk image %s is neither a file nor a block device", guest, image);
 		return -EINVAL;
 	}
+	end = lseek(fd, 0, SEEK_END);   /* of block devices, too */
+	if (end < 0)
+		return no_image(guest, image, -errno);
 	*bytes = (uint64_t)end;
 	if (!*bytes || *bytes % 512 || *bytes > FT_DISK_BYTES_MAX) {
 		ft_err("guest %s: its disk image %s has %" PRIu64 " bytes: it must have a multiple of 512, at most 16 TiB; "
