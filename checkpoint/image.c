@@ -128,42 +128,6 @@ static int spill_open(struct ft_image *im)
 	return -errno;
 }
 
-static int pwrite_all(int fd, const void *data, size_t len, off_t at)
-{
-	const uint8_t *p = data;
-
-	while (len) {
-		ssize_t n = pwrite(fd, p, len, at);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		p += n;
-		at += n;
-		len -= (size_t)n;
-	}
-	return 0;
-}
-
-static int pread_all(int fd, void *data, size_t len, off_t at)
-{
-	uint8_t *p = data;
-
-	while (len) {
-		ssize_t n = pread(fd, p, len, at);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		p += n;
-		at += n;
-		len -= (size_t)n;
-	}
-	return 0;
-}
-
 static int spill(struct ft_image *im, const uint8_t *block, size_t len)
 {
 	struct spilled h = { .len = len, .hash = XXH3_64bits(block, len) };
@@ -174,9 +138,9 @@ static int spill(struct ft_image *im, const uint8_t *block, size_t len)
 		return rc;
 	if (e->spill_start == e->spill_end)
 		e->spill_start = e->spill_end = im->spill_used;
-	rc = pwrite_all(im->spill_fd, &h, sizeof(h), e->spill_end);
+	rc = ft_pwrite_all(im->spill_fd, &h, sizeof(h), e->spill_end);
 	if (!rc)
-		rc = pwrite_all(im->spill_fd, block, len, e->spill_end + (off_t)sizeof(h));
+		rc = ft_pwrite_all(im->spill_fd, block, len, e->spill_end + (off_t)sizeof(h));
 	if (rc) {
 		ft_err("spill file in %s: %s - free space there, or raise the staging bound", im->cfg.spill_dir, strerror(-rc));
 		return rc;
@@ -381,14 +345,14 @@ int ft_image_end(struct ft_image *im, const uint8_t *body, size_t len)
 static int apply_spilled(struct ft_image *im, const struct epoch *e, off_t *at)
 {
 	struct spilled h;
-	int rc = pread_all(im->spill_fd, &h, sizeof(h), *at);
+	int rc = ft_pread_all(im->spill_fd, &h, sizeof(h), *at);
 
 	if (rc)
 		return rc;
 	*at += (off_t)sizeof(h);
 	if (h.len > FT_BLOCK_MAX || (off_t)h.len > e->spill_end - *at)
 		return -EIO;
-	rc = pread_all(im->spill_fd, im->back, h.len, *at);
+	rc = ft_pread_all(im->spill_fd, im->back, h.len, *at);
 	if (!rc && XXH3_64bits(im->back, h.len) != h.hash)
 		rc = -EIO;
 	if (!rc)

@@ -211,6 +211,42 @@ int ft_write_all(int fd, const void *data, size_t len)
 	return 0;
 }
 
+int ft_pwrite_all(int fd, const void *data, size_t len, off_t at)
+{
+	const uint8_t *p = data;
+
+	while (len) {
+		ssize_t n = pwrite(fd, p, len, at);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		p += n;
+		at += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+int ft_pread_all(int fd, void *data, size_t len, off_t at)
+{
+	uint8_t *p = data;
+
+	while (len) {
+		ssize_t n = pread(fd, p, len, at);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		p += n;
+		at += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
 static int sync_parent(const char *path)
 {
 	char dir[PATH_MAX];

@@ -94,6 +94,8 @@ int ft_read_file(const char *path, size_t max, struct ft_blob *out) FT_MUST_CHEC
 /* Write @path atomically and durably: temporary file, fsync, rename, fsync of the directory. */
 int ft_write_file(const char *path, const void *data, size_t len, unsigned mode) FT_MUST_CHECK;
 int ft_write_all(int fd, const void *data, size_t len) FT_MUST_CHECK;
+int ft_pwrite_all(int fd, const void *data, size_t len, off_t at) FT_MUST_CHECK;
+int ft_pread_all(int fd, void *data, size_t len, off_t at) FT_MUST_CHECK;      /* -EIO beyond the end */
 int ft_mkdir_p(const char *path, unsigned mode) FT_MUST_CHECK;
 /*
  * Make @path if need be, never through a symbolic link, and lock it. -EBUSY: somebody else has the lock; with @wait

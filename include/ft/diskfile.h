@@ -12,6 +12,8 @@ struct ft_disk_files {
 	/* @create: make it when it is not there (0600). An existing one is not truncated. *h >= 0. Block devices, too. */
 	int (*open)(void *ctx, const char *path, bool create, int *h);
 	int (*size)(void *ctx, int h, uint64_t *bytes);
+	/* What tells it from another file of that name (map.h): inode, 0 for a block device; time of birth, 0: not known. */
+	int (*identity)(void *ctx, int h, uint64_t *inode, uint64_t *born_ns);
 	int (*truncate)(void *ctx, int h, uint64_t bytes);              /* to set, or grow, the size of a file */
 	int (*pread)(void *ctx, int h, void *buf, size_t len, uint64_t at);     /* all of it, or -EIO beyond the end */
 	int (*pwrite)(void *ctx, int h, const void *buf, size_t len, uint64_t at);
