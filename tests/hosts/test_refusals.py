@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+import zlib
 
 from lab import Lab, check, main, test
 from world import read_file, wait_for
@@ -405,6 +406,22 @@ def check_names_every_obstacle_and_touches_nothing(lab):
     check(done.returncode == OBSTACLE and 'key.pem' in done.stdout, f'status {done.returncode}: {done.stdout}')
     after = lab.primary.run('nft list ruleset; iptables-save; find /run/ft /var/lib/ft /dev/shm | sort')
     check(before == after, f'--check left something:\n{before}\n---\n{after}')
+
+
+@test(limit=120)
+def what_a_guest_that_ended_on_the_backup_left_is_no_obstacle(lab):
+    """A fresh instance here just needs a larger generation, and --check knows; what else is in the way is still named."""
+    lab.close()
+    lab.running()
+    text = 'ft-record 1 7 RUNNING alpha '
+    lab.backup.write('/var/lib/ft/vm1.record', f'{text}{zlib.crc32(text.encode()):08x}\n')
+    with guest_file('backup', 'vcpus = 2', 'vcpus = 1')(lab):
+        done = lab.primary.call('ft-protect --check vm1 beta', 60)
+    check(done.returncode == OBSTACLE and 'vcpus' in done.stdout, f'status {done.returncode}: {done.stdout}')
+    done = lab.primary.call('ft-protect --check vm1 beta', 60)
+    check(done.returncode == 0, f'--check finds an obstacle: {done.stdout}')
+    lab.protected()
+    check(lab.backup.run('cat /var/lib/ft/vm1.record').startswith('ft-record 1 8 ARMED'), 'not the next generation')
 
 
 main(Lab())
