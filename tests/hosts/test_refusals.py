@@ -57,12 +57,29 @@ def no_ftd(lab):
 
 
 @contextlib.contextmanager
-def readable_key(lab):
-    lab.primary.run('chmod 644 /etc/ft/tls/key.pem')
+def undone(host, do, undo):
+    """What the one command changes on the host and the other puts back."""
+    host.run(do)
     try:
         yield
     finally:
-        lab.primary.run('chmod 600 /etc/ft/tls/key.pem')
+        host.run(undo)
+
+
+def readable_key(lab):
+    return undone(lab.primary, 'chmod 644 /etc/ft/tls/key.pem', 'chmod 600 /etc/ft/tls/key.pem')
+
+
+def small_shm(lab):
+    return undone(lab.backup, 'mount -o remount,size=64M /dev/shm', 'mount -o remount,size=50% /dev/shm')
+
+
+def no_ram_file(lab):
+    return undone(lab.primary, 'mv /dev/shm/ft/vm1.ram /dev/shm/ft/away', 'mv /dev/shm/ft/away /dev/shm/ft/vm1.ram')
+
+
+def no_guest_file(lab):
+    return undone(lab.backup, 'mv /etc/ft/guests/vm1.conf /etc/ft/vm1.away', 'mv /etc/ft/vm1.away /etc/ft/guests/vm1.conf')
 
 
 @contextlib.contextmanager
@@ -80,15 +97,6 @@ def certificate_of(lab, host, name, ca=None):
             shutil.copy(os.path.join(saved, file), tls)
         shutil.rmtree(saved)
         restart_ftd(lab)
-
-
-@contextlib.contextmanager
-def small_shm(lab):
-    lab.backup.run('mount -o remount,size=64M /dev/shm')
-    try:
-        yield
-    finally:
-        lab.backup.run('mount -o remount,size=50% /dev/shm')
 
 
 @contextlib.contextmanager
@@ -125,24 +133,6 @@ def stopped_qemu(lab):
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def no_ram_file(lab):
-    lab.primary.run('mv /dev/shm/ft/vm1.ram /dev/shm/ft/away')
-    try:
-        yield
-    finally:
-        lab.primary.run('mv /dev/shm/ft/away /dev/shm/ft/vm1.ram')
-
-
-@contextlib.contextmanager
-def no_guest_file(lab):
-    lab.backup.run('mv /etc/ft/guests/vm1.conf /etc/ft/vm1.away')
-    try:
-        yield
-    finally:
-        lab.backup.run('mv /etc/ft/vm1.away /etc/ft/guests/vm1.conf')
 
 
 @contextlib.contextmanager
