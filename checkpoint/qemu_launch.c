@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-/* qemu_launch.c - starting and ending a QEMU; see checkpoint/qemu.h. */
+/* qemu_launch.c - starting and ending a QEMU, and the servers of its disks; see checkpoint/qemu.h. */
 #include "checkpoint/qemu_start.h"
 #include "ft/conf.h"
+#include "ft/diskserver.h"
 #include "ft/preload.h"
 
 #include <fcntl.h>
@@ -161,6 +162,7 @@ static int plan_start(struct start *s)
 	s->plan.machine = s->machine;
 	s->plan.dir = s->dir;
 	s->plan.ram = s->ram;
+	s->plan.at = &s->at;
 	warn_about_clock(s);
 	return 0;
 }
@@ -307,6 +309,8 @@ static int make_dirs(struct start *s)
 		ft_err("guest %s: cannot make %s or %s: %s", NAME(s), s->dir, ram_dir, strerror(-rc));
 	for (unsigned i = 0; i < FT_ARRAY_LEN(dir_files); i++)
 		unlink(s->path[i]);
+	ft_disk_end_left(NAME(s), s->dir);
+	ft_disk_remove_files(s->dir);
 	return rc;
 }
 
@@ -400,6 +404,19 @@ static int make_nics(struct start *s)
 	return rc;
 }
 
+/* Before QEMU, which connects as it starts. A scratch guest reads the images itself. */
+static int make_disks(struct start *s)
+{
+	int rc;
+
+	if (s->l->kind == FT_QEMU_SCRATCH)
+		return 0;
+	rc = ft_disk_plan(s->l->spec, s->dir, &s->at);
+	for (unsigned i = 0; i < s->at.nr_disks && !rc; i++)
+		rc = ft_disk_serve(&s->at, i, s->l->kind == FT_QEMU_PARKED);
+	return rc;
+}
+
 static int make_environment(struct start *s)
 {
 	unsigned n = 0, used = 0;
@@ -431,6 +448,8 @@ static int make_all(struct start *s)
 		rc = make_sockets(s);
 	if (!rc)
 		rc = make_preload(s);
+	if (!rc)
+		rc = make_disks(s);
 	if (!rc)
 		rc = make_nics(s);
 	if (!rc)
@@ -656,6 +675,7 @@ static void remove_dir_files(const char *dir)
 		snprintf(path, sizeof(path), "%s/%s", dir, dir_files[i]);
 		unlink(path);
 	}
+	ft_disk_remove_files(dir);
 	rmdir(dir);                     /* if it is empty now */
 }
 
@@ -665,6 +685,7 @@ void ft_qemu_cleanup(const struct ft_attach *at)
 	bool ours = dir_of(at, dir);
 
 	kill_and_wait(at);
+	ft_disk_end(at);
 	if (ours && has_successor(at, dir))
 		return;
 	remove_ram(at);

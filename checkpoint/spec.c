@@ -22,6 +22,12 @@ static const char *const virtio_words[] = {
 	[FT_VIRTIO_LEGACY] = "legacy", [FT_VIRTIO_MODERN] = "modern", NULL
 };
 
+static const char *const durability_words[] = {
+	[FT_DURABILITY_MEMORY] = "memory", [FT_DURABILITY_JOURNAL] = "journal", NULL
+};
+
+static const char *const bool_words[] = { "no", "yes" };
+
 const char *ft_accel_name(enum ft_accel a)
 {
 	return accel_words[a];
@@ -126,6 +132,14 @@ static const struct ft_ini_key guest_keys[] = {
 	TEXT_KEY("kernel", FT_INI_PATH, kernel),
 	TEXT_KEY("initrd", FT_INI_PATH, initrd),
 	TEXT_KEY("cmdline", FT_INI_TEXT, cmdline),
+	{ .key = "durability", .type = FT_INI_WORD, .offset = offsetof(struct ft_spec, durability), .words = durability_words },
+	{ 0 }
+};
+
+static const struct ft_ini_key disk_keys[] = {
+	{ .key = "image", .type = FT_INI_PATH, .offset = offsetof(struct ft_disk_spec, image), .max = FT_SPEC_PATH_MAX },
+	{ .key = "read-only", .type = FT_INI_BOOL, .offset = offsetof(struct ft_disk_spec, read_only) },
+	{ .key = "virtio", .type = FT_INI_WORD, .offset = offsetof(struct ft_disk_spec, virtio), .words = virtio_words },
 	{ 0 }
 };
 
@@ -141,6 +155,17 @@ static void *guest_object(const struct ft_ini_at *at, void *ctx, const char *nam
 	return ctx;
 }
 
+static void *disk_object(const struct ft_ini_at *at, void *ctx, const char *name)
+{
+	struct ft_spec *s = ctx;
+
+	if (s->nr_disks == FT_DISKS_MAX) {
+		ft_ini_error(at, "more than %u [disk] sections", FT_DISKS_MAX);
+		return NULL;
+	}
+	return &s->disk[s->nr_disks++];
+}
+
 static void *nic_object(const struct ft_ini_at *at, void *ctx, const char *name)
 {
 	struct ft_spec *s = ctx;
@@ -154,11 +179,25 @@ static void *nic_object(const struct ft_ini_at *at, void *ctx, const char *name)
 
 static const struct ft_ini_section spec_sections[] = {
 	{ .kind = "guest", .keys = guest_keys, .object = guest_object },
+	{ .kind = "disk", .keys = disk_keys, .repeated = true, .object = disk_object },
 	{ .kind = "nic", .keys = nic_keys, .repeated = true, .object = nic_object },
 	{ 0 }
 };
 
 /* --- the guest file as a whole --- */
+
+static int check_disks(const struct ft_ini_at *at, const struct ft_spec *s)
+{
+	for (unsigned i = 0; i < s->nr_disks; i++) {
+		if (!s->disk[i].image[0])
+			return ft_ini_error(at, "[disk] number %u has no 'image', for example image = /var/lib/ft/%s/disk%u.img",
+					    i + 1, s->name, i);
+		for (unsigned j = 0; j < i; j++)
+			if (!strcmp(s->disk[i].image, s->disk[j].image))
+				return ft_ini_error(at, "[disk] number %u has the same 'image' as number %u", i + 1, j + 1);
+	}
+	return 0;
+}
 
 static int check_nics(const struct ft_ini_at *at, const struct ft_spec *s)
 {
@@ -179,6 +218,7 @@ static int check_nics(const struct ft_ini_at *at, const struct ft_spec *s)
 static int check_whole(const char *origin, const struct ft_spec *s)
 {
 	struct ft_ini_at at = { .origin = origin };
+	int rc;
 
 	if (!s->name[0])
 		return ft_ini_error(&at, "[guest] has no 'name'");
@@ -188,7 +228,8 @@ static int check_whole(const char *origin, const struct ft_spec *s)
 		return ft_ini_error(&at, "'initrd' needs a 'kernel'");
 	if (s->cmdline[0] && !s->kernel[0])
 		return ft_ini_error(&at, "'cmdline' needs a 'kernel'");
-	return check_nics(&at, s);
+	rc = check_disks(&at, s);
+	return rc ? rc : check_nics(&at, s);
 }
 
 int ft_spec_parse(const char *text, size_t len, const char *origin, struct ft_spec *out)
@@ -272,6 +313,11 @@ int ft_spec_format(const struct ft_spec *s, char *buf, size_t size)
 	add_key(&t, "kernel", s->kernel);
 	add_key(&t, "initrd", s->initrd);
 	add_key(&t, "cmdline", s->cmdline);
+	if (s->durability != FT_DURABILITY_MEMORY)
+		add_key(&t, "durability", durability_words[s->durability]);
+	for (unsigned i = 0; i < s->nr_disks; i++)
+		add(&t, "\n[disk]\nimage = %s\nread-only = %s\nvirtio = %s\n",
+		    s->disk[i].image, bool_words[s->disk[i].read_only], virtio_words[s->disk[i].virtio]);
 	for (unsigned i = 0; i < s->nr_nics; i++) {
 		const uint8_t *m = s->nic[i].mac;
 
@@ -295,6 +341,42 @@ static int numbers_differ(char *why, size_t size, const char *key, uint64_t mine
 	return -ENOEXEC;
 }
 
+static int disk_differs(char *why, size_t size, unsigned disk, const char *key, const char *mine, const char *theirs)
+{
+	snprintf(why, size, "'%s' of [disk] number %u is '%s' here and '%s' there", key, disk + 1, mine, theirs);
+	return -ENOEXEC;
+}
+
+static int disks_differ(const struct ft_spec *mine, const struct ft_spec *theirs, char *why, size_t size)
+{
+	if (mine->nr_disks != theirs->nr_disks)
+		return numbers_differ(why, size, "number of [disk] sections", mine->nr_disks, theirs->nr_disks);
+	for (unsigned i = 0; i < mine->nr_disks; i++) {
+		const struct ft_disk_spec *m = &mine->disk[i], *t = &theirs->disk[i];
+
+		if (m->read_only != t->read_only)
+			return disk_differs(why, size, i, "read-only", bool_words[m->read_only], bool_words[t->read_only]);
+		if (m->virtio != t->virtio)
+			return disk_differs(why, size, i, "virtio", virtio_words[m->virtio], virtio_words[t->virtio]);
+	}
+	return 0;
+}
+
+static int nics_differ(const struct ft_spec *mine, const struct ft_spec *theirs, char *why, size_t size)
+{
+	if (mine->nr_nics != theirs->nr_nics)
+		return numbers_differ(why, size, "number of [nic] sections", mine->nr_nics, theirs->nr_nics);
+	for (unsigned i = 0; i < mine->nr_nics; i++) {
+		if (memcmp(mine->nic[i].mac, theirs->nic[i].mac, 6)) {
+			snprintf(why, size, "'mac' of [nic] number %u differs", i + 1);
+			return -ENOEXEC;
+		}
+		if (mine->nic[i].virtio != theirs->nic[i].virtio)
+			return differs(why, size, "virtio", virtio_words[mine->nic[i].virtio], virtio_words[theirs->nic[i].virtio]);
+	}
+	return 0;
+}
+
 int ft_spec_compatible(const struct ft_spec *mine, const struct ft_spec *theirs, char *why, size_t size)
 {
 	if (strcmp(mine->name, theirs->name))
@@ -316,15 +398,7 @@ int ft_spec_compatible(const struct ft_spec *mine, const struct ft_spec *theirs,
 		return differs(why, size, "initrd", mine->initrd, theirs->initrd);
 	if (strcmp(mine->cmdline, theirs->cmdline))
 		return differs(why, size, "cmdline", mine->cmdline, theirs->cmdline);
-	if (mine->nr_nics != theirs->nr_nics)
-		return numbers_differ(why, size, "number of [nic] sections", mine->nr_nics, theirs->nr_nics);
-	for (unsigned i = 0; i < mine->nr_nics; i++) {
-		if (memcmp(mine->nic[i].mac, theirs->nic[i].mac, 6)) {
-			snprintf(why, size, "'mac' of [nic] number %u differs", i + 1);
-			return -ENOEXEC;
-		}
-		if (mine->nic[i].virtio != theirs->nic[i].virtio)
-			return differs(why, size, "virtio", virtio_words[mine->nic[i].virtio], virtio_words[theirs->nic[i].virtio]);
-	}
-	return 0;
+	if (disks_differ(mine, theirs, why, size))
+		return -ENOEXEC;
+	return nics_differ(mine, theirs, why, size);
 }
