@@ -538,21 +538,20 @@ static void log_obstacle(void *ctx, const char *line)
 static int check_record(struct protect *pr, void (*obstacle)(void *ctx, const char *line), void *ctx)
 {
 	const char *dir = ft_conf()->state_dir;
-	struct ft_record r = { 0 }, next;
+	struct ft_record *r = &pr->record, next;
 	char line[1024] = "";
 
-	if (ft_record_load(NULL, dir, pr->guest, &r))
+	if (ft_record_load(NULL, dir, pr->guest, r))
 		snprintf(line, sizeof(line), "its durable record %s/%s.record cannot be used", dir, pr->guest);
-	pr->generation = r.generation;
-	next = (struct ft_record){ .generation = r.generation + 1, .role = FT_ROLE_PRIMARY };
-	if (!*line && r.role == FT_ROLE_PRIMARY && *r.peer && strcmp(r.peer, pr->peer))
+	next = (struct ft_record){ .generation = r->generation + 1, .role = FT_ROLE_PRIMARY };
+	if (!*line && r->role == FT_ROLE_PRIMARY && *r->peer && strcmp(r->peer, pr->peer))
 		snprintf(line, sizeof(line), "%s may still start its replica of generation %llu: run ft-protect %s %s and end it "
-			 "in order first (if %s is dead for good, with ft-ctl unprotect --force %s)", r.peer,
-			 (unsigned long long)r.generation, pr->guest, r.peer, r.peer, pr->guest);
-	else if (!*line && !ft_record_allowed(&r, &next))
+			 "in order first (if %s is dead for good, with ft-ctl unprotect --force %s)", r->peer,
+			 (unsigned long long)r->generation, pr->guest, r->peer, r->peer, pr->guest);
+	else if (!*line && !ft_record_allowed(r, &next))
 		snprintf(line, sizeof(line), "the durable record here says %s (generation %llu, peer %s): the guest is that "
-			 "host's; stop the instance here", ft_role_name(r.role), (unsigned long long)r.generation,
-			 *r.peer ? r.peer : "unknown");
+			 "host's; stop the instance here", ft_role_name(r->role), (unsigned long long)r->generation,
+			 *r->peer ? r->peer : "unknown");
 	if (!*line)
 		return 0;
 	obstacle(ctx, line);
@@ -779,14 +778,25 @@ static void check_done(struct check *ck, const char *why)
 	ev_break(ck->pr->loop, EVBREAK_ALL);
 }
 
-/* The question: what would WELCOME say to a session of this guest? */
+/* May the peer have run on what this instance sent it? As ft_primary_start sees it, and ft_primary when it is refused. */
+static bool may_be_outrun(const struct protect *pr)
+{
+	return pr->record.role == FT_ROLE_PRIMARY ||
+	       (pr->record.role != FT_ROLE_RUNNING && pr->attach.nr_nics && ft_netbuf_present(pr->guest));
+}
+
+/*
+ * The question: what would WELCOME say to a session of this guest? Any other instance finds a generation that is large
+ * enough by trying, so it asks with one that is larger than all.
+ */
 static void check_up(void *ctx, const char *peer_name)
 {
 	struct check *ck = ctx;
 	const struct protect *pr = ck->pr;
 	const struct ft_primary_config cfg = { .spec_text = pr->spec_text, .facts = pr->facts, .policy = pr->policy };
 	struct ft_wire_hello h = {
-		.flags = FT_HELLO_CHECK, .generation = pr->generation + 1, .nr_pages = pr->attach.memory / FT_PAGE_SIZE,
+		.flags = FT_HELLO_CHECK, .generation = may_be_outrun(pr) ? pr->record.generation + 1 : UINT64_MAX - 1,
+		.nr_pages = pr->attach.memory / FT_PAGE_SIZE,
 	};
 	struct ft_blob body = { 0 };
 

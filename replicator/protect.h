@@ -24,7 +24,7 @@ struct protect {
 	struct ft_attach attach;
 	char spec_text[FT_SPEC_TEXT_MAX];
 	char facts[FT_FACTS_MAX];
-	uint64_t generation;            /* of the durable record, before we began */
+	struct ft_record record;        /* the durable one, before we began */
 	char address[256];              /* of the peer: host part */
 
 	/* parts, in the order in which they are made */
