@@ -113,7 +113,7 @@ install: all
 # The guest of the demo and of the host tests.
 GUEST   := $(BUILD)/guest
 guest: $(GUEST)/initrd.img
-$(GUEST)/initrd.img: tests/hosts/mkguest.sh tests/kernel.sh tests/guest/init tests/guest/agent.c
+$(GUEST)/initrd.img: tests/hosts/mkguest.sh tests/kernel.sh $(wildcard tests/guest/*)
 	tests/hosts/mkguest.sh $(GUEST)
 
 demo:
