@@ -22,7 +22,7 @@
 #define FT_EXPORT_STALL_MS 5000
 
 struct ft_export_config {
-	const char *image;              /* raw file or block device; locked against a second user */
+	const char *image;              /* raw file or block device; locked against a second user. A multiple of 512 bytes */
 	const char *map;                /* of map.h; made when a mirror starts for the first time */
 	const char *control;            /* unix socket; an old one is replaced */
 	bool parked;                    /* a replica's: every write is refused, and nothing opened, until ACTIVATE */
@@ -31,8 +31,14 @@ struct ft_export_config {
 };
 
 struct ft_export;
-/* Logs what is wrong, with the remedy. A parked one needs the image only for its size. */
+/*
+ * Logs what is wrong, with the remedy. A parked one needs the image only for its size. -EUCLEAN, also of ACTIVATE: what is
+ * on the image is no consistent disk, as a copy to it was not finished, or flushes were answered from the mirror when
+ * this host crashed.
+ */
 int ft_export_open(const struct ft_export_config *cfg, struct ft_export **out) FT_MUST_CHECK;
+/* Serve the control socket, on a thread: after the last fork. Who has connected since open is served then. */
+int ft_export_start(struct ft_export *e) FT_MUST_CHECK;
 /* fsyncs, closes the map in order. NULL is fine. */
 void ft_export_close(struct ft_export *e);
 
@@ -57,13 +63,15 @@ enum ft_export_msg {
 	/* client -> export */
 	FT_EXPORT_ASK      = 1,         /* empty: HERE */
 	FT_EXPORT_START    = 2,         /* le32 version, with a memfd (SCM_RIGHTS) for struct ft_export_page. HERE, then
-					   OP for all that changes from now on. Makes the map when there is none. */
+					   OP for all that changes from now on. Makes the map when there is none, and a
+					   generation that is due: the one in HERE stays until LEAVE if HELD follows. */
 	FT_EXPORT_ADD      = 3,         /* le64 region, then le64 words: the peer's side may differ there, too */
 	FT_EXPORT_COPY     = 4,         /* le32 all: begin to compare; PLAN..., PLANNED */
 	FT_EXPORT_COMPARE  = 5,         /* le64 region, le64 granules, then one FT_HASH_LEN for each of them, ascending: ops for
 					   those that differ, then a MARK */
 	FT_EXPORT_DURABLE  = 6,         /* le64 seq: the peer's, of this stream */
 	FT_EXPORT_HELD     = 7,         /* nobody sees what the guest does until the mirror has it: makes no generation */
+	/* ADD to ADOPTED only from who has started the mirror; LEAVE from others when nobody has. */
 	FT_EXPORT_ELIDE    = 8,         /* le32 on: flushes are answered from the mirror. Off: fsync, and honour them */
 	FT_EXPORT_ADOPTED  = 9,         /* the peer's image is of our generation now: base becomes 0 */
 	FT_EXPORT_LEAVE    = 10,        /* the guest will be seen without the mirror: fsync, stop streaming, a new generation

@@ -632,3 +632,12 @@ void forgetful_put(struct forgetful *fs, const char *path, const void *data, siz
 	store_all(in);
 	pthread_mutex_unlock(&fs->lock);
 }
+
+static void swallow(void *ctx, enum ft_log_level level, const char *line)
+{
+}
+
+void forgetful_quiet(void)
+{
+	ft_log_divert(swallow, NULL);
+}

@@ -37,4 +37,7 @@ void forgetful_read(struct forgetful *fs, const char *path, void *buf, size_t le
 /* There, durable, with these bytes. */
 void forgetful_put(struct forgetful *fs, const char *path, const void *data, size_t len);
 
+/* A test of a thousand failures: do not show their lines. */
+void forgetful_quiet(void);
+
 #endif
