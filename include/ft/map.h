@@ -41,7 +41,8 @@ void ft_map_id(struct ft_map *m, struct ft_disk_id *out);
 int ft_map_set_id(struct ft_map *m, const struct ft_disk_id *id) FT_MUST_CHECK;        /* durable when it returns */
 /*
  * Durable too: flushes are answered from the mirror, so after a crash of this host (another boot id) the image
- * is no consistent disk. ft_map_unsafe after open: was it so?
+ * is no consistent disk. ft_map_unsafe after open: was it so? Then everything counts as touched already; the mark stays
+ * until it is set to false.
  */
 int ft_map_set_unsafe(struct ft_map *m, bool unsafe) FT_MUST_CHECK;
 bool ft_map_unsafe(const struct ft_map *m);
@@ -50,11 +51,12 @@ bool ft_map_unsafe(const struct ft_map *m);
 int ft_map_touch(struct ft_map *m, uint64_t offset, uint64_t len, uint64_t seq) FT_MUST_CHECK;
 /* Everything counts as touched (a new peer). Durable. */
 int ft_map_touch_all(struct ft_map *m) FT_MUST_CHECK;
-/* Add @word to @region's: the peer's side may differ there. */
+/* Add @word to @region's: the peer's side may differ there. Only in memory: the peer says it again in a new session. */
 void ft_map_add(struct ft_map *m, uint64_t region, uint64_t word);
 /*
- * A copy begins: no region counts as compared until ft_map_compared says so, and bits of a region that is not are never
- * cleared. Without a copy every region counts as compared.
+ * A copy begins: no region with a word counts as compared until ft_map_compared says so, and bits of a region that is
+ * not are never cleared. Without a copy every region counts as compared, but what was touched before open, or without a
+ * seq, is confirmed by none.
  */
 void ft_map_copy_begins(struct ft_map *m);
 void ft_map_compared(struct ft_map *m, uint64_t region, uint64_t seq);  /* @seq: of its MARK */
