@@ -9,12 +9,14 @@ comma   := ,
 BUILD   ?= build
 B       := $(BUILD)/$(if $(SAN),san-$(subst $(comma),-,$(SAN)),obj)
 
-# Mains are <module>/main_<program>.c; preload.c becomes a shared object; the rest is the library.
+# Mains are <module>/main_<program>.c; preload.c and nbdkit's plugin become shared objects; the rest is the library.
 MAINS   := $(wildcard $(MODULES:%=%/main_*.c))
 PROGS   := $(patsubst main_%.c,$(B)/bin/%,$(notdir $(MAINS)))
 PRELOAD := $(if $(wildcard checkpoint/preload.c),$(B)/bin/ft-preload.so)
+NBDKIT  := diskmirror/nbdkit-ft-plugin.c
+PLUGIN  := $(if $(shell $(CC) -DNBDKIT_API_VERSION=2 -include nbdkit-plugin.h -x c -E /dev/null >/dev/null 2>&1 && echo yes),$(B)/bin/nbdkit-ft-plugin.so)
 SCRIPTS := $(patsubst replicator/%.sh,$(B)/bin/%,$(wildcard replicator/ft-*.sh))
-LIB     := $(patsubst %.c,$(B)/%.o,$(filter-out $(MAINS) checkpoint/preload.c,$(wildcard $(MODULES:%=%/*.c))))
+LIB     := $(patsubst %.c,$(B)/%.o,$(filter-out $(MAINS) $(NBDKIT) checkpoint/preload.c,$(wildcard $(MODULES:%=%/*.c))))
 TESTS   := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 TESTLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib/*.c))
 SIMLIB  := $(patsubst %.c,$(B)/%.o,$(wildcard tests/sim/*.c))
@@ -33,8 +35,8 @@ LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftn
 # One short line a file; V=1 shows the commands.
 say      = $(if $(V),,@echo "  $(if $(filter %.o,$@),CC,LD)  $@";)
 
-.PHONY: all help bench deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint sim soak stage tests
-all: $(PROGS) $(PRELOAD) $(SCRIPTS)
+.PHONY: all help bench deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint no-plugin sim soak stage tests
+all: $(PROGS) $(PRELOAD) $(or $(PLUGIN),no-plugin) $(SCRIPTS)
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -73,6 +75,18 @@ $(B)/bin/ft-preload.so: checkpoint/preload.c
 	@mkdir -p $(@D)
 	$(say) $(CC) $(filter-out -fsanitize=%,$(CFLAGS)) -fPIC -shared -o $@ $< -ldl
 
+# Loaded into nbdkit, with what it needs of the library: never sanitized.
+PICOBJ  := $(patsubst %.c,$(B)/pic/%.o,$(NBDKIT) $(wildcard diskmirror/export*.c) diskmirror/disk.c diskmirror/diskfile.c \
+           diskmirror/map.c replicator/base.c)
+$(B)/pic/%.o: %.c
+	@mkdir -p $(@D)
+	$(say) $(CC) $(filter-out -fsanitize=%,$(CFLAGS)) -fPIC -fvisibility=hidden -c -o $@ $<
+$(B)/bin/nbdkit-ft-plugin.so: $(PICOBJ)
+	@mkdir -p $(@D)
+	$(say) $(CC) $(filter-out -fsanitize=%,$(CFLAGS)) -shared -o $@ $^ $(LDFLAGS) -llz4 -lxxhash -pthread
+no-plugin:
+	@echo "  nbdkit-plugin.h is not installed (nbdkit-plugin-dev): guests cannot have mirrored disks" >&2
+
 $(B)/bin/ft-%: replicator/ft-%.sh
 	@mkdir -p $(@D)
 	install -m 755 $< $@
@@ -104,7 +118,7 @@ stage: all
 	@$(MAKE) -s --no-print-directory install DESTDIR=$(STAGE) PREFIX=/usr/local LIBEXEC=/usr/local/libexec/ft
 
 # Programs that other programs start live in libexec.
-HELPERS := $(filter %/ft-guard,$(PROGS)) $(PRELOAD)
+HELPERS := $(filter %/ft-guard,$(PROGS)) $(PRELOAD) $(PLUGIN)
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBEXEC)
 	install -m 755 -t $(DESTDIR)$(PREFIX)/bin $(filter-out $(HELPERS),$(PROGS)) $(SCRIPTS)

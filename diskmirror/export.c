@@ -146,16 +146,31 @@ static int open_map(struct ft_export *e)
 	return 0;
 }
 
+/* An export that died while flushes were answered from the mirror has left the kernel to write: make it good. */
+static int make_good(struct ft_export *e)
+{
+	return e->map ? ft_export_end_elide(e) : 0;
+}
+
+static void let_go(struct ft_export *e)
+{
+	ft_map_abandon(e->map);
+	e->map = NULL;
+	if (e->h >= 0)
+		e->f->close(e->f->ctx, e->h);
+	e->h = -1;
+}
+
 int ft_export_open_image(struct ft_export *e)
 {
 	int rc = lock_image(e);
 
 	if (!rc)
 		rc = open_map(e);
-	if (rc && e->h >= 0) {
-		e->f->close(e->f->ctx, e->h);
-		e->h = -1;
-	}
+	if (!rc)
+		rc = make_good(e);
+	if (rc)
+		let_go(e);
 	return rc;
 }
 

@@ -168,9 +168,20 @@ static int cmd_compare(struct ft_export *e, client *c, const uint8_t *body, size
 	return ft_export_compare(e, body, len);
 }
 
+/* The peer can be faster than who has just sent an op and is about to count it: hence the lock. */
+static uint64_t last_sent(struct ft_export *e)
+{
+	uint64_t seq;
+
+	pthread_mutex_lock(&e->stream_lock);
+	seq = e->seq;
+	pthread_mutex_unlock(&e->stream_lock);
+	return seq;
+}
+
 static int cmd_durable(struct ft_export *e, client *c, const uint8_t *body, size_t len)
 {
-	if (ft_le64(body) > e->seq)
+	if (ft_le64(body) > last_sent(e))
 		return -EPROTO;
 	ft_export_durable(e, ft_le64(body));
 	return 0;

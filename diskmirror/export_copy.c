@@ -162,7 +162,6 @@ int ft_export_compare(struct ft_export *e, const uint8_t *body, size_t len)
 	data = malloc(FT_GRANULE);
 	if (!data)
 		return -ENOMEM;
-	ft_map_add(e->map, region, granules);   /* they differ until the peer has what we find */
 	body += 16;
 	for (unsigned g = 0; g < FT_REGION_GRANULES && !rc; g++) {
 		if (!(granules >> g & 1))

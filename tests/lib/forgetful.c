@@ -56,7 +56,7 @@ struct forgetful {
 	struct names *stored, *cached;  /* a list from what is durable to what is seen */
 	unsigned steps, cut_at, fail_at;
 	int fail_err, read_err;
-	bool fail_stays, off;
+	bool fail_stays, failed_keeps, off;
 	unsigned lies;
 	const char *only;
 };
@@ -374,7 +374,7 @@ static int fake_sync(void *ctx, int h)
 	if (!rc && !(fs->lies & FORGETFUL_SYNC))
 		store_all(in);
 	else if (rc && !fs->off && in)
-		lose_data(in);
+		fs->failed_keeps ? store_all(in) : lose_data(in);
 	pthread_mutex_unlock(&fs->lock);
 	return rc;
 }
@@ -514,6 +514,11 @@ void forgetful_fail_at(struct forgetful *fs, unsigned at, int err, bool stays)
 	fs->fail_err = err;
 	fs->fail_stays = stays;
 	pthread_mutex_unlock(&fs->lock);
+}
+
+void forgetful_failed_sync_keeps(struct forgetful *fs, bool keeps)
+{
+	fs->failed_keeps = keeps;
 }
 
 void forgetful_fail_reads(struct forgetful *fs, int err)

@@ -19,6 +19,7 @@ unsigned forgetful_steps(struct forgetful *fs);                 /* so far, since
 void forgetful_cut_at(struct forgetful *fs, unsigned step);     /* before that one, counted from now; 0: never */
 /* That step, and if @stays all after it, fails with @err; a write has half been done. A failed sync loses what it was for. */
 void forgetful_fail_at(struct forgetful *fs, unsigned step, int err, bool stays);
+void forgetful_failed_sync_keeps(struct forgetful *fs, bool keeps);     /* or it does not, but is not told */
 void forgetful_fail_reads(struct forgetful *fs, int err);       /* 0: no more */
 bool forgetful_is_off(struct forgetful *fs);
 /* Pulls the plug when it has not been, and starts again. Open handles are dead, locks gone. */
