@@ -41,7 +41,7 @@ static int connect_by(int fd, const struct sockaddr_un *sa, uint64_t deadline_ns
 	return 0;
 }
 
-int ft_dial(const char *path, uint64_t deadline_ns, int *fd)
+int ft_dial_export(const char *path, uint64_t deadline_ns, int *fd)
 {
 	struct sockaddr_un sa = { .sun_family = AF_UNIX };
 	int rc;
@@ -166,7 +166,7 @@ int ft_dial_answer(int fd, uint32_t type, void *body, size_t len, uint64_t deadl
 static int command(const char *control, unsigned timeout_ms, uint32_t type, uint32_t answer, void *body, size_t len)
 {
 	uint64_t deadline = ft_now_ns() + timeout_ms * FT_MS_NS;
-	int fd, rc = ft_dial(control, deadline, &fd);
+	int fd, rc = ft_dial_export(control, deadline, &fd);
 
 	if (rc)
 		return rc;

@@ -8,7 +8,7 @@
 #define FT_DIAL_TEXT_MAX 512u           /* of FAILED; also the longest answer these calls take */
 
 /* A socket that does not block, connected. -ENOENT, -ECONNREFUSED: nobody is there. */
-int ft_dial(const char *path, uint64_t deadline_ns, int *fd) FT_MUST_CHECK;
+int ft_dial_export(const char *path, uint64_t deadline_ns, int *fd) FT_MUST_CHECK;
 /* @pass: a descriptor that goes along, or -1. */
 int ft_dial_send(int fd, uint32_t type, const void *body, size_t len, int pass, uint64_t deadline_ns) FT_MUST_CHECK;
 /*

@@ -514,7 +514,7 @@ int ft_mirror_up(struct mirror *m, struct mirror_disk *d, unsigned wait_ms)
 	pthread_mutex_unlock(&m->lock);
 	if (up || !free_to)
 		return up ? 0 : -EBUSY;
-	rc = ft_dial(d->control, deadline, &fd);
+	rc = ft_dial_export(d->control, deadline, &fd);
 	if (!rc)
 		rc = start_stream(d, fd, answer, deadline);
 	if (!rc)
@@ -534,7 +534,7 @@ int ft_mirror_up(struct mirror *m, struct mirror_disk *d, unsigned wait_ms)
 /* Only for its command: an export that dropped us, say. Nobody there: there is nobody who could write, either. */
 static void connect_plainly(struct mirror *m, struct mirror_disk *d)
 {
-	int fd, rc = ft_dial(d->control, ft_now_ns(), &fd);
+	int fd, rc = ft_dial_export(d->control, ft_now_ns(), &fd);
 
 	if (!rc) {
 		d->fd = fd;
