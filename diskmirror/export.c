@@ -2,10 +2,6 @@
 /* export.c - the image, its generation, and what the guest asks for; see ft/export.h. */
 #include "export_priv.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #define SECTOR 512u
 #define EXTENT_STEPS 1024u              /* granules of data looked at for one answer */
 
@@ -93,16 +89,15 @@ static int lock_image(struct ft_export *e)
 
 /* --- its map --- */
 
-static void identify(const struct ft_export *e, struct ft_map_image *out)
+static int identify(const struct ft_export *e, struct ft_map_image *out)
 {
-	struct statx st;
+	int rc;
 
 	*out = (struct ft_map_image){ .bytes = e->bytes };
-	if (statx(AT_FDCWD, e->image, 0, STATX_INO | STATX_TYPE | STATX_BTIME, &st) < 0 || S_ISBLK(st.stx_mode))
-		return;
-	out->inode = st.stx_ino;
-	if (st.stx_mask & STATX_BTIME)
-		out->born_ns = (uint64_t)st.stx_btime.tv_sec * FT_S_NS + st.stx_btime.tv_nsec;
+	rc = e->f->identity(e->f->ctx, e->h, &out->inode, &out->born_ns);
+	if (rc)
+		ft_err("disk %s: it cannot be told from other files: %s", e->image, strerror(-rc));
+	return rc;
 }
 
 /* May a guest be given what is on this image? */
@@ -132,7 +127,9 @@ static int open_map(struct ft_export *e)
 
 	if (!e->map_path)
 		return 0;
-	identify(e, &im);
+	rc = identify(e, &im);
+	if (rc)
+		return rc;
 	rc = ft_map_open(e->f, e->map_path, &im, &m);
 	if (rc)
 		return rc == -ENOENT ? 0 : rc;
@@ -179,10 +176,10 @@ int ft_export_make_map(struct ft_export *e)
 	struct ft_disk_id id = { .bytes = e->bytes, .current = ft_disk_new_generation() };
 	struct ft_map_image im;
 	struct ft_map *m;
-	int rc;
+	int rc = identify(e, &im);
 
-	identify(e, &im);
-	rc = ft_map_create(e->f, e->map_path, &im, &id, &m);
+	if (!rc)
+		rc = ft_map_create(e->f, e->map_path, &im, &id, &m);
 	if (!rc)
 		e->map = m;
 	return rc;
@@ -214,7 +211,7 @@ static int new_generation(struct ft_export *e)
 	return rc;
 }
 
-int ft_export_make_generation(struct ft_export *e)
+static int make_generation(struct ft_export *e)
 {
 	int rc = 0;
 
@@ -282,7 +279,7 @@ static int may_change(struct ft_export *e)
 {
 	if (e->read_only || e->fenced)
 		return -EROFS;
-	return ft_export_make_generation(e);
+	return make_generation(e);
 }
 
 /* Durable before the image changes. Under the least number that the op can get; see export_order.c. */

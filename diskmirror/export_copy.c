@@ -14,10 +14,9 @@
 /* The granules that a region has: the last one of a disk may be short of some. */
 static uint64_t granules_of(const struct ft_export *e, uint64_t region)
 {
-	uint64_t left = e->bytes - region * FT_REGION;
-	unsigned nr = (unsigned)((left + FT_GRANULE - 1) / FT_GRANULE);
+	uint64_t left = e->bytes - region * FT_REGION, nr = (left + FT_GRANULE - 1) / FT_GRANULE;
 
-	return left >= FT_REGION ? UINT64_MAX : (1ull << nr) - 1;
+	return nr >= FT_REGION_GRANULES ? UINT64_MAX : (1ull << nr) - 1;
 }
 
 int ft_export_add(struct ft_export *e, const uint8_t *body, size_t len)
