@@ -13,7 +13,7 @@
 #define ATTACH_TEXT_MAX 16384
 
 /* Field 22 of /proc/PID/stat, in clock ticks since boot; -ESRCH for a zombie. The name in field 2 may hold anything. */
-static int read_start(pid_t pid, uint64_t *start)
+int ft_pid_start(pid_t pid, uint64_t *start)
 {
 	struct ft_blob stat;
 	char path[64];
@@ -41,28 +41,33 @@ static int read_start(pid_t pid, uint64_t *start)
 int ft_attach_fill_pid(struct ft_attach *at, pid_t pid)
 {
 	at->pid = pid;
-	return read_start(pid, &at->pid_start);
+	return ft_pid_start(pid, &at->pid_start);
 }
 
-int ft_attach_pidfd(const struct ft_attach *at)
+int ft_pid_open(pid_t pid, uint64_t start)
 {
-	uint64_t start;
+	uint64_t now;
 	int fd, rc;
 
-	if (at->pid <= 0)
+	if (pid <= 0)
 		return -ESRCH;
-	fd = pidfd_open(at->pid, 0);
+	fd = pidfd_open(pid, 0);
 	if (fd < 0)
 		return errno == ESRCH || errno == EINVAL ? -ESRCH : -errno;
 	/* Read after the pidfd is open: what it names can no longer change. */
-	rc = read_start(at->pid, &start);
-	if (!rc && start != at->pid_start)
+	rc = ft_pid_start(pid, &now);
+	if (!rc && now != start)
 		rc = -ESRCH;
 	if (rc) {
 		close(fd);
 		return rc;
 	}
 	return fd;
+}
+
+int ft_attach_pidfd(const struct ft_attach *at)
+{
+	return ft_pid_open(at->pid, at->pid_start);
 }
 
 /* --- reading: every member's type and range is checked; one line names the first that is wrong --- */
@@ -98,16 +103,16 @@ static void take_text(struct reader *r, json_t *obj, const char *key, char *out,
 	strcpy(out, s);
 }
 
-static void take_path(struct reader *r, const char *key, char *out, bool may_be_empty)
+static void take_path(struct reader *r, json_t *obj, const char *key, char *out, bool may_be_empty)
 {
-	take_text(r, r->root, key, out, FT_SPEC_PATH_MAX);
+	take_text(r, obj, key, out, FT_SPEC_PATH_MAX);
 	if (out[0] != '/' && !(may_be_empty && !out[0]))
 		bad(r, key, "an absolute path");
 }
 
-static uint64_t take_number(struct reader *r, const char *key, uint64_t min, uint64_t max)
+static uint64_t take_number(struct reader *r, json_t *obj, const char *key, uint64_t min, uint64_t max)
 {
-	json_t *v = take(r, r->root, key);
+	json_t *v = take(r, obj, key);
 
 	if (!json_is_integer(v) || json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) < min ||
 	    (uint64_t)json_integer_value(v) > max) {
@@ -115,6 +120,40 @@ static uint64_t take_number(struct reader *r, const char *key, uint64_t min, uin
 		return 0;
 	}
 	return (uint64_t)json_integer_value(v);
+}
+
+static void take_disk(struct reader *r, struct ft_attach *at, json_t *obj)
+{
+	struct ft_attach_disk *d = &at->disk[at->nr_disks++];
+	unsigned outer = r->taken;
+	json_t *read_only;
+
+	r->taken = 0;
+	take_path(r, obj, "image", d->image, false);
+	take_path(r, obj, "nbd", d->nbd, false);
+	take_path(r, obj, "control", d->control, false);
+	read_only = take(r, obj, "read_only");
+	if (!json_is_boolean(read_only))
+		bad(r, "read_only", "true or false");
+	d->read_only = json_is_true(read_only);
+	d->pid = (pid_t)take_number(r, obj, "pid", 1, INT32_MAX);
+	d->pid_start = take_number(r, obj, "pid_start", 0, INT64_MAX);
+	if (json_object_size(obj) != r->taken)
+		bad(r, "disks", "objects of image, nbd, control, read_only, pid and pid_start");
+	r->taken = outer;
+}
+
+static void take_disks(struct reader *r, struct ft_attach *at)
+{
+	json_t *disks = take(r, r->root, "disks"), *disk;
+	size_t i;
+
+	if (!json_is_array(disks) || json_array_size(disks) > FT_DISKS_MAX) {
+		bad(r, "disks", "an array of at most 8");
+		return;
+	}
+	json_array_foreach(disks, i, disk)
+		take_disk(r, at, disk);
 }
 
 static void take_nic(struct reader *r, struct ft_attach *at, json_t *obj)
@@ -168,17 +207,18 @@ static int read_record(const char *path, json_t *root, const char *guest, struct
 		return r.rc;
 	}
 	take_text(&r, root, "guest", at->guest, sizeof(at->guest));
-	at->pid = (pid_t)take_number(&r, "pid", 1, INT32_MAX);
-	at->pid_start = take_number(&r, "pid_start", 0, INT64_MAX);
-	take_path(&r, "qmp", at->qmp, false);
-	take_path(&r, "qmp_guard", at->qmp_guard, false);
-	take_path(&r, "qmp_state", at->qmp_state, false);
-	take_path(&r, "ram", at->ram, false);
-	at->memory = take_number(&r, "memory", FT_PAGE_SIZE, 1ull << 40);
-	take_path(&r, "preload", at->preload, true);
+	at->pid = (pid_t)take_number(&r, root, "pid", 1, INT32_MAX);
+	at->pid_start = take_number(&r, root, "pid_start", 0, INT64_MAX);
+	take_path(&r, root, "qmp", at->qmp, false);
+	take_path(&r, root, "qmp_guard", at->qmp_guard, false);
+	take_path(&r, root, "qmp_state", at->qmp_state, false);
+	take_path(&r, root, "ram", at->ram, false);
+	at->memory = take_number(&r, root, "memory", FT_PAGE_SIZE, 1ull << 40);
+	take_path(&r, root, "preload", at->preload, true);
 	take_accel(&r, at);
 	take_text(&r, root, "machine", at->machine, sizeof(at->machine));
 	take_text(&r, root, "qemu_version", at->qemu_version, sizeof(at->qemu_version));
+	take_disks(&r, at);
 	take_nics(&r, at);
 	if (!r.rc && strcmp(at->guest, guest))
 		bad(&r, "guest", "the name of the directory");
@@ -205,7 +245,8 @@ int ft_attach_load(const char *guest, struct ft_attach *out)
 	*out = (struct ft_attach){ 0 };
 	rc = attach_path(guest, path, sizeof(path));
 	if (rc) {
-		ft_err("guest '%s': the name, or 'run-dir' in ft.conf, makes no path of an attach record: %s", guest, strerror(-rc));
+		ft_err("guest '%s': the name, or 'run-dir' in ft.conf, makes no path of an attach record: %s", guest,
+		       strerror(-rc));
 		return -EINVAL;
 	}
 	rc = ft_read_file(path, ATTACH_TEXT_MAX, &text);
@@ -235,6 +276,20 @@ int ft_attach_load(const char *guest, struct ft_attach *out)
 
 /* --- writing --- */
 
+static json_t *disks_json(const struct ft_attach *at)
+{
+	json_t *disks = json_array();
+
+	for (unsigned i = 0; i < at->nr_disks; i++) {
+		const struct ft_attach_disk *d = &at->disk[i];
+
+		json_array_append_new(disks, json_pack("{s:s, s:s, s:s, s:b, s:i, s:I}", "image", d->image, "nbd", d->nbd,
+						       "control", d->control, "read_only", (int)d->read_only, "pid", (int)d->pid,
+						       "pid_start", (json_int_t)d->pid_start));
+	}
+	return disks;
+}
+
 static json_t *nics_json(const struct ft_attach *at)
 {
 	json_t *nics = json_array();
@@ -244,18 +299,20 @@ static json_t *nics_json(const struct ft_attach *at)
 		char mac[18];
 
 		snprintf(mac, sizeof(mac), "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
-		json_array_append_new(nics, json_pack("{s:s, s:s, s:s}", "mac", mac, "tap", at->nic[i].tap, "bridge", at->nic[i].bridge));
+		json_array_append_new(nics, json_pack("{s:s, s:s, s:s}", "mac", mac, "tap", at->nic[i].tap,
+						      "bridge", at->nic[i].bridge));
 	}
 	return nics;
 }
 
 static json_t *attach_json(const struct ft_attach *at)
 {
-	return json_pack("{s:s, s:i, s:I, s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:o}",
+	return json_pack("{s:s, s:i, s:I, s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:o, s:o}",
 			 "guest", at->guest, "pid", (int)at->pid, "pid_start", (json_int_t)at->pid_start,
-			 "qmp", at->qmp, "qmp_guard", at->qmp_guard, "qmp_state", at->qmp_state, "ram", at->ram, "memory", (json_int_t)at->memory,
-			 "preload", at->preload, "accel", at->accel == FT_ACCEL_KVM ? "kvm" : "tcg",
-			 "machine", at->machine, "qemu_version", at->qemu_version, "nics", nics_json(at));
+			 "qmp", at->qmp, "qmp_guard", at->qmp_guard, "qmp_state", at->qmp_state, "ram", at->ram,
+			 "memory", (json_int_t)at->memory, "preload", at->preload, "accel", ft_accel_name(at->accel),
+			 "machine", at->machine, "qemu_version", at->qemu_version,
+			 "disks", disks_json(at), "nics", nics_json(at));
 }
 
 int ft_attach_save(const struct ft_attach *at)

@@ -13,7 +13,8 @@ struct copier {
 };
 
 /* The next pages of @set from @from on, at most @max and one chunk's worth, into @c. Returns where to go on. */
-static uint64_t fill_chunk(const struct copier *cp, struct ft_chunk *c, const struct ft_bitmap *set, uint64_t from, uint64_t max)
+static uint64_t fill_chunk(const struct copier *cp, struct ft_chunk *c, const struct ft_bitmap *set, uint64_t from,
+			   uint64_t max)
 {
 	uint64_t page = ft_bitmap_next(set, from);
 
@@ -27,7 +28,8 @@ static uint64_t fill_chunk(const struct copier *cp, struct ft_chunk *c, const st
 		do                      /* neighbours are copied at once */
 			c->page[c->nr++] = page++;
 		while (page < set->nr_bits && ft_bitmap_test(set, page) && c->nr < FT_CHUNK_PAGES && c->nr < max);
-		memcpy(c->data + (size_t)start * FT_PAGE_SIZE, cp->vm->ram + first * FT_PAGE_SIZE, (page - first) * FT_PAGE_SIZE);
+		memcpy(c->data + (size_t)start * FT_PAGE_SIZE, cp->vm->ram + first * FT_PAGE_SIZE,
+		       (page - first) * FT_PAGE_SIZE);
 		page = ft_bitmap_next(set, page);
 	}
 	return page;

@@ -457,7 +457,8 @@ static bool get_varint(const uint8_t **p, const uint8_t *end, uint64_t *out)
 }
 
 /* The run table. Returns where the payload starts, or NULL. */
-static const uint8_t *get_runs(struct ft_codec *cd, const uint8_t *p, const uint8_t *end, unsigned nr_runs, uint64_t nr_pages)
+static const uint8_t *get_runs(struct ft_codec *cd, const uint8_t *p, const uint8_t *end, unsigned nr_runs,
+			       uint64_t nr_pages)
 {
 	uint64_t next = 0, skip;
 	unsigned total = 0;
@@ -528,14 +529,17 @@ static int decode(struct ft_codec *cd, const uint8_t *block, size_t len, uint64_
 	size_t payload_len;
 
 	cd->nr_runs = 0;
-	if (len < HDR || len > FT_BLOCK_MAX || block[0] & ~FLAG_LZ4 || !block[1] || block[1] > FT_CHUNK_PAGES || ft_le16(block + 2))
+	if (len < HDR || len > FT_BLOCK_MAX)
+		return -EPROTO;
+	if (block[0] & ~FLAG_LZ4 || !block[1] || block[1] > FT_CHUNK_PAGES || ft_le16(block + 2))
 		return -EPROTO;
 	payload_len = ft_le32(block + 4);
 	p = get_runs(cd, block + HDR, end, block[1], nr_pages);
 	if (!p || payload_len > PAYLOAD_MAX)
 		goto bad;
 	if (block[0] & FLAG_LZ4) {
-		if (LZ4_decompress_safe((const char *)p, (char *)cd->scratch, (int)(end - p), (int)payload_len) != (int)payload_len)
+		if (LZ4_decompress_safe((const char *)p, (char *)cd->scratch, (int)(end - p), (int)payload_len) !=
+		    (int)payload_len)
 			goto bad;
 		cd->payload = cd->scratch;
 	} else {

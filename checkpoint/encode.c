@@ -2,13 +2,14 @@
 /*
  * encode.c - worker threads between capture and the link; see ft/encode.h.
  *
- * Items (chunks, ends of epochs) wait in a ring and are numbered. Whoever takes an item encodes it beside
+ * Items (chunks, disks, ends of epochs) wait in a ring and are numbered. Whoever takes an item encodes it beside
  * the others, waits until all items with smaller numbers are emitted, and emits it: so records leave in the
  * order of capture, and no more blocks exist than there are workers. A chunk is taken only when no chunk of
  * another batch is still being encoded, because both may hold the same page and its shadow.
  */
 #include "ft/encode.h"
 
+#include "ft/disk.h"
 #include "ft/wire.h"
 
 #include <pthread.h>
@@ -16,13 +17,16 @@
 #include <xxhash.h>
 
 #define EPOCHS_MAX 64u          /* ends queued */
+#define DISKS_MAX 64u           /* likewise */
 
 struct item {
 	bool begins;                    /* EPOCH_BEGIN goes before it */
 	uint64_t epoch, base;
 	uint32_t flags;
-	struct ft_chunk *chunk;         /* NULL: the end of the epoch, with its state */
-	struct ft_blob state;
+	enum { CHUNK, DISKS, END } kind;
+	struct ft_chunk *chunk;
+	uint64_t upto;                  /* of DISKS */
+	struct ft_blob state;           /* of END */
 	bool state_sent;
 };
 
@@ -31,7 +35,7 @@ struct worker {
 	pthread_t thread;
 	bool running;
 	struct ft_codec *codec;
-	uint8_t *block;                 /* FT_BLOCK_MAX */
+	uint8_t *block;                 /* FT_BLOCK_MAX, and a DISK body */
 };
 
 struct ft_encoder {
@@ -50,7 +54,7 @@ struct ft_encoder {
 	struct item *ring;
 	uint64_t ring_size;
 	uint64_t next_put, next_take, next_emit;        /* numbers of items */
-	unsigned ends;                  /* queued */
+	unsigned ends, disks;           /* queued */
 	unsigned encoding;              /* chunks taken and not yet encoded, all of the one batch: */
 	uint64_t batch_epoch;
 	uint32_t batch;
@@ -59,7 +63,7 @@ struct ft_encoder {
 	struct ft_codec_stats stats;
 
 	/* Of whoever's turn it is to emit. */
-	uint64_t blocks, pages;
+	uint64_t blocks, pages, batches;
 	XXH3_state_t *sum;
 	struct ft_codec_stats epoch_stats;
 };
@@ -76,7 +80,7 @@ static int emit_begin(struct ft_encoder *en, emit_fn *emit, struct item *it)
 
 	if (!it->begins)
 		return 0;
-	en->blocks = en->pages = 0;
+	en->blocks = en->pages = en->batches = 0;
 	en->epoch_stats = (struct ft_codec_stats){ 0 };
 	XXH3_64bits_reset(en->sum);
 	rc = emit(en->cfg.ctx, FT_REC_EPOCH_BEGIN, buf, ft_wire_pack_epoch_begin(&begin, buf));
@@ -95,7 +99,8 @@ static void add_stats(struct ft_codec_stats *to, const struct ft_codec_stats *fr
 	to->wire_bytes += from->wire_bytes;
 }
 
-static int emit_block(struct ft_encoder *en, emit_fn *emit, const uint8_t *block, size_t len, const struct ft_codec_stats *st)
+static int emit_block(struct ft_encoder *en, emit_fn *emit, const uint8_t *block, size_t len,
+		      const struct ft_codec_stats *st)
 {
 	add_stats(&en->epoch_stats, st);
 	if (!len)
@@ -104,6 +109,27 @@ static int emit_block(struct ft_encoder *en, emit_fn *emit, const uint8_t *block
 	en->pages += st->pages - st->unchanged;
 	XXH3_64bits_update(en->sum, block, len);
 	return emit(en->cfg.ctx, FT_REC_PAGES, block, len);
+}
+
+/* They are made here, in turn: what they hold is in order already. */
+static int emit_disks(struct ft_encoder *en, emit_fn *emit, const struct item *it, uint8_t *body)
+{
+	int rc;
+
+	for (;;) {
+		size_t len = 0;
+
+		rc = en->cfg.disks(en->cfg.ctx, it->upto, body, &len);
+		if (rc != 1)
+			return rc;
+		en->batches++;
+		XXH3_64bits_update(en->sum, body, len);
+		rc = emit(en->cfg.ctx, FT_REC_DISK, body, len);
+		if (rc)
+			return rc;
+		en->epoch_stats.raw_bytes += ft_le32(body + 8);
+		en->epoch_stats.wire_bytes += len;
+	}
 }
 
 static int emit_state(struct ft_encoder *en, emit_fn *emit, struct item *it)
@@ -122,7 +148,9 @@ static int emit_state(struct ft_encoder *en, emit_fn *emit, struct item *it)
 
 static int emit_end(struct ft_encoder *en, emit_fn *emit, struct item *it)
 {
-	struct ft_wire_epoch_end end = { .epoch = it->epoch, .blocks = en->blocks, .pages = en->pages };
+	struct ft_wire_epoch_end end = {
+		.epoch = it->epoch, .blocks = en->blocks, .pages = en->pages, .batches = en->batches,
+	};
 	uint8_t buf[FT_WIRE_EPOCH_END_LEN];
 	int rc = emit_state(en, emit, it);
 
@@ -136,14 +164,21 @@ static int emit_end(struct ft_encoder *en, emit_fn *emit, struct item *it)
 }
 
 /* What was emitted is noted in @it, so that another thread can go on from there. */
-static int emit_item(struct ft_encoder *en, emit_fn *emit, struct item *it, const uint8_t *block, size_t len,
+static int emit_item(struct ft_encoder *en, emit_fn *emit, struct item *it, uint8_t *block, size_t len,
 		     const struct ft_codec_stats *st)
 {
 	int rc = emit_begin(en, emit, it);
 
 	if (rc)
 		return rc;
-	return it->chunk ? emit_block(en, emit, block, len, st) : emit_end(en, emit, it);
+	switch (it->kind) {
+	case CHUNK:
+		return emit_block(en, emit, block, len, st);
+	case DISKS:
+		return emit_disks(en, emit, it, block);
+	default:
+		return emit_end(en, emit, it);
+	}
 }
 
 /* --- taking and running items: lock held, released while encoding and emitting --- */
@@ -154,7 +189,7 @@ static bool may_take(const struct ft_encoder *en)
 
 	if (en->next_take == en->next_put)
 		return false;
-	if (!it->chunk || !en->encoding)
+	if (it->kind != CHUNK || !en->encoding)
 		return true;
 	return it->epoch == en->batch_epoch && it->chunk->batch == en->batch;
 }
@@ -182,7 +217,8 @@ static void drop_queue(struct ft_encoder *en)
 	while (en->next_put != en->next_take) {
 		struct item *it = &en->ring[--en->next_put % en->ring_size];
 
-		en->ends -= !it->chunk;
+		en->ends -= it->kind == END;
+		en->disks -= it->kind == DISKS;
 		drop_item(en, it);
 	}
 }
@@ -217,9 +253,8 @@ static void take_turn(struct worker *w, uint64_t nr, struct item *it, size_t len
 
 static void end_item(struct ft_encoder *en, struct item *it)
 {
-	if (it->chunk)
-		return;
-	en->ends--;
+	en->ends -= it->kind == END;
+	en->disks -= it->kind == DISKS;
 	ft_blob_free(&it->state);
 }
 
@@ -231,7 +266,7 @@ static void run_item(struct worker *w)
 	struct ft_codec_stats st = { 0 };
 	size_t len = 0;
 
-	if (it.chunk) {
+	if (it.kind == CHUNK) {
 		en->encoding++;
 		en->batch_epoch = it.epoch;
 		en->batch = it.chunk->batch;
@@ -300,11 +335,12 @@ static int put_item(struct ft_encoder *en, struct item *it)
 		drop_item(en, it);
 	} else {
 		assert(en->next_put - en->next_take < en->ring_size);
-		en->ends += !it->chunk;
+		en->ends += it->kind == END;
+		en->disks += it->kind == DISKS;
 		en->ring[en->next_put++ % en->ring_size] = *it;
 		if (!en->cfg.threads)
 			run_item(&en->worker[0]);
-		else if (!it->chunk && en->cfg.emit_nowait && en->next_emit + 1 == en->next_put)
+		else if (it->kind == END && en->cfg.emit_nowait && en->next_emit + 1 == en->next_put)
 			finish_here(en);
 		else
 			pthread_cond_signal(&en->work);
@@ -332,15 +368,27 @@ int ft_encoder_begin(struct ft_encoder *en, uint64_t epoch, uint64_t base, uint3
 int ft_encoder_chunk(void *ctx, struct ft_chunk *c)
 {
 	struct ft_encoder *en = ctx;
-	struct item it = { .chunk = c };
+	struct item it = { .kind = CHUNK, .chunk = c };
 
 	assert(en->begun && c->epoch == en->opening.epoch);
 	return put_item(en, &it);
 }
 
+int ft_encoder_disks(struct ft_encoder *en, uint64_t upto)
+{
+	struct item it = { .kind = DISKS, .upto = upto };
+	bool full;
+
+	assert(en->begun && en->cfg.disks);
+	pthread_mutex_lock(&en->lock);
+	full = en->disks >= DISKS_MAX;
+	pthread_mutex_unlock(&en->lock);
+	return full ? -EBUSY : put_item(en, &it);
+}
+
 int ft_encoder_end(struct ft_encoder *en, struct ft_blob *state)
 {
-	struct item it = { .state = *state };
+	struct item it = { .kind = END, .state = *state };
 
 	assert(en->begun);
 	en->begun = false;
@@ -404,7 +452,7 @@ static int make_workers(struct ft_encoder *en)
 		struct worker *w = &en->worker[i];
 
 		w->en = en;
-		w->block = malloc(FT_BLOCK_MAX);
+		w->block = malloc(FT_BLOCK_MAX > FT_DISK_BODY_MAX ? FT_BLOCK_MAX : FT_DISK_BODY_MAX);
 		rc = w->block ? ft_codec_new(&w->codec) : -ENOMEM;
 		if (!rc && en->cfg.threads)
 			rc = start_worker(w);
@@ -423,7 +471,7 @@ int ft_encoder_new(const struct ft_encoder_config *cfg, struct ft_encoder **out)
 	pthread_mutex_init(&en->lock, NULL);
 	pthread_cond_init(&en->work, NULL);
 	pthread_cond_init(&en->turn, NULL);
-	en->ring_size = ft_staging_bound(cfg->staging) / (FT_CHUNK_PAGES * FT_PAGE_SIZE) + EPOCHS_MAX;
+	en->ring_size = ft_staging_bound(cfg->staging) / (FT_CHUNK_PAGES * FT_PAGE_SIZE) + EPOCHS_MAX + DISKS_MAX;
 	en->ring = calloc(en->ring_size, sizeof(*en->ring));
 	en->sum = XXH3_createState();
 	if (!en->ring || !en->sum)

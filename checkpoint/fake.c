@@ -188,7 +188,8 @@ static void put_state(const struct machine *m, uint8_t blob[STATE_WORDS * 8])
 }
 
 /* -EBADMSG unless @state is a state of that machine and @ram is what it left. */
-static int get_state(struct machine *m, const struct ft_blob *state, const struct ft_fake_config *cfg, const uint8_t *ram)
+static int get_state(struct machine *m, const struct ft_blob *state, const struct ft_fake_config *cfg,
+		     const uint8_t *ram)
 {
 	uint64_t *word = (uint64_t *)m;
 
@@ -506,7 +507,8 @@ static int replica_enter(struct fake_replica *f, enum ft_fake_op op)
 }
 
 /* A guest that goes on from @r's RAM and @state, or -EBADMSG. */
-static int load(const struct fake_replica *f, const struct ft_blob *firmware, const struct ft_blob *state, struct ft_fake_guest **out)
+static int load(const struct fake_replica *f, const struct ft_blob *firmware, const struct ft_blob *state,
+		struct ft_fake_guest **out)
 {
 	struct ft_fake_guest *g;
 	struct machine m;
@@ -585,6 +587,7 @@ static void fake_replica_destroy(struct ft_replica *r)
 	if (!r)
 		return;
 	f = ft_container_of(r, struct fake_replica, r);
+	(void)replica_enter(f, FT_FAKE_DESTROY);
 	if (f->drilling)
 		close(f->drill_fd);
 	if (r->watch_fd >= 0)

@@ -63,7 +63,7 @@ struct ft_image {
 	uint32_t flags;
 	bool have_state;
 	struct ft_blob open_state;
-	uint64_t blocks, pages;
+	uint64_t blocks, pages, batches;
 	XXH3_state_t *sum;
 	struct ft_bitmap covered;       /* FULL: pages it has brought */
 };
@@ -224,7 +224,7 @@ int ft_image_begin(struct ft_image *im, uint64_t epoch, uint64_t base, uint32_t 
 	im->open = e;
 	im->flags = flags;
 	im->have_state = false;
-	im->blocks = im->pages = 0;
+	im->blocks = im->pages = im->batches = 0;
 	XXH3_64bits_reset(im->sum);
 	if (flags & FT_EPOCH_FULL)
 		ft_bitmap_zero(&im->covered);
@@ -270,6 +270,17 @@ int ft_image_pages(struct ft_image *im, const uint8_t *body, size_t len)
 	return rc ? discard(im, rc) : 0;
 }
 
+int ft_image_disk(struct ft_image *im, const uint8_t *body, size_t len)
+{
+	if (!im->open)
+		return -EPROTO;
+	if (im->have_state)
+		return discard(im, -EPROTO);
+	im->batches++;
+	XXH3_64bits_update(im->sum, body, len);
+	return 0;
+}
+
 int ft_image_state(struct ft_image *im, const uint8_t *body, size_t len)
 {
 	if (!im->open)
@@ -289,7 +300,8 @@ static bool end_ok(const struct ft_image *im, const uint8_t *body, size_t len)
 
 	if (!im->have_state || ft_wire_unpack_epoch_end(body, len, &end))
 		return false;
-	if (end.epoch != im->open->number || end.blocks != im->blocks || end.pages != im->pages)
+	if (end.epoch != im->open->number || end.blocks != im->blocks || end.pages != im->pages ||
+	    end.batches != im->batches)
 		return false;
 	if (im->flags & FT_EPOCH_FULL && ft_bitmap_count(&im->covered) != im->cfg.nr_pages)
 		return false;

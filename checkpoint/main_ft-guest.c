@@ -102,8 +102,8 @@ static int check_start(const char *guest, bool force)
 		r.role = FT_ROLE_NONE;          /* a new instance: what was promised was promised of the old one */
 		return ft_record_save(NULL, ft_conf()->state_dir, guest, &r) ? FAILED : DONE;
 	}
-	ft_err("guest %s %s %s (generation %" PRIu64 "): ask there with 'ft-ctl status %s'; only if it runs nowhere, start it with --force",
-	       guest, why, r.peer, r.generation, guest);
+	ft_err("guest %s %s %s (generation %" PRIu64 "): ask there with 'ft-ctl status %s'; only if it runs nowhere, start it "
+	       "with --force", guest, why, r.peer, r.generation, guest);
 	return REFUSED;
 }
 
@@ -114,23 +114,18 @@ static int check_stop(const char *guest, bool force)
 	if (force || load_record(guest, &r))
 		return DONE;
 	if (r.role == FT_ROLE_ARMED) {
-		ft_err("guest %s runs on %s; here is only its replica: stop the guest there, or end its protection there with 'ft-ctl unprotect %s'",
-		       guest, r.peer, guest);
+		ft_err("guest %s runs on %s; here is only its replica: stop the guest there, or end its protection there with "
+		       "'ft-ctl unprotect %s'", guest, r.peer, guest);
 		return REFUSED;
 	}
 	if (r.role != FT_ROLE_PRIMARY)
 		return DONE;
-	ft_err("guest %s is protected towards %s, which would take over: end that first with 'ft-ctl unprotect %s', or stop it with --force",
-	       guest, r.peer, guest);
+	ft_err("guest %s is protected towards %s, which would take over: end that first with 'ft-ctl unprotect %s', or stop "
+	       "it with --force", guest, r.peer, guest);
 	return REFUSED;
 }
 
 /* --- start --- */
-
-static const char *accel_name(enum ft_accel a)
-{
-	return a == FT_ACCEL_KVM ? "kvm" : "tcg";
-}
 
 /* What a guest that died left behind goes before it starts again. 0: nothing runs. */
 static int clear_dead(const char *guest, struct ft_attach *at)
@@ -169,7 +164,8 @@ static int start_locked(const struct ft_spec *spec)
 		ft_qemu_cleanup(&at);
 		return FAILED;
 	}
-	printf("%s runs: %s, %s, QEMU %s, pid %d\n", spec->name, accel_name(at.accel), at.machine, at.qemu_version, (int)at.pid);
+	printf("%s runs: %s, %s, QEMU %s, pid %d\n", spec->name, ft_accel_name(at.accel), at.machine, at.qemu_version,
+	       (int)at.pid);
 	return DONE;
 }
 
@@ -300,13 +296,14 @@ static void look_at(const char *guest, struct guest_state *g)
 
 static json_t *guest_json(const char *guest, const struct guest_state *g)
 {
-	json_t *j = json_pack("{s:s, s:s, s:s, s:I, s:s?}", "guest", guest, "state", g->state, "role", ft_role_name(g->record.role),
-			      "generation", (json_int_t)g->record.generation, "peer", g->record.peer[0] ? g->record.peer : NULL);
+	json_t *j = json_pack("{s:s, s:s, s:s, s:I, s:s?}", "guest", guest, "state", g->state,
+			      "role", ft_role_name(g->record.role), "generation", (json_int_t)g->record.generation,
+			      "peer", g->record.peer[0] ? g->record.peer : NULL);
 
 	if (!strcmp(g->state, "running"))
-		json_object_update_new(j, json_pack("{s:i, s:s, s:s, s:s, s:I}", "pid", (int)g->at.pid, "accel", accel_name(g->at.accel),
-						    "machine", g->at.machine, "qemu_version", g->at.qemu_version,
-						    "memory", (json_int_t)g->at.memory));
+		json_object_update_new(j, json_pack("{s:i, s:s, s:s, s:s, s:I}", "pid", (int)g->at.pid,
+						    "accel", ft_accel_name(g->at.accel), "machine", g->at.machine,
+						    "qemu_version", g->at.qemu_version, "memory", (json_int_t)g->at.memory));
 	return j;
 }
 
@@ -319,7 +316,7 @@ static void print_guest(const char *guest, const struct guest_state *g)
 		snprintf(pid, sizeof(pid), "%d", (int)g->at.pid);
 		snprintf(memory, sizeof(memory), "%" PRIu64 "M", g->at.memory >> 20);
 	}
-	printf("%-20s %-8s %8s %8s %-5s %-12s %s\n", guest, g->state, pid, memory, runs ? accel_name(g->at.accel) : "-",
+	printf("%-20s %-8s %8s %8s %-5s %-12s %s\n", guest, g->state, pid, memory, runs ? ft_accel_name(g->at.accel) : "-",
 	       ft_role_name(g->record.role), g->record.peer[0] ? g->record.peer : "-");
 }
 

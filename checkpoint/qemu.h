@@ -16,7 +16,7 @@
 enum ft_qemu_kind {
 	FT_QEMU_GUEST,                  /* runs from its kernel or firmware */
 	FT_QEMU_PARKED,                 /* -incoming defer; taps on their bridges, but down */
-	FT_QEMU_SCRATCH,                /* -incoming defer, in an empty network namespace; private copy of RAM; dies with our thread */
+	FT_QEMU_SCRATCH,                /* -incoming defer, no network, private copy of RAM; dies with our thread */
 };
 
 struct ft_qemu_launch {
@@ -24,12 +24,14 @@ struct ft_qemu_launch {
 	enum ft_qemu_kind kind;
 	enum ft_accel accel;            /* what a replica's guest runs with; AUTO: as the spec says, or what works */
 	const char *machine;            /* what a replica's guest runs on; NULL: as the spec says, or this QEMU's "pc" */
-	char dir[FT_SPEC_PATH_MAX];     /* for sockets, logs, preload page; empty: RUN_DIR/guests/NAME, or RUN_DIR/drill/NAME for SCRATCH */
+	/* For sockets, logs, preload page; empty: RUN_DIR/guests/NAME, or RUN_DIR/drill/NAME for SCRATCH. */
+	char dir[FT_SPEC_PATH_MAX];
 	char ram[FT_SPEC_PATH_MAX];     /* RAM file; empty: SHM_DIR/NAME.ram. See ft_qemu_start */
 };
 
 /*
- * Make taps and preload page and start QEMU as a session of its own that is nobody's child and outlives us; wait
+ * Make taps and preload page, start the servers of its disks (ft/diskserver.h; a SCRATCH guest has none: it reads the
+ * replica's images, and what it writes is thrown away), and start QEMU as a session of its own that is nobody's child and outlives us; wait
  * until its QMP answers. The RAM file is made and every page of it allocated (tmpfs full later is SIGBUS). PARKED takes
  * one of the right size that is there; GUEST always starts with a fresh one.
  *
@@ -46,13 +48,19 @@ int ft_qemu_start(const struct ft_qemu_launch *l, struct ft_attach *out) FT_MUST
  */
 int ft_qemu_net(const struct ft_attach *at, bool up) FT_MUST_CHECK;
 /*
- * Kill (SIGKILL by pidfd), wait until it is dead; remove RAM file, sockets, logs, preload page and, when nothing
- * else is in it, the directory. Taps vanish with their QEMU. Idempotent; the attach record is its owner's. Only regular
+ * Kill (SIGKILL by pidfd), wait until it is dead and its disks' servers have ended in order; remove RAM file, sockets,
+ * logs, preload page and, when nothing else is in it, the directory. Taps vanish with their QEMU. Idempotent; the attach record is its owner's. Only regular
  * files in SHM_DIR and RUN_DIR go, and none when another QEMU (a replica of this guest) has the directory by now.
  */
 void ft_qemu_cleanup(const struct ft_attach *at);
-/* KVM only where it really works: runs firmware, and each @kernel, in it once, with a time limit; kept in RUN_DIR/accel. */
-enum ft_accel ft_qemu_probe_accel(const char *kernel);        /* the guest's, or empty */
+/*
+ * KVM only where it really works: runs firmware, and each @kernel (the guest's, or empty), in it once, with a time
+ * limit; kept in RUN_DIR/accel.
+ */
+enum ft_accel ft_qemu_probe_accel(const char *kernel);
+
+/* Where its memory lies unless it is told otherwise. 0 or -ENAMETOOLONG. */
+int ft_qemu_ram_path(const char *guest, char out[FT_SPEC_PATH_MAX]) FT_MUST_CHECK;
 
 /* --- qmp.c: a QMP client with a bound on every wait; one at a time per socket --- */
 struct ft_qmp;
@@ -70,7 +78,10 @@ bool ft_qmp_closed(const struct ft_qmp *q);                     /* QEMU's end is
  * only the caller knows what the command was for; ft_qmp_error has the text.
  * Events that arrive meanwhile are queued for ft_qmp_event. @fd_to_pass: -1 or an fd sent along (getfd).
  */
-int ft_qmp_call(struct ft_qmp *q, const char *command, json_t *args, int fd_to_pass, unsigned timeout_ms, json_t **ret) FT_MUST_CHECK;
+int ft_qmp_call(struct ft_qmp *q, const char *command, json_t *args, int fd_to_pass, unsigned timeout_ms,
+		json_t **ret) FT_MUST_CHECK;
+/* For migrate-set-capabilities: is guest RAM, which is in place on either side, left out of the stream? */
+json_t *ft_qmp_ignore_shared(bool on);
 /* The two halves of a call, so that other work overlaps with QEMU's. */
 int ft_qmp_send(struct ft_qmp *q, const char *command, json_t *args, int fd_to_pass) FT_MUST_CHECK;
 int ft_qmp_wait(struct ft_qmp *q, unsigned timeout_ms, json_t **ret) FT_MUST_CHECK;

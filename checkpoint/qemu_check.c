@@ -4,6 +4,7 @@
  * no epoch would carry, writers that no tracker sees, and outputs that nobody would hold.
  */
 #include "checkpoint/qemu_vm.h"
+#include "ft/diskserver.h"
 
 #include <dirent.h>
 #include <linux/magic.h>
@@ -235,6 +236,25 @@ static void check_devices(struct check *c)
 	}
 }
 
+/* QEMU names what our servers serve "nbd+unix://?socket=PATH". Those are mirrored. */
+static bool is_our_disk(const struct ft_attach *at, const char *file)
+{
+	const char *socket = starts(file, "nbd+unix:") ? strstr(file, "?socket=") : NULL;
+
+	for (unsigned i = 0; i < at->nr_disks && socket; i++)
+		if (!strcmp(socket + strlen("?socket="), at->disk[i].nbd))
+			return true;
+	return false;
+}
+
+/* A disk made with -blockdev has no name of its own, but its device has. */
+static const char *disk_name(const json_t *disk)
+{
+	const char *name = text(disk, "device");
+
+	return *name ? name : text(disk, "qdev");
+}
+
 static void check_disks(struct check *c)
 {
 	json_t *disks = ask(c, "query-block", JSON_ARRAY), *disk;
@@ -243,11 +263,22 @@ static void check_disks(struct check *c)
 	json_array_foreach(disks, i, disk) {
 		json_t *medium = json_object_get(disk, "inserted");
 
-		if (medium && !json_is_true(json_object_get(medium, "ro")))
+		if (medium && !json_is_true(json_object_get(medium, "ro")) && !is_our_disk(c->at, text(medium, "file")))
 			found(c, "disk %s is writable (%s): what the guest writes there would not be replicated",
-			      text(disk, "device"), text(medium, "file"));
+			      disk_name(disk), text(medium, "file"));
 	}
 	json_decref(disks);
+}
+
+static void check_servers(struct check *c)
+{
+	for (unsigned i = 0; i < c->at->nr_disks; i++) {
+		const struct ft_attach_disk *d = &c->at->disk[i];
+
+		if (!ft_disk_served(d))
+			found(c, "the server of disk %s (process %d) is gone, and the guest waits for it: 'ft-guest start %s' starts it again",
+			      d->image, (int)d->pid, c->at->guest);
+	}
 }
 
 static bool is_our_tap(const struct ft_attach *at, const char *name)
@@ -372,8 +403,8 @@ static void check_chardev(struct check *c, const char *label, const char *filena
 	for (size_t i = 0; i < FT_ARRAY_LEN(unseen); i++)
 		if (!strcmp(filename, unseen[i]))
 			return;
-	found(c, "character device %s (%s): a client there would see output that a failover may undo (file, null, ringbuf are fine)",
-	      label, filename);
+	found(c, "character device %s (%s): a client there would see output that a failover may undo (file, null, ringbuf are "
+	      "fine)", label, filename);
 }
 
 static void check_chardevs(struct check *c)
@@ -407,11 +438,12 @@ static void check_displays(struct check *c)
 
 /* --- all of it --- */
 
-unsigned qemu_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tell)(void *ctx, const char *line), void *ctx)
+unsigned qemu_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tell)(void *ctx, const char *line),
+			void *ctx)
 {
 	static void (*const checks[])(struct check *) = {
 		check_commands, check_status, check_blockers, check_backends, check_blocks, check_balloon, check_devices,
-		check_disks, check_open_files, check_networks, check_chardevs, check_displays,
+		check_disks, check_servers, check_open_files, check_networks, check_chardevs, check_displays,
 	};
 	struct check c = { .qmp = q, .at = at, .tell = tell, .ctx = ctx };
 
@@ -442,7 +474,8 @@ static void say_mute(struct check *c, const char *why)
 	int pid = (int)c->at->pid;
 
 	if (is_stopped(c->at->pid))
-		found(c, "QMP socket %s does not answer: QEMU (process %d) is stopped: let it run (kill -CONT %d)", c->at->qmp, pid, pid);
+		found(c, "QMP socket %s does not answer: QEMU (process %d) is stopped: let it run (kill -CONT %d)", c->at->qmp,
+		      pid, pid);
 	else
 		found(c, "QMP socket %s: %s: end the other client, or look at process %d", c->at->qmp, why, pid);
 }

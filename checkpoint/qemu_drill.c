@@ -157,11 +157,14 @@ static void drill_process(pid_t owner, const struct ft_qemu_launch *launch, cons
 
 /* --- its owner --- */
 
-static int plan(const struct ft_spec *spec, const struct ft_attach *parked, struct ft_qemu_launch *launch, struct ft_attach *files)
+static int plan(const struct ft_spec *spec, const struct ft_attach *parked, struct ft_qemu_launch *launch,
+		struct ft_attach *files)
 {
 	int n;
 
-	*launch = (struct ft_qemu_launch){ .spec = spec, .kind = FT_QEMU_SCRATCH, .accel = parked->accel, .machine = parked->machine };
+	*launch = (struct ft_qemu_launch){
+		.spec = spec, .kind = FT_QEMU_SCRATCH, .accel = parked->accel, .machine = parked->machine,
+	};
 	*files = (struct ft_attach){ .pid = 0 };
 	strcpy(files->guest, parked->guest);
 	strcpy(launch->ram, parked->ram);

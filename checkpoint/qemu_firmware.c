@@ -13,11 +13,9 @@
 #define FIRMWARE_TIMEOUT_MS 10000
 
 /* Only while we migrate: a migration or snapshot of somebody else's would come out without the guest's RAM. */
-static int ignore_shared(struct qemu_vm *v, int on)
+static int ignore_shared(struct qemu_vm *v, bool on)
 {
-	json_t *caps = json_pack("[{s:s, s:b}]", "capability", "x-ignore-shared", "state", on);
-
-	return qemu_vm_call(v, "migrate-set-capabilities", json_pack("{s:o}", "capabilities", caps), -1, NULL);
+	return qemu_vm_call(v, "migrate-set-capabilities", ft_qmp_ignore_shared(on), -1, NULL);
 }
 
 static int start_migration(struct qemu_vm *v, int sock)
@@ -114,12 +112,12 @@ static int migrate_firmware(struct qemu_vm *v, struct ft_blob *out)
 
 static int migrate_alone(struct qemu_vm *v, struct ft_blob *out)
 {
-	int off, rc = ignore_shared(v, 1);
+	int off, rc = ignore_shared(v, true);
 
 	if (rc)
 		return rc;
 	rc = migrate_firmware(v, out);
-	off = ignore_shared(v, 0);
+	off = ignore_shared(v, false);
 	return rc ? rc : off;
 }
 

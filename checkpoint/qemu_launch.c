@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-/* qemu_launch.c - starting and ending a QEMU; see checkpoint/qemu.h. */
+/* qemu_launch.c - starting and ending a QEMU, and the servers of its disks; see checkpoint/qemu.h. */
 #include "checkpoint/qemu_start.h"
 #include "ft/conf.h"
+#include "ft/diskserver.h"
 #include "ft/preload.h"
 
 #include <fcntl.h>
@@ -21,7 +22,9 @@
 #define END_TIMEOUT_MS 10000
 #define LISTEN_BACKLOG 4
 
-static const char *const dir_files[] = { "qmp.sock", "qmp-guard.sock", "qmp-state.sock", "console.log", "qemu.log", "preload", "qemu.pid" };
+static const char *const dir_files[] = {
+	"qmp.sock", "qmp-guard.sock", "qmp-state.sock", "console.log", "qemu.log", "preload", "qemu.pid",
+};
 enum { F_QMP, F_QMP_GUARD, F_QMP_STATE, F_CONSOLE, F_LOG, F_PRELOAD, F_PID };
 
 /* One start, from the plan to a QEMU that answers; what was made so far can be undone at any point. */
@@ -70,6 +73,11 @@ static bool set_path(char out[FT_SPEC_PATH_MAX], const char *fmt, ...)
 	return n > 0 && n < FT_SPEC_PATH_MAX;
 }
 
+int ft_qemu_ram_path(const char *guest, char out[FT_SPEC_PATH_MAX])
+{
+	return set_path(out, "%s/%s.ram", ft_conf()->shm_dir, guest) ? 0 : -ENAMETOOLONG;
+}
+
 static bool paths_fit(struct start *s)
 {
 	const struct ft_qemu_launch *l = s->l;
@@ -77,7 +85,7 @@ static bool paths_fit(struct start *s)
 
 	fit = l->dir[0] ? set_path(s->dir, "%s", l->dir) :
 	      set_path(s->dir, "%s/%s/%s", ft_conf()->run_dir, l->kind == FT_QEMU_SCRATCH ? "drill" : "guests", NAME(s));
-	fit = fit && (l->ram[0] ? set_path(s->ram, "%s", l->ram) : set_path(s->ram, "%s/%s.ram", ft_conf()->shm_dir, NAME(s)));
+	fit = fit && (l->ram[0] ? set_path(s->ram, "%s", l->ram) : !ft_qemu_ram_path(NAME(s), s->ram));
 	for (unsigned i = 0; i < FT_ARRAY_LEN(dir_files) && fit; i++)
 		fit = set_path(s->path[i], "%s/%s", s->dir, dir_files[i]);
 	return fit && strlen(s->path[F_QMP_STATE]) < sizeof(((struct sockaddr_un *)0)->sun_path);
@@ -86,7 +94,8 @@ static bool paths_fit(struct start *s)
 static int set_paths(struct start *s)
 {
 	if (!paths_fit(s)) {
-		ft_err("guest %s: the path of its directory or memory is too long: set shorter ones in ft.conf ('run-dir', 'shm-dir')", NAME(s));
+		ft_err("guest %s: the path of its directory or memory is too long: set shorter ones in ft.conf ('run-dir', "
+		       "'shm-dir')", NAME(s));
 		return -ENAMETOOLONG;
 	}
 	if (strchr(s->dir, ',') || strchr(s->ram, ',')) {
@@ -108,8 +117,8 @@ static int set_accel(struct start *s)
 
 	s->at.accel = want == FT_ACCEL_TCG ? FT_ACCEL_TCG : ft_qemu_probe_accel(s->l->spec->kernel);
 	if (want == FT_ACCEL_KVM && s->at.accel != FT_ACCEL_KVM) {
-		ft_err("guest %s: KVM does not work on this host: say accel = tcg in the guest file, or repair KVM and remove %s/accel",
-		       NAME(s), ft_conf()->run_dir);
+		ft_err("guest %s: KVM does not work on this host: say accel = tcg in the guest file, or repair KVM and remove "
+		       "%s/accel", NAME(s), ft_conf()->run_dir);
 		return -ENODEV;
 	}
 	return 0;
@@ -131,8 +140,8 @@ static void warn_about_clock(const struct start *s)
 
 	if (s->l->kind == FT_QEMU_GUEST && s->at.accel == FT_ACCEL_TCG && s->l->spec->kernel[0] &&
 	    !strstr(c, "clocksource=hpet") && !strstr(c, "clocksource=acpi_pm"))
-		ft_warn("guest %s: under TCG its clock loses the time of every pause unless 'cmdline' has clocksource=hpet tsc=unstable",
-			NAME(s));
+		ft_warn("guest %s: under TCG its clock loses the time of every pause unless 'cmdline' has clocksource=hpet "
+			"tsc=unstable", NAME(s));
 }
 
 static int plan_start(struct start *s)
@@ -153,6 +162,7 @@ static int plan_start(struct start *s)
 	s->plan.machine = s->machine;
 	s->plan.dir = s->dir;
 	s->plan.ram = s->ram;
+	s->plan.at = &s->at;
 	warn_about_clock(s);
 	return 0;
 }
@@ -225,13 +235,13 @@ static void say_no_room(const struct start *s)
 	struct statvfs v;
 	uint64_t left = statvfs(s->ram, &v) ? 0 : (uint64_t)v.f_bavail * v.f_frsize;
 
-	ft_err("guest %s: no room for its memory of %" PRIu64 " MiB in %s (%" PRIu64 " MiB free): free some, or mount a larger tmpfs there",
-	       NAME(s), s->at.memory >> 20, s->ram, left >> 20);
+	ft_err("guest %s: no room for its memory of %" PRIu64 " MiB in %s (%" PRIu64 " MiB free): free some, or mount a "
+	       "larger tmpfs there", NAME(s), s->at.memory >> 20, s->ram, left >> 20);
 }
 
 /*
- * What another QEMU of this name left at the place of our memory, and its users are dead (end_leftover). A replica takes
- * over a file of the right size, as it lies there; a scratch guest only reads the replica's. Anything else goes.
+ * What another QEMU of this name left at the place of our memory, and its users are dead (end_leftover). A replica
+ * takes over a file of the right size, as it lies there; a scratch guest only reads the replica's. Anything else goes.
  */
 static int clear_old_ram(struct start *s)
 {
@@ -246,7 +256,8 @@ static int clear_old_ram(struct start *s)
 	if (s->l->kind != FT_QEMU_GUEST && (uint64_t)st.st_size == s->at.memory)
 		return 0;
 	if (s->l->kind == FT_QEMU_SCRATCH) {
-		ft_err("guest %s: %s has not the guest's %" PRIu64 " MiB: no replica lies there", NAME(s), s->ram, s->at.memory >> 20);
+		ft_err("guest %s: %s has not the guest's %" PRIu64 " MiB: no replica lies there", NAME(s), s->ram,
+		       s->at.memory >> 20);
 		return -EINVAL;
 	}
 	return unlink(s->ram) < 0 ? -errno : 0;
@@ -298,6 +309,8 @@ static int make_dirs(struct start *s)
 		ft_err("guest %s: cannot make %s or %s: %s", NAME(s), s->dir, ram_dir, strerror(-rc));
 	for (unsigned i = 0; i < FT_ARRAY_LEN(dir_files); i++)
 		unlink(s->path[i]);
+	ft_disk_end_left(NAME(s), s->dir);
+	ft_disk_remove_files(s->dir);
 	return rc;
 }
 
@@ -337,10 +350,9 @@ static int make_preload(struct start *s)
 {
 	int fd;
 
-	if (snprintf(s->preload_so, sizeof(s->preload_so), "%s/ft-preload.so", ft_conf()->libexec_dir) >= (int)sizeof(s->preload_so) ||
-	    access(s->preload_so, R_OK) < 0) {
-		ft_warn("guest %s: there is no %s/ft-preload.so: it will run, but protected its clock falls behind and tracking is slow",
-			NAME(s), ft_conf()->libexec_dir);
+	if (!set_path(s->preload_so, "%s/ft-preload.so", ft_conf()->libexec_dir) || access(s->preload_so, R_OK) < 0) {
+		ft_warn("guest %s: there is no %s/ft-preload.so: it will run, but protected its clock falls behind and tracking "
+			"is slow", NAME(s), ft_conf()->libexec_dir);
 		s->preload_so[0] = 0;
 		return 0;
 	}
@@ -392,6 +404,19 @@ static int make_nics(struct start *s)
 	return rc;
 }
 
+/* Before QEMU, which connects as it starts. A scratch guest reads the images itself. */
+static int make_disks(struct start *s)
+{
+	int rc;
+
+	if (s->l->kind == FT_QEMU_SCRATCH)
+		return 0;
+	rc = ft_disk_plan(s->l->spec, s->dir, &s->at);
+	for (unsigned i = 0; i < s->at.nr_disks && !rc; i++)
+		rc = ft_disk_serve(&s->at, i, s->l->kind == FT_QEMU_PARKED);
+	return rc;
+}
+
 static int make_environment(struct start *s)
 {
 	unsigned n = 0, used = 0;
@@ -423,6 +448,8 @@ static int make_all(struct start *s)
 		rc = make_sockets(s);
 	if (!rc)
 		rc = make_preload(s);
+	if (!rc)
+		rc = make_disks(s);
 	if (!rc)
 		rc = make_nics(s);
 	if (!rc)
@@ -491,8 +518,9 @@ static void say_last_words(const struct start *s, const char *why)
 static int take_version(struct ft_attach *at, json_t *version)
 {
 	json_t *q = json_object_get(version, "qemu");
-	json_int_t major = json_integer_value(json_object_get(q, "major")), minor = json_integer_value(json_object_get(q, "minor")),
-		   micro = json_integer_value(json_object_get(q, "micro"));
+	json_int_t major = json_integer_value(json_object_get(q, "major"));
+	json_int_t minor = json_integer_value(json_object_get(q, "minor"));
+	json_int_t micro = json_integer_value(json_object_get(q, "micro"));
 
 	if (!json_is_object(q) || snprintf(at->qemu_version, sizeof(at->qemu_version), "%lld.%lld.%lld", (long long)major,
 					   (long long)minor, (long long)micro) >= (int)sizeof(at->qemu_version))
@@ -523,12 +551,15 @@ static int greet(struct start *s)
 
 static int spawn(struct start *s, pid_t *pid)
 {
-	struct ft_qemu_exec x = { .plan = &s->plan, .argv = s->argv, .envp = s->envp, .log_fd = s->log_fd, .null_fd = s->null_fd };
+	struct ft_qemu_exec x = {
+		.plan = &s->plan, .argv = s->argv, .envp = s->envp, .log_fd = s->log_fd, .null_fd = s->null_fd,
+	};
 	int rc = ft_qemu_spawn(&x, pid);
 
 	if (rc)
 		ft_err("guest %s: cannot run %s: %s", NAME(s), s->argv[0],
-		       rc == -ENOENT ? "there is no such program (install qemu-system-x86, or set 'qemu' in ft.conf)" : strerror(-rc));
+		       rc == -ENOENT ? "there is no such program (install qemu-system-x86, or set 'qemu' in ft.conf)" :
+		       strerror(-rc));
 	return rc;
 }
 
@@ -644,6 +675,7 @@ static void remove_dir_files(const char *dir)
 		snprintf(path, sizeof(path), "%s/%s", dir, dir_files[i]);
 		unlink(path);
 	}
+	ft_disk_remove_files(dir);
 	rmdir(dir);                     /* if it is empty now */
 }
 
@@ -653,6 +685,7 @@ void ft_qemu_cleanup(const struct ft_attach *at)
 	bool ours = dir_of(at, dir);
 
 	kill_and_wait(at);
+	ft_disk_end(at);
 	if (ours && has_successor(at, dir))
 		return;
 	remove_ram(at);

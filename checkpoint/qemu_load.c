@@ -62,12 +62,9 @@ static int give_socket(struct ft_qemu_loader *l)
 	return rc;
 }
 
-/* Guest RAM is in place: it is no part of the stream, on either side. */
-static int ignore_shared(struct ft_qemu_loader *l, int on)
+static int ignore_shared(struct ft_qemu_loader *l, bool on)
 {
-	json_t *caps = json_pack("[{s:s, s:b}]", "capability", "x-ignore-shared", "state", on);
-
-	return ft_qmp_call(l->qmp, "migrate-set-capabilities", json_pack("{s:o}", "capabilities", caps), -1, CALL_MS, NULL);
+	return ft_qmp_call(l->qmp, "migrate-set-capabilities", ft_qmp_ignore_shared(on), -1, CALL_MS, NULL);
 }
 
 int ft_qemu_loader_new(const struct ft_attach *at, struct ft_qemu_loader **out)
@@ -82,7 +79,7 @@ int ft_qemu_loader_new(const struct ft_attach *at, struct ft_qemu_loader **out)
 	l->at = *at;
 	rc = ft_qmp_open(at->qmp, CALL_MS, &l->qmp);
 	if (!rc)
-		rc = ignore_shared(l, 1);
+		rc = ignore_shared(l, true);
 	if (!rc)
 		rc = give_socket(l);
 	if (!rc)
@@ -211,7 +208,7 @@ int ft_qemu_load(struct ft_qemu_loader *l, const struct ft_blob *firmware, const
 		rc = wait_running(l, deadline);
 	if (rc)
 		return failed(l, "the guest does not come up", rc);
-	if (ignore_shared(l, 0))        /* it runs: what is left of its birth harms nobody until somebody migrates it */
+	if (ignore_shared(l, false))        /* it runs: what is left of its birth harms nobody until somebody migrates it */
 		ft_warn("%s: x-ignore-shared stays on: %s", l->at.guest, ft_qmp_error(l->qmp));
 	return 0;
 }

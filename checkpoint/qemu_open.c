@@ -275,7 +275,7 @@ int ft_qemu_open(const struct ft_attach *at, const struct ft_qemu_options *opt, 
 	if (!v)
 		return -ENOMEM;
 	*v = (struct qemu_vm){
-		.vm = { .ops = &qemu_vm_ops, .backend = "qemu", .accel = at->accel == FT_ACCEL_KVM ? "kvm" : "tcg", .event_fd = -1 },
+		.vm = { .ops = &qemu_vm_ops, .backend = "qemu", .accel = ft_accel_name(at->accel), .event_fd = -1 },
 		.at = *at, .pidfd = -1, .wake_fd = -1, .state_rd = -1, .state_wr = -1, .state_fdset = -1,
 	};
 	rc = open_all(v, opt);

@@ -175,8 +175,8 @@ int ft_qemu_knows_machine(const char *machine)
  * /dev/kvm may open, and firmware run to its end, on hosts where an operating system then hangs in silence. So the
  * firmware must give up, and where the guest brings a kernel, that one must say something. Each with the default CPU.
  */
-#define KVM_ARGS ft_conf()->qemu, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-accel", "kvm", \
-	"-cpu", (FT_QEMU_KVM_CPU ",enforce")
+#define KVM_ARGS ft_conf()->qemu, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", \
+	"-accel", "kvm", "-cpu", (FT_QEMU_KVM_CPU ",enforce")
 
 static bool runs_firmware(struct output *o)
 {
@@ -200,7 +200,7 @@ static bool runs_kernel(const char *kernel, struct output *o)
 	return run(argv, "Linux version", KVM_TIMEOUT_MS, o) == 1;
 }
 
-/* --- what is known already: RUN_DIR/accel, a line "kvm KEY" or "tcg KEY" for the firmware and for each kernel file --- */
+/* --- what is known already: RUN_DIR/accel, a line "kvm KEY" or "tcg KEY" for the firmware and each kernel file --- */
 
 #define KNOWN_MAX 65536
 #define KEY_MAX (FT_SPEC_PATH_MAX + 64)
@@ -268,8 +268,8 @@ static bool believe(const char *what, const char *key, bool kvm)
 	if (kvm)
 		ft_info("KVM runs %s; remembered in %s", what, path);
 	else
-		ft_info("KVM does not run %s (it had %u s): it goes under TCG, until the next boot; remove %s to have KVM tried again",
-			what, KVM_TIMEOUT_MS / 1000, path);
+		ft_info("KVM does not run %s (it had %u s): it goes under TCG, until the next boot; remove %s to have KVM tried "
+			"again", what, KVM_TIMEOUT_MS / 1000, path);
 	return kvm;
 }
 

@@ -6,6 +6,8 @@
 #include "checkpoint/qemu_load.h"
 #include "checkpoint/qemu_start.h"
 #include "ft/conf.h"
+#include "ft/diskserver.h"
+#include "ft/mirror.h"
 #include "ft/preload.h"
 
 #include <fcntl.h>
@@ -17,6 +19,7 @@
 #include <unistd.h>
 
 #define CATCH_UP_MAX_NS (15 * FT_S_NS)  /* a 32-bit HPET cannot tell a longer jump from a clock that went back */
+#define ACTIVATE_TIMEOUT_MS 10000       /* an image opened, a few blocks synced */
 #define LOAD_HOLD_NS (20 * FT_S_NS)     /* longer than a load may take */
 
 struct qemu_replica {
@@ -76,6 +79,26 @@ static int save_attach(struct qemu_replica *q)
 	return rc;
 }
 
+/* A parked server may have died since. The guest does not run yet, so nothing waits for it. */
+static int serve_disks(struct qemu_replica *q)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < q->at.nr_disks && !rc; i++)
+		rc = ft_disk_serve(&q->at, i, true);
+	return rc;
+}
+
+/* From here on the images are the guest's. */
+static int activate_disks(struct qemu_replica *q)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < q->at.nr_disks && !rc; i++)
+		rc = ft_export_activate(q->at.disk[i].control, ACTIVATE_TIMEOUT_MS);
+	return rc;
+}
+
 static int load(struct qemu_replica *q, const struct ft_blob *firmware, const struct ft_blob *state)
 {
 	int rc;
@@ -83,14 +106,22 @@ static int load(struct qemu_replica *q, const struct ft_blob *firmware, const st
 	begin_catch_up(q);
 	rc = ft_qemu_load(q->loader, firmware, state);
 	end_catch_up(q);
-	if (rc && q->saved) {
-		(void)ft_attach_remove(q->at.guest);    /* it names a QEMU that is about to go: nobody takes it for a guest */
-		q->saved = false;
-	}
 	return rc;
 }
 
-/* Nothing here but a load that fails may make a takeover fail: the guest would be lost for a nic or a file. */
+/* The record names a QEMU that is about to go: nobody takes it for a guest. */
+static int give_up(struct qemu_replica *q, int rc)
+{
+	if (q->saved)
+		(void)ft_attach_remove(q->at.guest);
+	q->saved = false;
+	return rc;
+}
+
+/*
+ * Nothing here but a disk that is not to be had or a load that fails may make a takeover fail: the guest would be lost for a
+ * nic or a file.
+ */
 static int qemu_start(struct ft_replica *r, const struct ft_blob *firmware, const struct ft_blob *state)
 {
 	struct qemu_replica *q = qemu_of(r);
@@ -100,14 +131,20 @@ static int qemu_start(struct ft_replica *r, const struct ft_blob *firmware, cons
 	if (q->started)
 		return -EALREADY;
 	q->started = true;
+	rc = serve_disks(q);
+	if (rc)
+		return rc;
 	/* The record first: should we die from here on, the guest is still found. detach tries once more. */
 	if (save_attach(q))
 		ft_warn("%s: goes on without its attach record", q->at.guest);
+	rc = activate_disks(q);
+	if (rc)
+		return give_up(q, rc);
 	if (ft_qemu_net(&q->at, true))          /* before it runs, so that its announcement is heard */
 		ft_err("%s: takes over without all of its network", q->at.guest);
 	rc = load(q, firmware, state);
 	if (rc)
-		return rc;
+		return give_up(q, rc);
 	ft_info("%s: runs here, %.1f ms after the command", q->at.guest, (double)(ft_now_ns() - begin) / 1e6);
 	return 0;
 }
@@ -215,11 +252,12 @@ static uint64_t mem_available(void)
 /* Bytes that an earlier replica's RAM file holds: ft_qemu_start takes it over, or removes it first. */
 static uint64_t left_behind(const char *guest)
 {
-	char path[2 * FT_PATH_MAX];
+	char path[FT_SPEC_PATH_MAX];
 	struct stat st;
 
-	snprintf(path, sizeof(path), "%s/%s.ram", ft_conf()->shm_dir, guest);
-	return !lstat(path, &st) && S_ISREG(st.st_mode) ? (uint64_t)st.st_blocks * 512 : 0;
+	if (ft_qemu_ram_path(guest, path) || lstat(path, &st) || !S_ISREG(st.st_mode))
+		return 0;
+	return (uint64_t)st.st_blocks * 512;
 }
 
 /* Asked before allocating: a host that is driven out of memory takes its other guests along. */
@@ -234,8 +272,9 @@ int ft_qemu_replica_room(const struct ft_spec *spec)
 		free_shm = (uint64_t)fs.f_bavail * fs.f_frsize;
 	if (need <= free_shm && need <= free_ram)
 		return 0;
-	ft_err("%s: no room for its memory of %" PRIu64 " MiB on %s: %" PRIu64 " MiB free in %s, %" PRIu64 " MiB available: free "
-	       "some, or mount a larger tmpfs", spec->name, spec->memory >> 20, ft_conf()->host, free_shm >> 20, dir, free_ram >> 20);
+	ft_err("%s: no room for its memory of %" PRIu64 " MiB on %s: %" PRIu64 " MiB free in %s, %" PRIu64 " MiB available: "
+	       "free some, or mount a larger tmpfs", spec->name, spec->memory >> 20, ft_conf()->host, free_shm >> 20, dir,
+	       free_ram >> 20);
 	return -ENOSPC;
 }
 
@@ -255,7 +294,8 @@ static int check_version(const char *ours, const char *theirs)
 {
 	if (!strcmp(ours, theirs))
 		return 0;
-	ft_err("the guest runs in QEMU %s, but %s has QEMU %s: install the same version on both hosts", theirs, ft_conf()->host, ours);
+	ft_err("the guest runs in QEMU %s, but %s has QEMU %s: install the same version on both hosts", theirs,
+	       ft_conf()->host, ours);
 	return -ENOEXEC;
 }
 
@@ -280,9 +320,9 @@ static int check_same(const struct ft_attach *ours, const struct ft_attach *thei
 	if (rc)
 		return rc;
 	if (strcmp(ours->machine, theirs->machine) || ours->accel != theirs->accel) {
-		ft_err("%s: it runs on machine %s (%s), but on %s (%s) on %s: set 'machine' and 'accel' in both guest files and start it again",
-		       ours->guest, theirs->machine, theirs->accel == FT_ACCEL_KVM ? "kvm" : "tcg", ours->machine,
-		       ours->accel == FT_ACCEL_KVM ? "kvm" : "tcg", ft_conf()->host);
+		ft_err("%s: it runs on machine %s (%s), but on %s (%s) on %s: set 'machine' and 'accel' in both guest files and "
+		       "start it again", ours->guest, theirs->machine, ft_accel_name(theirs->accel), ours->machine,
+		       ft_accel_name(ours->accel), ft_conf()->host);
 		return -ENOEXEC;
 	}
 	return 0;

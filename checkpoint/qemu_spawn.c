@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
- * qemu_spawn.c - from fork to exec; see checkpoint/qemu_start.h. Our process may have threads and gigabytes mapped, so the
- * child makes nothing but system calls.
+ * qemu_spawn.c - from fork to exec; see checkpoint/qemu_start.h. Our process may have threads and gigabytes mapped, so
+ * the child makes nothing but system calls.
  */
 #include "checkpoint/qemu_start.h"
 
@@ -62,31 +62,38 @@ static int set_files(const struct ft_qemu_exec *x)
 	return chdir("/") < 0 ? -errno : 0;
 }
 
-static int become_qemu(const struct ft_qemu_exec *x)
+static int prepare_qemu(const void *ctx)
 {
+	const struct ft_qemu_exec *x = ctx;
 	int rc = 0;
+
+	if (x->plan->kind == FT_QEMU_SCRATCH)
+		rc = leave_network(x->plan);
+	return rc ? rc : set_files(x);
+}
+
+static int become(const struct ft_spawn *x)
+{
+	int rc;
 
 	set_signals();
 	ft_priority_default();
-	if (x->plan->kind == FT_QEMU_SCRATCH)
-		rc = leave_network(x->plan);
-	if (!rc)
-		rc = set_files(x);
+	rc = x->prepare(x->ctx);
 	if (rc)
 		return rc;
 	execvpe(x->argv[0], x->argv, x->envp);
 	return -errno;
 }
 
-/* The status pipe carries QEMU's pid, then an errno if it could not be executed. */
-static void child(const struct ft_qemu_exec *x, int status_fd, pid_t parent) __attribute__((noreturn));
-static void child(const struct ft_qemu_exec *x, int status_fd, pid_t parent)
+/* The status pipe carries the program's pid, then an errno if it could not be executed. */
+static void child(const struct ft_spawn *x, int status_fd, pid_t parent) __attribute__((noreturn));
+static void child(const struct ft_spawn *x, int status_fd, pid_t parent)
 {
 	pid_t pid;
 	int rc;
 
 	setsid();
-	if (x->plan->kind == FT_QEMU_SCRATCH) {
+	if (x->scratch) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		if (getppid() != parent)
 			_exit(125);
@@ -95,10 +102,11 @@ static void child(const struct ft_qemu_exec *x, int status_fd, pid_t parent)
 		if (pid)
 			_exit(pid < 0 ? 125 : 0);
 	}
+	status_fd = fcntl(status_fd, F_DUPFD_CLOEXEC, 64);      /* out of the way of what prepare places */
 	pid = getpid();
 	if (write(status_fd, &pid, sizeof(pid)) != sizeof(pid))
 		_exit(125);
-	rc = become_qemu(x);
+	rc = become(x);
 	_exit(write(status_fd, &rc, sizeof(rc)) == sizeof(rc) ? 127 : 126);
 }
 
@@ -123,12 +131,12 @@ static int read_status(int fd, pid_t *pid)
 	return read_int(fd, &rc) ? rc : 0;
 }
 
-int ft_qemu_spawn(const struct ft_qemu_exec *x, pid_t *qemu)
+int ft_spawn(const struct ft_spawn *x, pid_t *out)
 {
 	pid_t parent = getpid(), pid;
 	int p[2], rc;
 
-	*qemu = 0;
+	*out = 0;
 	if (pipe2(p, O_CLOEXEC) < 0)
 		return -errno;
 	pid = fork();
@@ -137,10 +145,19 @@ int ft_qemu_spawn(const struct ft_qemu_exec *x, pid_t *qemu)
 	rc = pid < 0 ? -errno : 0;
 	close(p[1]);
 	if (!rc)
-		rc = read_status(p[0], qemu);
+		rc = read_status(p[0], out);
 	close(p[0]);
-	if (pid > 0 && (rc || x->plan->kind != FT_QEMU_SCRATCH))
+	if (pid > 0 && (rc || !x->scratch))
 		while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
 			;
 	return rc;
+}
+
+int ft_qemu_spawn(const struct ft_qemu_exec *x, pid_t *pid)
+{
+	struct ft_spawn s = {
+		.argv = x->argv, .envp = x->envp, .prepare = prepare_qemu, .ctx = x, .scratch = x->plan->kind == FT_QEMU_SCRATCH,
+	};
+
+	return ft_spawn(&s, pid);
 }

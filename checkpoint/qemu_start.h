@@ -16,18 +16,26 @@ struct ft_qemu_plan {
 	int qmp_fd[3];                  /* listening: replicator, guard, the replicator's state command */
 	int tap_fd[FT_SPEC_NICS_MAX];
 	char tap[FT_SPEC_NICS_MAX][16];
+	const struct ft_attach *at;     /* its disks' sockets */
 };
 
 /* --- qemu_spawn.c --- */
+struct ft_spawn {
+	char **argv, **envp;
+	/* In the new process, before the program: only system calls. Every descriptor that it leaves open is inherited. */
+	int (*prepare)(const void *ctx);
+	const void *ctx;
+	bool scratch;                   /* our child, which dies with the calling thread; else nobody's */
+};
+/* Run a program in a session of its own. -errno when it cannot be executed, unlogged. */
+int ft_spawn(const struct ft_spawn *x, pid_t *pid) FT_MUST_CHECK;
+
 struct ft_qemu_exec {
 	const struct ft_qemu_plan *plan;        /* its descriptors are what QEMU inherits */
 	char **argv, **envp;
 	int log_fd, null_fd;                    /* standard output and error; standard input */
 };
-/*
- * Run QEMU in a session of its own. -errno when it cannot be executed, unlogged. A guest and a replica are nobody's
- * child; a scratch guest is ours, dies with the calling thread, and has its taps in an empty network namespace.
- */
+/* The same for QEMU. A scratch guest has its taps in an empty network namespace. */
 int ft_qemu_spawn(const struct ft_qemu_exec *x, pid_t *pid) FT_MUST_CHECK;
 
 /* --- qemu_argv.c --- */

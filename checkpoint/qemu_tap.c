@@ -116,8 +116,8 @@ static int set_up(const char *guest, const char *name, const struct ft_nic *nic)
 	}
 	rc = join_bridge(name, nic->bridge);
 	if (rc == -ENODEV || rc == -EOPNOTSUPP)
-		ft_err("guest %s: there is no bridge %s on this host: make it (ip link add %s type bridge) or correct 'bridge' in the guest file",
-		       guest, nic->bridge, nic->bridge);
+		ft_err("guest %s: there is no bridge %s on this host: make it (ip link add %s type bridge) or correct 'bridge' "
+		       "in the guest file", guest, nic->bridge, nic->bridge);
 	else if (rc)
 		ft_err("guest %s: cannot attach tap %s to bridge %s: %s", guest, name, nic->bridge, strerror(-rc));
 	return rc;

@@ -75,6 +75,7 @@ bool qemu_old_pause(const struct ft_attach *at);        /* is the guest in a pau
 void qemu_vm_close(struct ft_vm *vm);
 
 /* qemu_check.c: ask QEMU and /proc for what makes the guest unprotectable; how many lines were told. */
-unsigned qemu_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tell)(void *ctx, const char *line), void *ctx);
+unsigned qemu_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tell)(void *ctx, const char *line),
+			void *ctx);
 
 #endif

@@ -351,6 +351,11 @@ int ft_qmp_call(struct ft_qmp *q, const char *command, json_t *args, int fd_to_p
 	return rc ? rc : ft_qmp_wait(q, timeout_ms, ret);
 }
 
+json_t *ft_qmp_ignore_shared(bool on)
+{
+	return json_pack("{s:[{s:s, s:b}]}", "capabilities", "capability", "x-ignore-shared", "state", on);
+}
+
 /* --- connection --- */
 
 static int unix_connect(const char *path)

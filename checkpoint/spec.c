@@ -22,6 +22,17 @@ static const char *const virtio_words[] = {
 	[FT_VIRTIO_LEGACY] = "legacy", [FT_VIRTIO_MODERN] = "modern", NULL
 };
 
+static const char *const durability_words[] = {
+	[FT_DURABILITY_MEMORY] = "memory", [FT_DURABILITY_JOURNAL] = "journal", NULL
+};
+
+static const char *const bool_words[] = { "no", "yes" };
+
+const char *ft_accel_name(enum ft_accel a)
+{
+	return accel_words[a];
+}
+
 /* --- values of their own kind --- */
 
 /* True when @value has 1..size-1 bytes, all alphanumeric or in @extra, the first alphanumeric. */
@@ -67,8 +78,8 @@ static bool versioned_machine(const char *m)
 static int parse_machine(const struct ft_ini_at *at, const char *key, const char *value, void *member)
 {
 	if (!plain_word(value, "._-", sizeof(((struct ft_spec *)0)->machine)) || !versioned_machine(value))
-		return ft_ini_error(at, "'%s' must be a versioned QEMU machine type as in pc-i440fx-7.2 (see qemu-system-x86_64 -machine help), not '%s'",
-				    key, value);
+		return ft_ini_error(at, "'%s' must be a versioned QEMU machine type as in pc-i440fx-7.2 (see qemu-system-x86_64 "
+				    "-machine help), not '%s'", key, value);
 	strcpy(member, value);
 	return 0;
 }
@@ -100,14 +111,16 @@ static int parse_mac(const struct ft_ini_at *at, const char *key, const char *va
 static int parse_bridge(const struct ft_ini_at *at, const char *key, const char *value, void *member)
 {
 	if (!plain_word(value, "._-", sizeof(((struct ft_nic *)0)->bridge)))
-		return ft_ini_error(at, "'%s' must be the name of a bridge on this host, at most 15 characters, not '%s'", key, value);
+		return ft_ini_error(at, "'%s' must be the name of a bridge on this host, at most 15 characters, not '%s'", key,
+				    value);
 	strcpy(member, value);
 	return 0;
 }
 
 /* --- tables --- */
 
-#define TEXT_KEY(k, t, m) { .key = k, .type = t, .offset = offsetof(struct ft_spec, m), .max = sizeof(((struct ft_spec *)0)->m) }
+#define TEXT_KEY(k, t, m) \
+	{ .key = k, .type = t, .offset = offsetof(struct ft_spec, m), .max = sizeof(((struct ft_spec *)0)->m) }
 
 static const struct ft_ini_key guest_keys[] = {
 	TEXT_KEY("name", FT_INI_NAME, name),
@@ -119,6 +132,14 @@ static const struct ft_ini_key guest_keys[] = {
 	TEXT_KEY("kernel", FT_INI_PATH, kernel),
 	TEXT_KEY("initrd", FT_INI_PATH, initrd),
 	TEXT_KEY("cmdline", FT_INI_TEXT, cmdline),
+	{ .key = "durability", .type = FT_INI_WORD, .offset = offsetof(struct ft_spec, durability), .words = durability_words },
+	{ 0 }
+};
+
+static const struct ft_ini_key disk_keys[] = {
+	{ .key = "image", .type = FT_INI_PATH, .offset = offsetof(struct ft_disk_spec, image), .max = FT_SPEC_PATH_MAX },
+	{ .key = "read-only", .type = FT_INI_BOOL, .offset = offsetof(struct ft_disk_spec, read_only) },
+	{ .key = "virtio", .type = FT_INI_WORD, .offset = offsetof(struct ft_disk_spec, virtio), .words = virtio_words },
 	{ 0 }
 };
 
@@ -134,6 +155,17 @@ static void *guest_object(const struct ft_ini_at *at, void *ctx, const char *nam
 	return ctx;
 }
 
+static void *disk_object(const struct ft_ini_at *at, void *ctx, const char *name)
+{
+	struct ft_spec *s = ctx;
+
+	if (s->nr_disks == FT_DISKS_MAX) {
+		ft_ini_error(at, "more than %u [disk] sections", FT_DISKS_MAX);
+		return NULL;
+	}
+	return &s->disk[s->nr_disks++];
+}
+
 static void *nic_object(const struct ft_ini_at *at, void *ctx, const char *name)
 {
 	struct ft_spec *s = ctx;
@@ -147,11 +179,25 @@ static void *nic_object(const struct ft_ini_at *at, void *ctx, const char *name)
 
 static const struct ft_ini_section spec_sections[] = {
 	{ .kind = "guest", .keys = guest_keys, .object = guest_object },
+	{ .kind = "disk", .keys = disk_keys, .repeated = true, .object = disk_object },
 	{ .kind = "nic", .keys = nic_keys, .repeated = true, .object = nic_object },
 	{ 0 }
 };
 
 /* --- the guest file as a whole --- */
+
+static int check_disks(const struct ft_ini_at *at, const struct ft_spec *s)
+{
+	for (unsigned i = 0; i < s->nr_disks; i++) {
+		if (!s->disk[i].image[0])
+			return ft_ini_error(at, "[disk] number %u has no 'image', for example image = /var/lib/ft/%s/disk%u.img",
+					    i + 1, s->name, i);
+		for (unsigned j = 0; j < i; j++)
+			if (!strcmp(s->disk[i].image, s->disk[j].image))
+				return ft_ini_error(at, "[disk] number %u has the same 'image' as number %u", i + 1, j + 1);
+	}
+	return 0;
+}
 
 static int check_nics(const struct ft_ini_at *at, const struct ft_spec *s)
 {
@@ -172,6 +218,7 @@ static int check_nics(const struct ft_ini_at *at, const struct ft_spec *s)
 static int check_whole(const char *origin, const struct ft_spec *s)
 {
 	struct ft_ini_at at = { .origin = origin };
+	int rc;
 
 	if (!s->name[0])
 		return ft_ini_error(&at, "[guest] has no 'name'");
@@ -181,7 +228,8 @@ static int check_whole(const char *origin, const struct ft_spec *s)
 		return ft_ini_error(&at, "'initrd' needs a 'kernel'");
 	if (s->cmdline[0] && !s->kernel[0])
 		return ft_ini_error(&at, "'cmdline' needs a 'kernel'");
-	return check_nics(&at, s);
+	rc = check_disks(&at, s);
+	return rc ? rc : check_nics(&at, s);
 }
 
 int ft_spec_parse(const char *text, size_t len, const char *origin, struct ft_spec *out)
@@ -258,12 +306,18 @@ int ft_spec_format(const struct ft_spec *s, char *buf, size_t size)
 {
 	struct text t = { buf, size, 0 };
 
-	add(&t, "[guest]\nname = %s\nmemory = %" PRIu64 "M\nvcpus = %u\naccel = %s\n", s->name, s->memory / MIB, s->vcpus, accel_words[s->accel]);
+	add(&t, "[guest]\nname = %s\nmemory = %" PRIu64 "M\nvcpus = %u\naccel = %s\n", s->name, s->memory / MIB, s->vcpus,
+	    ft_accel_name(s->accel));
 	add_key(&t, "machine", s->machine);
 	add_key(&t, "cpu", s->cpu);
 	add_key(&t, "kernel", s->kernel);
 	add_key(&t, "initrd", s->initrd);
 	add_key(&t, "cmdline", s->cmdline);
+	if (s->durability != FT_DURABILITY_MEMORY)
+		add_key(&t, "durability", durability_words[s->durability]);
+	for (unsigned i = 0; i < s->nr_disks; i++)
+		add(&t, "\n[disk]\nimage = %s\nread-only = %s\nvirtio = %s\n",
+		    s->disk[i].image, bool_words[s->disk[i].read_only], virtio_words[s->disk[i].virtio]);
 	for (unsigned i = 0; i < s->nr_nics; i++) {
 		const uint8_t *m = s->nic[i].mac;
 
@@ -287,27 +341,29 @@ static int numbers_differ(char *why, size_t size, const char *key, uint64_t mine
 	return -ENOEXEC;
 }
 
-int ft_spec_compatible(const struct ft_spec *mine, const struct ft_spec *theirs, char *why, size_t size)
+static int disk_differs(char *why, size_t size, unsigned disk, const char *key, const char *mine, const char *theirs)
 {
-	if (strcmp(mine->name, theirs->name))
-		return differs(why, size, "name", mine->name, theirs->name);
-	if (mine->memory != theirs->memory)
-		return numbers_differ(why, size, "memory", mine->memory, theirs->memory);
-	if (mine->vcpus != theirs->vcpus)
-		return numbers_differ(why, size, "vcpus", mine->vcpus, theirs->vcpus);
-	if (mine->accel != theirs->accel)
-		return differs(why, size, "accel", accel_words[mine->accel], accel_words[theirs->accel]);
-	if (strcmp(mine->machine, theirs->machine))
-		return differs(why, size, "machine", mine->machine, theirs->machine);
-	if (strcmp(mine->cpu, theirs->cpu))
-		return differs(why, size, "cpu", mine->cpu, theirs->cpu);
-	/* Paths are each host's own; that there is one at all decides which option ROM the guest has. */
-	if (!mine->kernel[0] != !theirs->kernel[0])
-		return differs(why, size, "kernel", mine->kernel, theirs->kernel);
-	if (!mine->initrd[0] != !theirs->initrd[0])
-		return differs(why, size, "initrd", mine->initrd, theirs->initrd);
-	if (strcmp(mine->cmdline, theirs->cmdline))
-		return differs(why, size, "cmdline", mine->cmdline, theirs->cmdline);
+	snprintf(why, size, "'%s' of [disk] number %u is '%s' here and '%s' there", key, disk + 1, mine, theirs);
+	return -ENOEXEC;
+}
+
+static int disks_differ(const struct ft_spec *mine, const struct ft_spec *theirs, char *why, size_t size)
+{
+	if (mine->nr_disks != theirs->nr_disks)
+		return numbers_differ(why, size, "number of [disk] sections", mine->nr_disks, theirs->nr_disks);
+	for (unsigned i = 0; i < mine->nr_disks; i++) {
+		const struct ft_disk_spec *m = &mine->disk[i], *t = &theirs->disk[i];
+
+		if (m->read_only != t->read_only)
+			return disk_differs(why, size, i, "read-only", bool_words[m->read_only], bool_words[t->read_only]);
+		if (m->virtio != t->virtio)
+			return disk_differs(why, size, i, "virtio", virtio_words[m->virtio], virtio_words[t->virtio]);
+	}
+	return 0;
+}
+
+static int nics_differ(const struct ft_spec *mine, const struct ft_spec *theirs, char *why, size_t size)
+{
 	if (mine->nr_nics != theirs->nr_nics)
 		return numbers_differ(why, size, "number of [nic] sections", mine->nr_nics, theirs->nr_nics);
 	for (unsigned i = 0; i < mine->nr_nics; i++) {
@@ -319,4 +375,30 @@ int ft_spec_compatible(const struct ft_spec *mine, const struct ft_spec *theirs,
 			return differs(why, size, "virtio", virtio_words[mine->nic[i].virtio], virtio_words[theirs->nic[i].virtio]);
 	}
 	return 0;
+}
+
+int ft_spec_compatible(const struct ft_spec *mine, const struct ft_spec *theirs, char *why, size_t size)
+{
+	if (strcmp(mine->name, theirs->name))
+		return differs(why, size, "name", mine->name, theirs->name);
+	if (mine->memory != theirs->memory)
+		return numbers_differ(why, size, "memory", mine->memory, theirs->memory);
+	if (mine->vcpus != theirs->vcpus)
+		return numbers_differ(why, size, "vcpus", mine->vcpus, theirs->vcpus);
+	if (mine->accel != theirs->accel)
+		return differs(why, size, "accel", ft_accel_name(mine->accel), ft_accel_name(theirs->accel));
+	if (strcmp(mine->machine, theirs->machine))
+		return differs(why, size, "machine", mine->machine, theirs->machine);
+	if (strcmp(mine->cpu, theirs->cpu))
+		return differs(why, size, "cpu", mine->cpu, theirs->cpu);
+	/* Paths are each host's own; that there is one at all decides which option ROM the guest has. */
+	if (!mine->kernel[0] != !theirs->kernel[0])
+		return differs(why, size, "kernel", mine->kernel, theirs->kernel);
+	if (!mine->initrd[0] != !theirs->initrd[0])
+		return differs(why, size, "initrd", mine->initrd, theirs->initrd);
+	if (strcmp(mine->cmdline, theirs->cmdline))
+		return differs(why, size, "cmdline", mine->cmdline, theirs->cmdline);
+	if (disks_differ(mine, theirs, why, size))
+		return -ENOEXEC;
+	return nics_differ(mine, theirs, why, size);
 }

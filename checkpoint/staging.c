@@ -42,7 +42,8 @@ int ft_staging_new(size_t bytes, struct ft_staging **out)
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&st->freed, &attr);
 	pthread_condattr_destroy(&attr);
-	st->data = mmap(NULL, st->nr * CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	st->data = mmap(NULL, st->nr * CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+			-1, 0);
 	if (st->data == MAP_FAILED)
 		st->data = NULL;
 	st->chunk = calloc(st->nr, sizeof(*st->chunk));

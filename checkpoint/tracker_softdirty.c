@@ -121,7 +121,9 @@ static int softdirty_open(const struct ft_track_target *t, struct ft_tracker **o
 
 	if (!tr)
 		return -ENOMEM;
-	*tr = (struct softdirty_tracker){ .base = { &ft_tracker_softdirty, t->ram }, .t = *t, .pagemap = -1, .clear_refs = -1 };
+	*tr = (struct softdirty_tracker){
+		.base = { &ft_tracker_softdirty, t->ram }, .t = *t, .pagemap = -1, .clear_refs = -1,
+	};
 	rc = ft_track_open_proc(t, "pagemap", O_RDONLY, &tr->pagemap);
 	if (!rc)
 		rc = ft_track_open_proc(t, "clear_refs", O_WRONLY, &tr->clear_refs);
@@ -221,7 +223,8 @@ static int softdirty_probe(const struct ft_track_target *t)
 	if (rc)
 		return refuse(t, rc, "its RAM mapping cannot be seen");
 	if (facts.page_kb * 1024 != FT_PAGE_SIZE || facts.huge)
-		return refuse(t, -EOPNOTSUPP, "its RAM has huge pages; use a tmpfs without them, see shmem_enabled and mount option huge=");
+		return refuse(t, -EOPNOTSUPP, "its RAM has huge pages; use a tmpfs without them, see shmem_enabled and mount "
+			      "option huge=");
 	rc = ft_while_frozen(t->pid, FREEZE_MS, nothing, NULL);
 	if (rc)
 		return refuse(t, rc, "its threads cannot be held; run as root, and end debuggers");

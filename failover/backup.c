@@ -157,11 +157,9 @@ void ft_backup_link_down(struct ft_backup *b, const char *why)
 
 static int welcome(struct ft_backup *b, struct ft_wire_welcome *w, const char *text)
 {
-	uint8_t body[FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX];
-	size_t len = ft_wire_pack_welcome(w, body), text_len = strnlen(text, FT_WIRE_TEXT_MAX);
+	uint8_t body[FT_WIRE_WELCOME_MAX];
 
-	memcpy(body + len, text, text_len);
-	return b->ops->send(b->cfg.ctx, FT_REC_WELCOME, body, len + text_len);
+	return b->ops->send(b->cfg.ctx, FT_REC_WELCOME, body, ft_wire_pack_welcome_text(w, text, body));
 }
 
 static void refuse(struct ft_backup *b, enum ft_wire_reason reason, uint64_t generation, const char *why)
@@ -176,8 +174,8 @@ static void refuse(struct ft_backup *b, enum ft_wire_reason reason, uint64_t gen
 	drop_link(b);
 }
 
-static enum ft_wire_reason judge_hello(struct ft_backup *b, const struct ft_wire_hello *h, const char *spec, const char *facts,
-				       bool resume, char *why, size_t size)
+static enum ft_wire_reason judge_hello(struct ft_backup *b, const struct ft_wire_hello *h, const char *spec,
+				       const char *facts, bool resume, char *why, size_t size)
 {
 	enum ft_wire_reason reason;
 
@@ -187,11 +185,13 @@ static enum ft_wire_reason judge_hello(struct ft_backup *b, const struct ft_wire
 			 FT_WIRE_VERSION_MIN, FT_WIRE_VERSION_MAX, h->version_min, h->version_max);
 		return FT_REASON_VERSION;
 	}
-	if (b->state == FT_BACKUP_RUNNING && !b->ops->runs_here(b->cfg.ctx) &&
-	    ft_record_load(b->cfg.files, b->cfg.state_dir, b->cfg.guest, &b->record))
-		return FT_REASON_INTERNAL;      /* it ended, or was protected from here since: others write the record then */
-	if (b->force_ns || b->ops->runs_here(b->cfg.ctx))
-		return b->force_ns ? FT_REASON_BUSY : FT_REASON_TAKEN_OVER;
+	if (b->force_ns)
+		return FT_REASON_BUSY;
+	if (b->ops->runs_here(b->cfg.ctx))
+		return FT_REASON_TAKEN_OVER;
+	/* It ended, or was protected from here since: others write the record then. */
+	if (b->state == FT_BACKUP_RUNNING && ft_record_load(b->cfg.files, b->cfg.state_dir, b->cfg.guest, &b->record))
+		return FT_REASON_INTERNAL;
 	if (b->record.role == FT_ROLE_RUNNING && h->generation <= b->record.generation)
 		return FT_REASON_GUEST_ENDED;
 	reason = b->ops->admit(b->cfg.ctx, h, spec, facts, why, size);
@@ -303,7 +303,7 @@ static int hello_texts(const uint8_t *body, size_t len, struct ft_wire_hello *h,
 	return *spec && *facts ? 0 : -ENOMEM;
 }
 
-size_t ft_backup_check(struct ft_backup *b, const uint8_t *hello, size_t len, uint8_t out[FT_BACKUP_CHECK_MAX])
+size_t ft_backup_check(struct ft_backup *b, const uint8_t *hello, size_t len, uint8_t out[FT_WIRE_WELCOME_MAX])
 {
 	struct ft_wire_welcome w = { .reason = FT_REASON_PROTO, .version = FT_WIRE_VERSION_MAX };
 	char why[FT_WIRE_TEXT_MAX] = "", *spec, *facts;
@@ -320,9 +320,7 @@ size_t ft_backup_check(struct ft_backup *b, const uint8_t *hello, size_t len, ui
 	free(facts);
 	w.generation = max64(b->record.generation, b->session_generation);
 	w.silence_ms = b->ops->silence_ms(b->cfg.ctx);
-	len = ft_wire_pack_welcome(&w, out);
-	memcpy(out + len, why, strlen(why));
-	return len + strlen(why);
+	return ft_wire_pack_welcome_text(&w, why, out);
 }
 
 static void on_hello(struct ft_backup *b, const uint8_t *body, size_t len)

@@ -16,7 +16,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
 #include <sys/socket.h>
@@ -442,11 +441,9 @@ static int lock_guest(struct guard *g)
 
 	if (rc)
 		return rc;
-	g->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	if (g->lock_fd < 0 || flock(g->lock_fd, LOCK_EX | LOCK_NB) < 0) {
-		rc = -errno;
-		ft_err("%s: %s", path, rc == -EWOULDBLOCK ? "another guard of this guest lives" : strerror(-rc));
-	}
+	rc = ft_lock_file(path, false, &g->lock_fd);
+	if (rc)
+		ft_err("%s: %s", path, rc == -EBUSY ? "another guard of this guest lives" : strerror(-rc));
 	return rc;
 }
 

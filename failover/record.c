@@ -6,7 +6,6 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -138,15 +137,12 @@ static int parse(const struct ft_blob *b, struct ft_record *out)
 static int real_begin(void *ctx, const char *tmp, int *h)
 {
 	struct stat mine, there;
-	int fd, rc = 0;
+	int fd, rc = ft_lock_file(tmp, false, &fd);
 
-	fd = open(tmp, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (fd < 0)
-		return -errno;
-	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-		rc = errno == EWOULDBLOCK ? -EBUSY : -errno;
-	/* Between open and flock another writer may have renamed it: then this is the record itself. */
-	else if (fstat(fd, &mine) < 0 || stat(tmp, &there) < 0 || mine.st_ino != there.st_ino)
+	if (rc)
+		return rc;
+	/* Before we had the lock another writer may have renamed it: then this is the record itself. */
+	if (fstat(fd, &mine) < 0 || stat(tmp, &there) < 0 || mine.st_ino != there.st_ino)
 		rc = -EBUSY;
 	else if (ftruncate(fd, 0) < 0)
 		rc = -errno;

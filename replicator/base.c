@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -77,6 +78,11 @@ void ft_log_keep(char *why, size_t size)
 		*why = 0;
 }
 
+char ft_log_char(char c)
+{
+	return (unsigned char)c < 0x20 || c == 0x7f ? '?' : c;
+}
+
 void ft_vlog(enum ft_log_level level, const char *fmt, va_list ap)
 {
 	int saved = errno;
@@ -85,9 +91,8 @@ void ft_vlog(enum ft_log_level level, const char *fmt, va_list ap)
 	if (level > log_max)
 		return;
 	vsnprintf(line, sizeof(line), fmt, ap);
-	for (char *p = line; *p; p++)           /* peers and guests do not get to forge lines */
-		if ((unsigned char)*p < 0x20 || *p == 0x7f)
-			*p = '?';
+	for (char *p = line; *p; p++)
+		*p = ft_log_char(*p);
 	if (level == FT_LOG_ERR && log_kept)
 		snprintf(log_kept, log_kept_size, "%s", line);
 	if (log_sink)
@@ -308,4 +313,19 @@ int ft_mkdir_p(const char *path, unsigned mode)
 		if (!was)
 			return 0;
 	}
+}
+
+int ft_lock_file(const char *path, bool wait, int *fd)
+{
+	int f = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600), rc;
+
+	if (f < 0)
+		return -errno;
+	if (flock(f, wait ? LOCK_EX : LOCK_EX | LOCK_NB) < 0) {
+		rc = errno == EWOULDBLOCK ? -EBUSY : -errno;
+		close(f);
+		return rc;
+	}
+	*fd = f;
+	return 0;
 }

@@ -158,6 +158,7 @@ static const struct ft_ini_key ft_keys[] = {
 	TEXT_KEY("run-dir", FT_INI_PATH, struct ft_conf, run_dir),
 	TEXT_KEY("shm-dir", FT_INI_PATH, struct ft_conf, shm_dir),
 	TEXT_KEY("qemu", FT_INI_TEXT, struct ft_conf, qemu),
+	TEXT_KEY("nbdkit", FT_INI_TEXT, struct ft_conf, nbdkit),
 	TEXT_KEY("libexec-dir", FT_INI_PATH, struct ft_conf, libexec_dir),
 	FUNC_KEY("listen", struct ft_conf, listen, parse_listen),
 	FUNC_KEY("port", struct ft_conf, port, parse_port),
@@ -248,6 +249,7 @@ static void set_defaults(struct ft_conf *c)
 		.run_dir = "/run/ft",
 		.shm_dir = "/dev/shm/ft",
 		.qemu = "qemu-system-x86_64",
+		.nbdkit = "nbdkit",
 		.libexec_dir = FT_LIBEXEC,
 		.listen = "::",
 		.port = 7800,
@@ -279,8 +281,8 @@ static int check_whole(const struct ft_conf *c)
 	const struct ft_policy *p = &c->policy;
 
 	if (p->heartbeat_ms * 4 > p->silence_ms)
-		return ft_ini_error(&at, "silence-ms (%u) must be at least four times heartbeat-ms (%u): one lost datagram is not a dead host",
-				    p->silence_ms, p->heartbeat_ms);
+		return ft_ini_error(&at, "silence-ms (%u) must be at least four times heartbeat-ms (%u): one lost datagram is "
+				    "not a dead host", p->silence_ms, p->heartbeat_ms);
 	if (p->interval_fixed_ms && p->interval_fixed_ms < 5)
 		return ft_ini_error(&at, "interval-fixed-ms must be 0 (adaptive) or at least 5");
 	return 0;

@@ -6,11 +6,9 @@
 #include <limits.h>
 #include <poll.h>
 #include <stdio.h>
-#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <fcntl.h>
 #include <unistd.h>
 
 #define LINE_MAX_BYTES (64u << 10)
@@ -279,14 +277,11 @@ static int make_directory(const char *path)
 static int take_lock(struct ft_control *c)
 {
 	char path[sizeof(c->path) + 8];
+	int rc;
 
 	snprintf(path, sizeof(path), "%s.lock", c->path);
-	c->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (c->lock_fd < 0)
-		return -errno;
-	if (flock(c->lock_fd, LOCK_EX | LOCK_NB) < 0)
-		return errno == EWOULDBLOCK ? -EADDRINUSE : -errno;
-	return 0;
+	rc = ft_lock_file(path, false, &c->lock_fd);
+	return rc == -EBUSY ? -EADDRINUSE : rc;
 }
 
 static int bind_socket(struct ft_control *c)

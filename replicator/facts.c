@@ -74,8 +74,8 @@ int ft_facts_format(const struct ft_spec *spec, const struct ft_attach *at, char
 		return rc;
 	cpu_vendor(vendor);
 	len = snprintf(buf, size, "accel=%s\nmachine=%s\nqemu=%s\nmemory=%llu\nkernel=%s\ninitrd=%s\ncpu_vendor=%s\n",
-		       at->accel == FT_ACCEL_KVM ? "kvm" : "tcg", at->machine, at->qemu_version,
-		       (unsigned long long)at->memory, kernel, initrd, vendor);
+		       ft_accel_name(at->accel), at->machine, at->qemu_version, (unsigned long long)at->memory,
+		       kernel, initrd, vendor);
 	return len < (int)size ? 0 : -ENAMETOOLONG;
 }
 
@@ -122,8 +122,8 @@ static int same_vendor(const char *facts, const struct ft_attach *theirs, char *
 	cpu_vendor(here);
 	if (!strcmp(here, there))
 		return 0;
-	snprintf(why, size, "the guest runs under KVM on a processor of %s, the backup has one of %s: set accel = tcg in both guest "
-		 "files, or use hosts of one maker", there, here);
+	snprintf(why, size, "the guest runs under KVM on a processor of %s, the backup has one of %s: set accel = tcg in both "
+		 "guest files, or use hosts of one maker", there, here);
 	return -ENOEXEC;
 }
 
@@ -140,7 +140,7 @@ int ft_facts_check(const char *facts, const struct ft_spec *mine, struct ft_atta
 		return -EPROTO;
 	theirs->accel = !strcmp(accel, "kvm") ? FT_ACCEL_KVM : FT_ACCEL_TCG;
 	theirs->memory = strtoull(memory, &end, 10);
-	if (*end || strcmp(accel, theirs->accel == FT_ACCEL_KVM ? "kvm" : "tcg"))
+	if (*end || strcmp(accel, ft_accel_name(theirs->accel)))
 		return -EPROTO;
 	rc = same_vendor(facts, theirs, why, size);
 	if (!rc)

@@ -17,6 +17,7 @@ int ft_facts_format(const struct ft_spec *spec, const struct ft_attach *at, char
  * Parse the peer's facts (hostile) into @theirs (memory, accel, machine, qemu_version), and compare the
  * kernel and initrd with those of our own spec. -EPROTO, or -ENOEXEC with a line in @why.
  */
-int ft_facts_check(const char *facts, const struct ft_spec *mine, struct ft_attach *theirs, char *why, size_t size) FT_MUST_CHECK;
+int ft_facts_check(const char *facts, const struct ft_spec *mine, struct ft_attach *theirs, char *why,
+		   size_t size) FT_MUST_CHECK;
 
 #endif

@@ -22,7 +22,8 @@ static void child(const char *command, char *const env[])
 	_exit(127);
 }
 
-void ft_hook_run(const char *command, const char *guest, const char *role, const char *state, const char *was, const char *why)
+void ft_hook_run(const char *command, const char *guest, const char *role, const char *state, const char *was,
+		 const char *why)
 {
 	const char *const key[] = { "FT_GUEST", "FT_ROLE", "FT_STATE", "FT_WAS", "FT_WHY" };
 	const char *const value[] = { guest, role, state, was, why };

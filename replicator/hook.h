@@ -7,6 +7,7 @@
  * Run @command (an absolute path; NULL or empty: none) with a clean environment plus FT_GUEST, FT_ROLE,
  * FT_STATE, FT_WAS and FT_WHY. Failures are logged and harmless; children are reaped by the kernel.
  */
-void ft_hook_run(const char *command, const char *guest, const char *role, const char *state, const char *was, const char *why);
+void ft_hook_run(const char *command, const char *guest, const char *role, const char *state, const char *was,
+		 const char *why);
 
 #endif

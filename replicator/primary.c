@@ -251,9 +251,8 @@ static void go_alone(struct ft_primary *p)
 	if (!rc)
 		rc = open_outputs(p);
 	if (rc) {                       /* stays cut off; tried again at the next tick */
-		if (!p->alone_logged)
+		if (ft_log_due(&p->alone_log, strerror(-rc)))
 			ft_err("%s: cannot go on alone, the output stays shut: %s", p->cfg.guest, strerror(-rc));
-		p->alone_logged = true;
 		return;
 	}
 	unfreeze(p);
@@ -424,7 +423,7 @@ static void refused(struct ft_primary *p, const struct ft_wire_welcome *w, const
 static void protected_again(struct ft_primary *p)
 {
 	p->reconnect_delay_ns = RECONNECT_MIN_NS;
-	p->refusal_logged = p->alone_logged = p->handover_sent = false;
+	p->refusal_logged = p->handover_sent = false;
 	ft_pacer_init(&p->pacer, &p->cfg.policy, p->cfg.vcpus, primary_now(p));
 }
 

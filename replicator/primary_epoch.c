@@ -14,7 +14,6 @@
 #define SLICE_PAGES 2048u               /* of the full copy, between two looks at the loop */
 #define LAST_ROUND_PAGES 512u           /* few enough to copy with the guest paused */
 #define ROUNDS_MAX 8u
-#define RELEASE_RETRY_NS (5 * FT_MS_NS)
 
 /* --- outputs: one lifecycle, several holders --- */
 

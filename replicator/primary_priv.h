@@ -65,7 +65,7 @@ struct ft_primary {
 	bool holding;                           /* setup has succeeded: nothing leaves unacknowledged */
 	bool breached;                          /* ... but holding is not complete: shut until setup again */
 	uint64_t breach_retry_ns;
-	struct ft_log_limit hold_log, breach_log;
+	struct ft_log_limit hold_log, breach_log, alone_log;
 	bool breach_logged;                     /* the newest one: then its end is, too */
 	bool frozen;                            /* policy freeze: paused because we are cut off */
 
@@ -77,7 +77,6 @@ struct ft_primary {
 	bool guest_ended;                       /* nothing to capture any more: it powered off, or */
 	bool crashed;                           /* its process died */
 	uint64_t outrun_by;                     /* != 0: the generation under which the backup ran the guest on; ours is old */
-	bool alone_logged;
 	uint64_t final_epoch;                   /* planned failover: the last one */
 	uint64_t verify_epoch;                  /* != 0: no later epoch until VERIFIED */
 	struct ft_blob verify_body;

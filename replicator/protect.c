@@ -141,7 +141,7 @@ static void on_lease(void *ctx, uint64_t until_ns)
 {
 	struct protect *pr = ctx;
 
-	if (pr->netbuf && !pr->hushed)
+	if (pr->netbuf)
 		ft_ignore(ft_netbuf_fresh(pr->netbuf, until_ns)); /* a gate that is not renewed closes by itself */
 }
 
@@ -499,16 +499,12 @@ static int take_lock(struct protect *pr)
 
 	if (rc)
 		return rc;
-	pr->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	if (pr->lock_fd < 0) {
-		ft_err("%s: %s", path, strerror(errno));
-		return -errno;
-	}
-	if (flock(pr->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+	rc = ft_lock_file(path, false, &pr->lock_fd);
+	if (rc == -EBUSY)
 		ft_err("%s is protected already by another ft-protect on this host: see ft-ctl status %s", pr->guest, pr->guest);
-		return -EBUSY;
-	}
-	return 0;
+	else if (rc)
+		ft_err("%s: %s", path, strerror(-rc));
+	return rc;
 }
 
 static int load_guest(struct protect *pr)
@@ -542,21 +538,20 @@ static void log_obstacle(void *ctx, const char *line)
 static int check_record(struct protect *pr, void (*obstacle)(void *ctx, const char *line), void *ctx)
 {
 	const char *dir = ft_conf()->state_dir;
-	struct ft_record r = { 0 }, next;
+	struct ft_record *r = &pr->record, next;
 	char line[1024] = "";
 
-	if (ft_record_load(NULL, dir, pr->guest, &r))
+	if (ft_record_load(NULL, dir, pr->guest, r))
 		snprintf(line, sizeof(line), "its durable record %s/%s.record cannot be used", dir, pr->guest);
-	pr->generation = r.generation;
-	next = (struct ft_record){ .generation = r.generation + 1, .role = FT_ROLE_PRIMARY };
-	if (!*line && r.role == FT_ROLE_PRIMARY && *r.peer && strcmp(r.peer, pr->peer))
+	next = (struct ft_record){ .generation = r->generation + 1, .role = FT_ROLE_PRIMARY };
+	if (!*line && r->role == FT_ROLE_PRIMARY && *r->peer && strcmp(r->peer, pr->peer))
 		snprintf(line, sizeof(line), "%s may still start its replica of generation %llu: run ft-protect %s %s and end it "
-			 "in order first (if %s is dead for good, with ft-ctl unprotect --force %s)", r.peer,
-			 (unsigned long long)r.generation, pr->guest, r.peer, r.peer, pr->guest);
-	else if (!*line && !ft_record_allowed(&r, &next))
+			 "in order first (if %s is dead for good, with ft-ctl unprotect --force %s)", r->peer,
+			 (unsigned long long)r->generation, pr->guest, r->peer, r->peer, pr->guest);
+	else if (!*line && !ft_record_allowed(r, &next))
 		snprintf(line, sizeof(line), "the durable record here says %s (generation %llu, peer %s): the guest is that "
-			 "host's; stop the instance here", ft_role_name(r.role), (unsigned long long)r.generation,
-			 *r.peer ? r.peer : "unknown");
+			 "host's; stop the instance here", ft_role_name(r->role), (unsigned long long)r->generation,
+			 *r->peer ? r->peer : "unknown");
 	if (!*line)
 		return 0;
 	obstacle(ctx, line);
@@ -675,7 +670,9 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 	char why[256];
 	int rc;
 
-	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
+	*pr = (struct protect){
+		.guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0),
+	};
 	if (load_guest(pr) || take_lock(pr) || check_record(pr, log_obstacle, pr) || adopt_guard(pr) || ft_tls_check(&tls) ||
 	    ft_qemu_check(&pr->attach, log_obstacle, pr))
 		return FT_END_OBSTACLE;
@@ -749,8 +746,8 @@ static void count_obstacle(void *ctx, const char *line)
 	struct check *ck = ctx;
 
 	printf("obstacle: ");
-	for (; *line; line++)           /* a peer does not get to forge lines */
-		putchar((unsigned char)*line < 0x20 || *line == 0x7f ? '?' : *line);
+	for (; *line; line++)
+		putchar(ft_log_char(*line));
 	putchar('\n');
 	ck->count++;
 }
@@ -781,19 +778,31 @@ static void check_done(struct check *ck, const char *why)
 	ev_break(ck->pr->loop, EVBREAK_ALL);
 }
 
-/* The question: what would WELCOME say to a session of this guest? */
+/* May the peer have run on what this instance sent it? As ft_primary_start sees it, and ft_primary when it is refused. */
+static bool may_be_outrun(const struct protect *pr)
+{
+	return pr->record.role == FT_ROLE_PRIMARY ||
+	       (pr->record.role != FT_ROLE_RUNNING && pr->attach.nr_nics && ft_netbuf_present(pr->guest));
+}
+
+/*
+ * The question: what would WELCOME say to a session of this guest? Any other instance finds a generation that is large
+ * enough by trying, so it asks with one that is larger than all.
+ */
 static void check_up(void *ctx, const char *peer_name)
 {
 	struct check *ck = ctx;
 	const struct protect *pr = ck->pr;
 	const struct ft_primary_config cfg = { .spec_text = pr->spec_text, .facts = pr->facts, .policy = pr->policy };
 	struct ft_wire_hello h = {
-		.flags = FT_HELLO_CHECK, .generation = pr->generation + 1, .nr_pages = pr->attach.memory / FT_PAGE_SIZE,
+		.flags = FT_HELLO_CHECK, .generation = may_be_outrun(pr) ? pr->record.generation + 1 : UINT64_MAX - 1,
+		.nr_pages = pr->attach.memory / FT_PAGE_SIZE,
 	};
 	struct ft_blob body = { 0 };
 
 	(void)peer_name;
-	if (ft_primary_hello(&cfg, &h, &body) || ft_link_send(ck->link, FT_LANE_BULK_NOWAIT, FT_REC_HELLO, body.data, body.len))
+	if (ft_primary_hello(&cfg, &h, &body) ||
+	    ft_link_send(ck->link, FT_LANE_BULK_NOWAIT, FT_REC_HELLO, body.data, body.len))
 		check_done(ck, "the backup cannot be asked");
 	ft_blob_free(&body);
 }
@@ -857,7 +866,9 @@ int protect_check(struct protect *pr, const char *guest, const char *peer)
 	struct check ck = { .pr = pr };
 	struct ft_netbuf_config nb;
 
-	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = conf->policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
+	*pr = (struct protect){
+		.guest = guest, .peer = peer, .policy = conf->policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0),
+	};
 	if (ft_tls_check(&tls))
 		count_obstacle(&ck, "this host's certificate files cannot be used (see the line above)");
 	if (load_guest(pr)) {

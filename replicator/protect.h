@@ -24,7 +24,7 @@ struct protect {
 	struct ft_attach attach;
 	char spec_text[FT_SPEC_TEXT_MAX];
 	char facts[FT_FACTS_MAX];
-	uint64_t generation;            /* of the durable record, before we began */
+	struct ft_record record;        /* the durable one, before we began */
 	char address[256];              /* of the peer: host part */
 
 	/* parts, in the order in which they are made */
@@ -42,7 +42,7 @@ struct protect {
 	struct ft_link *dead_link;      /* closed inside one of its callbacks: freed by @reaper */
 	struct ft_beat *beat;
 	struct ft_beat_config beat_cfg;
-	_Atomic bool hushed;            /* read by the heartbeat thread */
+	bool hushed;                    /* the peer may speak: nothing is released; the gate keeps its own */
 
 	ev_timer timer, alive, display, reaper;
 	ev_io vm_event, guard_event;

@@ -33,12 +33,11 @@ enum ft_wire_reason ft_refuse_guest(const char *guest, int rc, char *why, size_t
 void ft_refuse(struct ft_link *link, const char *guest, enum ft_wire_reason reason, const char *why)
 {
 	struct ft_wire_welcome w = { .reason = reason };
-	uint8_t body[FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX];
-	size_t len = ft_wire_pack_welcome(&w, body), text = strnlen(why, FT_WIRE_TEXT_MAX);
+	uint8_t body[FT_WIRE_WELCOME_MAX];
+	size_t len = ft_wire_pack_welcome_text(&w, why, body);
 
-	memcpy(body + len, why, text);
 	ft_warn("%s: %s", guest, why);
-	ft_ignore(ft_link_send(link, FT_LANE_BULK_NOWAIT, FT_REC_WELCOME, body, len + text)); /* it closes either way */
+	ft_ignore(ft_link_send(link, FT_LANE_BULK_NOWAIT, FT_REC_WELCOME, body, len));  /* it closes either way */
 }
 
 /* --- the process --- */

@@ -18,10 +18,8 @@
 #include "refuse.h"
 
 #include <ev.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -61,7 +59,6 @@ struct standby {
 	ev_io door_event, replica_event, drill_event;
 	ev_timer timer, idle;
 	ev_signal sigterm;
-	bool took_over;
 };
 
 /* --- connections --- */
@@ -114,22 +111,30 @@ static void conn_up(void *ctx, const char *peer)
 	snprintf(c->peer, sizeof(c->peer), "%s", peer);
 }
 
-/* A HELLO makes a connection the session's: whoever only asks (ft-protect --check) disturbs nobody. */
+/* Whoever only asks (ft-protect --check) disturbs nobody. */
+static void conn_check(struct conn *c, const uint8_t *body, size_t len)
+{
+	struct standby *sb = c->sb;
+	uint8_t welcome[FT_WIRE_WELCOME_MAX];
+	const struct ft_attach theirs = sb->theirs;
+	const struct ft_spec spec = sb->spec;
+
+	len = ft_backup_check(sb->backup, body, len, welcome);
+	sb->theirs = theirs;            /* the session's, which may still be building its replica */
+	sb->spec = spec;
+	ft_ignore(ft_link_send(c->link, FT_LANE_BULK_NOWAIT, FT_REC_WELCOME, welcome, len));   /* it closes either way */
+	conn_close(c);
+}
+
+/* A HELLO makes a connection the session's. */
 static void conn_hello(struct conn *c, const uint8_t *body, size_t len)
 {
 	struct standby *sb = c->sb;
-	uint8_t welcome[FT_BACKUP_CHECK_MAX];
-	const struct ft_attach theirs = sb->theirs;
-	const struct ft_spec spec = sb->spec;
 	struct ft_wire_hello h;
 	char why[256];
 
 	if (!ft_wire_unpack_hello(body, len, &h) && h.flags & FT_HELLO_CHECK) {
-		len = ft_backup_check(sb->backup, body, len, welcome);
-		sb->theirs = theirs;            /* the session's, which may still be building its replica */
-		sb->spec = spec;
-		ft_ignore(ft_link_send(c->link, FT_LANE_BULK_NOWAIT, FT_REC_WELCOME, welcome, len));   /* it closes either way */
-		conn_close(c);
+		conn_check(c, body, len);
 		return;
 	}
 	if (!ft_backup_may_link(sb->backup, c->peer)) {
@@ -432,7 +437,6 @@ static int clear_the_way(struct standby *sb, char *why, size_t size)
 static enum ft_wire_reason op_could_prepare(void *ctx, char *why, size_t size)
 {
 	struct standby *sb = ctx;
-
 	int rc;
 
 	if (check_bridges(sb, why, size))
@@ -487,7 +491,6 @@ static void op_took_over(void *ctx, uint64_t generation, uint64_t epoch)
 	struct ft_attach at;
 
 	ev_io_stop(sb->loop, &sb->replica_event);
-	sb->took_over = true;
 	sb->idle.repeat = TAKEN_S;      /* announced by then */
 	ev_timer_again(sb->loop, &sb->idle);
 	ft_info("%s: RUNNING here since epoch %llu, generation %llu", sb->guest, (unsigned long long)epoch,
@@ -512,8 +515,9 @@ static void op_changed(void *ctx, enum ft_backup_state from, enum ft_backup_stat
 
 static const struct ft_backup_ops backup_ops = {
 	.now_ns = op_now, .timer = op_timer, .send = op_send, .disconnect = op_disconnect, .random = op_random,
-	.silence_ms = op_silence_ms, .echo_start = op_echo_start, .echo_arm = op_echo_arm, .echo_stop = op_echo_stop, .life = op_life, .silent = op_silent, .admit = op_admit,
-	.runs_here = op_runs_here, .could_prepare = op_could_prepare, .prepare = op_prepare, .watch_drill = op_watch_drill,
+	.silence_ms = op_silence_ms, .echo_start = op_echo_start, .echo_arm = op_echo_arm, .echo_stop = op_echo_stop,
+	.life = op_life, .silent = op_silent, .admit = op_admit, .runs_here = op_runs_here,
+	.could_prepare = op_could_prepare, .prepare = op_prepare, .watch_drill = op_watch_drill,
 	.took_over = op_took_over, .changed = op_changed,
 };
 
@@ -521,7 +525,7 @@ static const struct ft_backup_ops backup_ops = {
 
 static json_t *status_json(struct standby *sb)
 {
-	const char *accel = !sb->theirs.memory ? NULL : sb->theirs.accel == FT_ACCEL_KVM ? "kvm" : "tcg";
+	const char *accel = sb->theirs.memory ? ft_accel_name(sb->theirs.accel) : NULL;
 	struct ft_backup_status s;
 
 	ft_backup_get_status(sb->backup, &s);
@@ -649,21 +653,15 @@ static int succeed_predecessor(const char *guest)
 
 	if (rc)
 		return rc;
-	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (fd < 0) {
-		rc = -errno;
-		ft_err("%s: %s", path, strerror(-rc));
-		return rc;
-	}
 	sigaction(SIGALRM, &interrupt, NULL);
 	alarm(PREDECESSOR_S);
-	rc = flock(fd, LOCK_EX) < 0 ? -errno : 0;
+	rc = ft_lock_file(path, true, &fd);     /* held until we end */
 	alarm(0);
-	if (rc) {
+	if (rc == -EINTR)
 		ft_err("%s: another ftd --guest %s did not end in %d s: end that process", path, guest, PREDECESSOR_S);
-		close(fd);
-	}
-	return rc;                      /* held until we end */
+	else if (rc)
+		ft_err("%s: %s", path, strerror(-rc));
+	return rc;
 }
 
 int ft_standby_door(const char *guest, char *buf, unsigned long size)

@@ -2,6 +2,7 @@
 /* wire.c - the record table, and each fixed-width record to bytes and back. See ft/wire.h, docs/PROTOCOL.md. */
 #include "ft/wire.h"
 
+#include "ft/disk.h"
 #include "ft/image.h"
 
 enum side { PRIMARY = 1, BACKUP = 2, EITHER = PRIMARY | BACKUP };
@@ -22,13 +23,21 @@ static const struct row {
 	{ FT_REC_HANDOVER,    PRIMARY, 8, 8, "HANDOVER" },
 	{ FT_REC_DRILL,       PRIMARY, 8, 8, "DRILL" },
 	{ FT_REC_VERIFY,      PRIMARY, 16, 8 + 8 * FT_WIRE_HASHES_MAX, "VERIFY" },
-	{ FT_REC_WELCOME,     BACKUP,  FT_WIRE_WELCOME_LEN, FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX, "WELCOME" },
+	{ FT_REC_DISKS,       PRIMARY, FT_DISK_ID_LEN, FT_DISKS_MAX * FT_DISK_ID_LEN, "DISKS" },
+	{ FT_REC_DISK_ASK,    PRIMARY, FT_WIRE_DISK_RANGE_LEN, FT_WIRE_DISK_RANGE_LEN, "DISK_ASK" },
+	{ FT_REC_DISK,        PRIMARY, FT_DISK_BATCH_HDR + 1, FT_DISK_BODY_MAX, "DISK" },
+	{ FT_REC_WELCOME,     BACKUP,  FT_WIRE_WELCOME_LEN, FT_WIRE_WELCOME_MAX, "WELCOME" },
 	{ FT_REC_READY,       BACKUP,  0, 0, "READY" },
 	{ FT_REC_ACK,         BACKUP,  16, 16, "ACK" },
 	{ FT_REC_DISARMED,    BACKUP,  8, 8, "DISARMED" },
 	{ FT_REC_RUNNING,     BACKUP,  8, 8, "RUNNING" },
 	{ FT_REC_DRILLED,     BACKUP,  FT_WIRE_DRILLED_LEN, FT_WIRE_DRILLED_LEN + FT_WIRE_TEXT_MAX, "DRILLED" },
 	{ FT_REC_VERIFIED,    BACKUP,  FT_WIRE_VERIFIED_LEN, FT_WIRE_VERIFIED_LEN, "VERIFIED" },
+	{ FT_REC_DISK_MAP,    BACKUP,  FT_WIRE_DISK_AT_LEN + 8, FT_WIRE_DISK_AT_LEN + 8 * FT_WIRE_MAP_WORDS, "DISK_MAP" },
+	{ FT_REC_DISKS_HERE,  BACKUP,  FT_DISK_ID_LEN, FT_DISKS_MAX * FT_DISK_ID_LEN, "DISKS_HERE" },
+	{ FT_REC_DISK_HASHES, BACKUP,  FT_WIRE_DISK_RANGE_LEN + FT_HASH_LEN,
+	  FT_WIRE_DISK_RANGE_LEN + FT_REGION_GRANULES * FT_HASH_LEN, "DISK_HASHES" },
+	{ FT_REC_DISK_DURABLE, BACKUP, FT_WIRE_DISK_AT_LEN, FT_WIRE_DISK_AT_LEN, "DISK_DURABLE" },
 	{ FT_REC_PING,        EITHER,  8, 8, "PING" },
 	{ FT_REC_PONG,        EITHER,  8, 8, "PONG" },
 	{ FT_REC_ERROR,       EITHER,  4, 4 + FT_WIRE_TEXT_MAX, "ERROR" },
@@ -192,11 +201,19 @@ size_t ft_wire_pack_welcome(const struct ft_wire_welcome *r, uint8_t *buf)
 	return (size_t)(p - buf);
 }
 
+size_t ft_wire_pack_welcome_text(const struct ft_wire_welcome *r, const char *text, uint8_t buf[FT_WIRE_WELCOME_MAX])
+{
+	size_t len = ft_wire_pack_welcome(r, buf), text_len = strnlen(text, FT_WIRE_TEXT_MAX);
+
+	memcpy(buf + len, text, text_len);
+	return len + text_len;
+}
+
 int ft_wire_unpack_welcome(const uint8_t *buf, size_t len, struct ft_wire_welcome *out)
 {
 	const uint8_t *p = buf;
 
-	if (len < FT_WIRE_WELCOME_LEN || len > FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX)
+	if (len < FT_WIRE_WELCOME_LEN || len > FT_WIRE_WELCOME_MAX)
 		return -EPROTO;
 	out->version = get32(&p);
 	out->reason = get32(&p);
@@ -254,6 +271,7 @@ size_t ft_wire_pack_epoch_end(const struct ft_wire_epoch_end *r, uint8_t *buf)
 	put64(&p, r->epoch);
 	put64(&p, r->blocks);
 	put64(&p, r->pages);
+	put64(&p, r->batches);
 	put64(&p, r->checksum);
 	return (size_t)(p - buf);
 }
@@ -267,6 +285,7 @@ int ft_wire_unpack_epoch_end(const uint8_t *buf, size_t len, struct ft_wire_epoc
 	out->epoch = get64(&p);
 	out->blocks = get64(&p);
 	out->pages = get64(&p);
+	out->batches = get64(&p);
 	out->checksum = get64(&p);
 	if (!out->epoch || out->blocks > out->pages)
 		return -EPROTO;
@@ -319,4 +338,56 @@ int ft_wire_unpack_verified(const uint8_t *buf, size_t len, struct ft_wire_verif
 	out->differing = get64(&p);
 	out->first_page = get64(&p);
 	return out->differing > FT_WIRE_HASHES_MAX || out->first_page > FT_WIRE_PAGES_MAX ? -EPROTO : 0;
+}
+
+/* --- disks --- */
+
+size_t ft_wire_pack_disk_at(const struct ft_wire_disk_at *r, uint8_t *buf)
+{
+	uint8_t *p = buf;
+
+	put32(&p, r->disk);
+	put32(&p, 0);
+	put64(&p, r->at);
+	return (size_t)(p - buf);
+}
+
+int ft_wire_unpack_disk_at(const uint8_t *buf, size_t len, struct ft_wire_disk_at *out)
+{
+	const uint8_t *p = buf;
+
+	if (len < FT_WIRE_DISK_AT_LEN || (len - FT_WIRE_DISK_AT_LEN) % 8)
+		return -EPROTO;
+	out->disk = get32(&p);
+	out->pad = get32(&p);
+	out->at = get64(&p);
+	return out->disk >= FT_DISKS_MAX || out->pad ? -EPROTO : 0;
+}
+
+size_t ft_wire_pack_disk_range(const struct ft_wire_disk_range *r, uint8_t *buf)
+{
+	uint8_t *p = buf;
+
+	put32(&p, r->disk);
+	put32(&p, 0);
+	put64(&p, r->region);
+	put64(&p, r->granules);
+	return (size_t)(p - buf);
+}
+
+int ft_wire_unpack_disk_range(const uint8_t *buf, size_t len, struct ft_wire_disk_range *out)
+{
+	const uint8_t *p = buf;
+
+	if (len < FT_WIRE_DISK_RANGE_LEN)
+		return -EPROTO;
+	out->disk = get32(&p);
+	out->pad = get32(&p);
+	out->region = get64(&p);
+	out->granules = get64(&p);
+	if (out->disk >= FT_DISKS_MAX || out->pad || !out->granules || out->region >= ft_disk_regions(FT_DISK_BYTES_MAX))
+		return -EPROTO;
+	/* DISK_ASK ends here, DISK_HASHES has one for each granule. */
+	len -= FT_WIRE_DISK_RANGE_LEN;
+	return len && len != (size_t)__builtin_popcountll(out->granules) * FT_HASH_LEN ? -EPROTO : 0;
 }

@@ -18,6 +18,7 @@ import struct
 import sys
 
 PAGE = 4096
+GRANULE, REGION = 65536, 4 << 20
 HERE = os.path.dirname(os.path.abspath(__file__))
 xxhash = ctypes.CDLL('libxxhash.so.0')
 xxhash.XXH3_64bits.restype = ctypes.c_uint64
@@ -162,7 +163,7 @@ class Epoch:
     def __init__(self, begin):
         self.number, self.base, self.flags = begin['epoch'], begin['base'], begin['flags']
         self.blocks, self.covered, self.bodies = [], set(), []
-        self.pages, self.has_state = 0, False
+        self.pages, self.batches, self.has_state = 0, 0, False
 
 
 class Session:
@@ -172,10 +173,15 @@ class Session:
         self.ram = {}                   # page: bytearray; zero pages are not in it
         self.whole, self.acked = [], 0  # epochs sent whole and not acknowledged; last acknowledged
         self.last = 0                   # last one sent whole, or that of a resume
+        self.disks = self.disks_here = None
+        self.asked = []
+        self.disk_seq, self.acked_seq, self.durable = [0] * 8, [0] * 8, [0] * 8
 
     def ack(self, epoch):
         while self.whole and self.whole[0].number <= epoch:
-            for block in self.whole.pop(0).blocks:
+            e = self.whole.pop(0)
+            self.acked_seq = e.disk_seq
+            for block in e.blocks:
                 for page, how, content in block:
                     self.put(page, how, content)
         self.acked = epoch
@@ -262,6 +268,7 @@ class Checker:
         need(f['epoch'] == s.acked or f['epoch'] in [e.number for e in s.whole], 'resumed at an epoch that was never whole')
         s.ack(f['epoch'])
         s.whole, s.last = [], f['epoch']
+        s.disk_seq, s.asked = list(s.acked_seq), []
 
     def on_firmware(self, *_):
         need(not self.session.firmware, 'second FIRMWARE in a session')
@@ -304,10 +311,11 @@ class Checker:
     def on_epoch_end(self, _, f, __):
         e, s = self.epoch, self.session
         need(e and e.has_state and f['epoch'] == e.number, 'EPOCH_END out of turn')
-        need(f['blocks'] == len(e.blocks) and f['pages'] == e.pages, 'EPOCH_END: counts')
+        need(f['blocks'] == len(e.blocks) and f['pages'] == e.pages and f['batches'] == e.batches,
+             'EPOCH_END: counts')
         need(f['checksum'] == xxh3(b''.join(e.bodies)), 'EPOCH_END: checksum')
         need(not e.flags & 1 or len(e.covered) == s.nr_pages, 'full epoch without every page')
-        e.bodies = []
+        e.bodies, e.disk_seq = [], list(s.disk_seq)
         s.whole.append(e)
         s.last, self.epoch = e.number, None
 
@@ -315,6 +323,63 @@ class Checker:
         s = self.session
         need(f['epoch'] in [e.number for e in s.whole], f'ACK of epoch {f["epoch"]}, which was not sent or is acknowledged')
         s.ack(f['epoch'])
+
+    # disks
+    def on_disks(self, _, f, body):
+        s = self.session
+        need(s.ready and not s.disks and not self.epoch and not s.last, 'DISKS out of turn')
+        s.disks = [self.doc.unpack('DISKS', body[at:at + 32]) for at in range(0, len(body), 32)]
+        need(len(body) % 32 == 0 and all(d['bytes'] <= 1 << 44 and not d['flags'] & ~3 for d in s.disks), 'DISKS: values')
+
+    def on_disk_map(self, _, f, body):
+        s = self.session
+        need(s.disks and not s.disks_here and f['disk'] < len(s.disks), 'DISK_MAP out of turn')
+        need((len(body) - 16) % 8 == 0, 'DISK_MAP: half a word')
+        need((f['region'] + (len(body) - 16) // 8 - 1) * REGION < s.disks[f['disk']]['bytes'], 'DISK_MAP beyond the disk')
+
+    def on_disks_here(self, _, f, body):
+        s = self.session
+        need(s.disks and not s.disks_here and len(body) == 32 * len(s.disks), 'DISKS_HERE out of turn')
+        s.disks_here = [self.doc.unpack('DISKS', body[at:at + 32]) for at in range(0, len(body), 32)]
+
+    def on_disk_ask(self, _, f, __):
+        s = self.session
+        need(self.epoch and self.epoch.flags & 1 and s.disks_here and f['disk'] < len(s.disks), 'DISK_ASK out of turn')
+        last = f['region'] * REGION + (f['granules'].bit_length() - 1) * GRANULE
+        need(f['granules'] and last < s.disks[f['disk']]['bytes'], 'DISK_ASK beyond the disk')
+        s.asked.append((f['disk'], f['region'], f['granules']))
+
+    def on_disk_hashes(self, _, f, body):
+        s = self.session
+        need(s.asked and s.asked.pop(0) == (f['disk'], f['region'], f['granules']), 'DISK_HASHES that nobody asked for')
+        need(len(body) == 24 + 16 * bin(f['granules']).count('1'), 'DISK_HASHES: one hash a granule')
+
+    def on_disk(self, _, f, body):
+        e, s = self.epoch, self.session
+        need(e and not e.has_state and s.disks_here and f['disk'] < len(s.disks), 'DISK out of turn')
+        raw = bytes(body[16:])
+        if f['flags']:
+            out = ctypes.create_string_buffer(f['raw_len'] + 1)
+            n = lz4.LZ4_decompress_safe(raw, out, len(raw), f['raw_len'])
+            need(f['flags'] == 1 and n == f['raw_len'], 'DISK: LZ4')
+            raw = out.raw[:n]
+        need(len(raw) == f['raw_len'] <= 262168, 'DISK: raw_len')
+        at, ops = 0, 0
+        while at < len(raw):
+            need(at + 24 <= len(raw), 'DISK: operation is cut off')
+            seq, offset, length, op = struct.unpack_from('<QQII', raw, at)
+            need(seq > s.disk_seq[f['disk']], f'DISK: operation {seq} after {s.disk_seq[f["disk"]]}')
+            need(op in (1, 2, 3) and offset + length <= s.disks[f['disk']]['bytes'], 'DISK: operation')
+            s.disk_seq[f['disk']] = seq
+            at, ops = at + 24 + (length if op == 1 else 0), ops + 1
+        need(at == len(raw) and ops == f['nr_ops'], 'DISK: operations do not add up')
+        e.bodies.append(body)
+        e.batches += 1
+
+    def on_disk_durable(self, _, f, __):
+        s = self.session
+        need(s.durable[f['disk']] < f['seq'] <= s.disk_seq[f['disk']], 'DISK_DURABLE of what was not sent, or said')
+        s.durable[f['disk']] = f['seq']
 
     # requests
     def on_drill(self, _, f, __):

@@ -10,6 +10,15 @@
 #include "ft/spec.h"
 #include <sys/types.h>
 
+struct ft_attach_disk {                 /* see ft/diskserver.h */
+	char image[FT_SPEC_PATH_MAX];
+	char nbd[FT_SPEC_PATH_MAX];      /* the server's socket for QEMU */
+	char control[FT_SPEC_PATH_MAX];  /* and the one for the mirror, see ft/export.h */
+	bool read_only;
+	pid_t pid;                       /* of the server */
+	uint64_t pid_start;
+};
+
 struct ft_attach {
 	char guest[FT_NAME_MAX + 1];
 	pid_t pid;                       /* of QEMU */
@@ -23,6 +32,8 @@ struct ft_attach {
 	enum ft_accel accel;             /* what really runs: KVM or TCG, never AUTO */
 	char machine[64];                /* resolved versioned machine type */
 	char qemu_version[32];           /* "7.2.22" as QMP reports it */
+	unsigned nr_disks;
+	struct ft_attach_disk disk[FT_DISKS_MAX];
 	unsigned nr_nics;
 	struct {
 		uint8_t mac[6];
@@ -40,5 +51,8 @@ int ft_attach_remove(const char *guest);
 int ft_attach_fill_pid(struct ft_attach *at, pid_t pid) FT_MUST_CHECK;
 /* pidfd of the guest's QEMU after checking pid_start; -ESRCH when it is gone. Caller closes. */
 int ft_attach_pidfd(const struct ft_attach *at) FT_MUST_CHECK;
+/* The same of any process that was told apart by its start. */
+int ft_pid_start(pid_t pid, uint64_t *start) FT_MUST_CHECK;
+int ft_pid_open(pid_t pid, uint64_t start) FT_MUST_CHECK;
 
 #endif

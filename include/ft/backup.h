@@ -85,8 +85,7 @@ void ft_backup_record(struct ft_backup *b, uint32_t type, const uint8_t *body, s
  * What WELCOME would say to a HELLO with FT_HELLO_CHECK, from any link: opens no session, replaces none. Returns the
  * length of the WELCOME body in @out.
  */
-#define FT_BACKUP_CHECK_MAX (FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX)
-size_t ft_backup_check(struct ft_backup *b, const uint8_t *hello, size_t len, uint8_t out[FT_BACKUP_CHECK_MAX]);
+size_t ft_backup_check(struct ft_backup *b, const uint8_t *hello, size_t len, uint8_t out[FT_WIRE_WELCOME_MAX]);
 void ft_backup_replica_died(struct ft_backup *b);
 void ft_backup_drilled(struct ft_backup *b);
 

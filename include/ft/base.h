@@ -58,6 +58,8 @@ void ft_log_divert(void (*sink)(void *ctx, enum ft_log_level level, const char *
  * or an operator elsewhere is to be told. NULL: no more.
  */
 void ft_log_keep(char *why, size_t size);
+/* @c, or '?' for what controls a terminal: peers and guests do not get to forge lines. */
+char ft_log_char(char c);
 void ft_log(enum ft_log_level level, const char *fmt, ...) FT_PRINTF(2, 3);
 void ft_vlog(enum ft_log_level level, const char *fmt, va_list ap) FT_PRINTF(2, 0);
 
@@ -95,6 +97,11 @@ int ft_write_all(int fd, const void *data, size_t len) FT_MUST_CHECK;
 int ft_pwrite_all(int fd, const void *data, size_t len, off_t at) FT_MUST_CHECK;
 int ft_pread_all(int fd, void *data, size_t len, off_t at) FT_MUST_CHECK;      /* -EIO beyond the end */
 int ft_mkdir_p(const char *path, unsigned mode) FT_MUST_CHECK;
+/*
+ * Make @path if need be, never through a symbolic link, and lock it. -EBUSY: somebody else has the lock; with @wait
+ * until he lets go, or a signal comes (-EINTR). It lasts until @fd is closed, so no longer than its process.
+ */
+int ft_lock_file(const char *path, bool wait, int *fd) FT_MUST_CHECK;
 
 /*
  * memcpy for what is many pages long. libc copies that with one `rep movsb`, which some CPUs (Zen 3) do at a

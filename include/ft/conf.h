@@ -50,7 +50,8 @@ struct ft_conf {
 	char run_dir[FT_PATH_MAX];      /* /run/ft */
 	char shm_dir[FT_PATH_MAX];      /* /dev/shm/ft: RAM files */
 	char qemu[FT_PATH_MAX];         /* qemu-system-x86_64, searched in PATH */
-	char libexec_dir[FT_PATH_MAX];  /* ft-guard, ft-preload.so */
+	char nbdkit[FT_PATH_MAX];       /* nbdkit, searched in PATH */
+	char libexec_dir[FT_PATH_MAX];  /* ft-guard, ft-preload.so, nbdkit-ft-plugin.so */
 	char listen[64];                /* "::": an IP address without brackets */
 	uint16_t port;                  /* 7800 */
 	uint16_t heartbeat_port_min, heartbeat_port_max; /* 0: any */

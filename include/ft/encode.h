@@ -3,7 +3,7 @@
  * encode.h - worker threads between capture and the link: chunks in, records out, in epoch order.
  *
  * Chunks of one batch are encoded in parallel; a batch (and so an epoch) is begun only when the one before
- * is through, because both may hold the same page. For each epoch the sink sees EPOCH_BEGIN, PAGES...,
+ * is through, because both may hold the same page. For each epoch the sink sees EPOCH_BEGIN, PAGES and DISK...,
  * STATE, EPOCH_END (wire.h) in this order. Sinks may block (link back-pressure); that stops the workers,
  * then the staging pool, then capture.
  */
@@ -29,6 +29,8 @@ struct ft_encoder_config {
 	 * NULL: only workers emit.
 	 */
 	int (*emit_nowait)(void *ctx, uint32_t type, const void *body, size_t len);
+	/* The next body of a DISK record into @body [FT_DISK_BODY_MAX]: 1, or 0: no more (mirror.h). NULL: no disks. */
+	int (*disks)(void *ctx, uint64_t upto, uint8_t *body, size_t *len);
 	/* EPOCH_END of @epoch was emitted (any thread) - statistics only. May be NULL. */
 	void (*epoch_done)(void *ctx, uint64_t epoch, const struct ft_codec_stats *st);
 	void *ctx;
@@ -43,6 +45,11 @@ void ft_encoder_free(struct ft_encoder *en);
  */
 int ft_encoder_begin(struct ft_encoder *en, uint64_t epoch, uint64_t base, uint32_t flags) FT_MUST_CHECK;
 int ft_encoder_chunk(void *en, struct ft_chunk *c);
+/*
+ * At this place in the epoch: DISK records, as many as cfg.disks gives for @upto. It is called by an encoder thread; what it
+ * returns when it fails stops the stream. -EBUSY: too many are queued; nothing was.
+ */
+int ft_encoder_disks(struct ft_encoder *en, uint64_t upto) FT_MUST_CHECK;
 int ft_encoder_end(struct ft_encoder *en, struct ft_blob *state) FT_MUST_CHECK;
 /*
  * Throw away all that is queued and the epoch begun, give chunks back, forget the shadow: the link is gone.

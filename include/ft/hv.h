@@ -110,8 +110,8 @@ struct ft_replica {
  */
 struct ft_replica_ops {
 	/*
-	 * Load @state (RAM is in place) and run. Once in a life. Returns when the guest runs. Its attach record is there
-	 * before it runs, and gone again when this fails.
+	 * Load @state (RAM is in place; images, too, and let go of by who wrote them) and run. Once in a life. Returns when
+	 * the guest runs. Its attach record is there before it runs, and gone again when this fails.
 	 */
 	int (*start)(struct ft_replica *r, const struct ft_blob *firmware, const struct ft_blob *state);
 	/*
@@ -132,7 +132,10 @@ struct ft_replica_ops {
 int ft_qemu_replica_check(const struct ft_attach *theirs, char *why, size_t size) FT_MUST_CHECK;
 /* Is there memory for one more? 0, or -ENOSPC, logged. */
 int ft_qemu_replica_room(const struct ft_spec *spec) FT_MUST_CHECK;
-/* Build the RAM file and park a QEMU with incoming migration deferred. The reason is logged, and in @why. */
+/*
+ * Build the RAM file and park a QEMU with incoming migration deferred, and the servers of its disks, whose images are
+ * there by now. The reason is logged, and in @why.
+ */
 int ft_qemu_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out,
 			    char *why, size_t size) FT_MUST_CHECK;
 

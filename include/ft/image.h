@@ -28,7 +28,7 @@ void ft_image_free(struct ft_image *im);
 #define FT_EPOCH_DIRECT 2u  /* with FULL: apply blocks as they arrive; the image is no epoch until the end */
 
 /*
- * Order of an epoch: begin, pages..., state, end; anything else is -EPROTO. Whatever fails in begin..end
+ * Order of an epoch: begin, {pages, disk}..., state, end; anything else is -EPROTO. Whatever fails in begin..end
  * discards the epoch: the next call must be a begin. -ENOSPC: the spill file's disk is full.
  *
  * @base is the epoch the pages build on and must be the last whole one (0 with FULL); @epoch > @base: numbers
@@ -37,6 +37,8 @@ void ft_image_free(struct ft_image *im);
  */
 int ft_image_begin(struct ft_image *im, uint64_t epoch, uint64_t base, uint32_t flags) FT_MUST_CHECK;
 int ft_image_pages(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST_CHECK;
+/* A DISK record: counted and summed here, staged by store.h. */
+int ft_image_disk(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST_CHECK;
 int ft_image_state(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST_CHECK;
 /* @body is an EPOCH_END record. 0: whole and verified - may be acknowledged. */
 int ft_image_end(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST_CHECK;

@@ -33,20 +33,24 @@ struct ft_mirror {
 	 */
 	struct ft_output output;
 	unsigned nr_disks;
-	/* The owner's. Wake: something has changed that ask, copied or teardown would tell. */
+	/* The owner's. Wake: something has changed that ask, copied, teardown or, while copying, pending(0) would tell. */
 	void (*wake)(void *ctx);
-	/* A disk is no longer mirrored completely. resumable is false from then on. */
+	/* A disk is no longer mirrored completely. resumable is false until the next copy; the line is for the owner to log. */
 	void (*broken)(void *ctx, const char *why);
 	void *ctx;
 };
 
 struct ft_mirror_ops {
+	/*
+	 * At the start of a session: connects again to what was broken, so that the id is what the export now says, and
+	 * waits for its word for at most a second. A disk that is not there is described as it was last; copy then fails.
+	 */
 	void (*describe)(struct ft_mirror *m, unsigned disk, struct ft_disk_id *out);
 	/* The backup's map says that it may differ here. Before copy. */
 	int (*theirs)(struct ft_mirror *m, unsigned disk, uint64_t region, const uint64_t *word, size_t nr) FT_MUST_CHECK;
 	/*
-	 * A new session: whatever is logged is forgotten (the maps have it as touched), reconnect what was broken, and
-	 * start to compare: all of disk i with all[i], else what either map has as touched.
+	 * A new session: whatever is logged is forgotten (the maps have it as touched), and we start to compare: all of
+	 * disk i with all[i], else what either map has as touched. -ENOTCONN: a disk has broken (describe connects).
 	 */
 	int (*copy)(struct ft_mirror *m, const bool *all) FT_MUST_CHECK;
 	/* The next region whose hashes are wanted, when there is one and not too many are on their way. */
@@ -61,8 +65,9 @@ struct ft_mirror_ops {
 	 */
 	int (*next)(struct ft_mirror *m, uint64_t upto, uint8_t *body, size_t *len);
 	bool (*pending)(struct ft_mirror *m, uint64_t upto);    /* would next have one? */
-	/* The session is resumed: what epochs after @whole carried is taken again. */
+	/* The session is resumed: what epochs after @whole carried is taken again. No next runs meanwhile. -ESTALE: not resumable. */
 	int (*rewind)(struct ft_mirror *m, uint64_t whole) FT_MUST_CHECK;
+	/* Not before the first commit after copy: ops of the copy are freed as they are taken, or it would have to fit in the log. */
 	bool (*resumable)(const struct ft_mirror *m);
 	int (*durable)(struct ft_mirror *m, unsigned disk, uint64_t seq) FT_MUST_CHECK;        /* -EPROTO: never sent */
 	void (*adopted)(struct ft_mirror *m);           /* the backup's first whole epoch of the session is acknowledged */
@@ -79,9 +84,12 @@ struct ft_mirror_config {
 	size_t memory_bound;                    /* of the log, all disks; the rest in a file */
 	uint64_t file_bound;
 	const char *spill_dir;
-	/* Runs in the loop thread's poll: event_fd is readable when wake or broken is due; then call ft_mirror_event. */
+	uint64_t rate_limit;                    /* bytes of the disks that a copy compares in a second; 0: no limit */
 };
-/* Connects to the exports. Logs the disk that cannot be mirrored. */
+/*
+ * Connects to the exports. Logs the disk that cannot be mirrored. Runs in the loop thread's poll: event_fd is readable
+ * when wake or broken is due; then call ft_mirror_event. The mirror goes with output.free or ops.free, which are the same.
+ */
 int ft_mirror_new(const struct ft_mirror_config *cfg, struct ft_mirror **out) FT_MUST_CHECK;
 int ft_mirror_event_fd(const struct ft_mirror *m);
 void ft_mirror_event(struct ft_mirror *m);

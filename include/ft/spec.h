@@ -4,12 +4,14 @@
  *
  * The same file lies on both hosts (/etc/ft/guests/NAME.conf). Each host builds its own QEMU command
  * line from its own copy; a peer sends its spec only to be compared, never to be executed. INI syntax
- * (ini.h): a [guest] section, then one [nic] section per interface.
+ * (ini.h): a [guest] section, then one [disk] section per disk and one [nic] section per interface.
  */
 #ifndef FT_SPEC_H
 #define FT_SPEC_H
 
 #include "ft/base.h"
+#include "ft/disk.h"
+#include "ft/store.h"
 
 #define FT_SPEC_PATH_MAX 256
 #define FT_SPEC_CMDLINE_MAX 1024
@@ -17,10 +19,11 @@
 #define FT_SPEC_TEXT_MAX 16384          /* a longer guest file is refused */
 
 enum ft_accel { FT_ACCEL_AUTO, FT_ACCEL_KVM, FT_ACCEL_TCG };
+const char *ft_accel_name(enum ft_accel a);     /* "auto", "kvm", "tcg" */
 
 /*
- * Legacy is the default: the modern interface alone makes 45 KB of device state per nic (QEMU keeps room for 1,024
- * queues), legacy 1 KB, and every pause serialises it.
+ * Legacy is the default: the modern interface alone makes 45 KB of device state per nic or disk (QEMU keeps room for
+ * 1,024 queues), legacy 1 KB, and every pause serialises it.
  */
 enum ft_virtio { FT_VIRTIO_LEGACY, FT_VIRTIO_MODERN };
 
@@ -28,6 +31,12 @@ struct ft_nic {
 	enum ft_virtio virtio;
 	uint8_t mac[6];                 /* unicast */
 	char bridge[16];                /* IFNAMSIZ; a bridge of this host */
+};
+
+struct ft_disk_spec {
+	char image[FT_SPEC_PATH_MAX];   /* absolute path on this host: raw file or block device */
+	bool read_only;
+	enum ft_virtio virtio;
 };
 
 struct ft_spec {
@@ -40,6 +49,9 @@ struct ft_spec {
 	char kernel[FT_SPEC_PATH_MAX];  /* absolute paths on this host; empty: firmware boots the disk */
 	char initrd[FT_SPEC_PATH_MAX];
 	char cmdline[FT_SPEC_CMDLINE_MAX];
+	enum ft_durability durability;  /* of the replica's disks, where this host keeps one */
+	unsigned nr_disks;
+	struct ft_disk_spec disk[FT_DISKS_MAX];
 	unsigned nr_nics;
 	struct ft_nic nic[FT_SPEC_NICS_MAX];
 };
@@ -55,7 +67,8 @@ int ft_spec_load(const char *guest, struct ft_spec *out) FT_MUST_CHECK;
 int ft_spec_format(const struct ft_spec *spec, char *buf, size_t size) FT_MUST_CHECK;
 /*
  * Can a replica built from @mine continue a guest started from @theirs? 0, or -ENOEXEC with one line
- * in @why naming the first key that differs (bridge and path names may differ, MACs may not).
+ * in @why naming the first key that differs (bridge and path names and durability may differ, MACs may not; sizes of
+ * disks are the store's to compare).
  */
 int ft_spec_compatible(const struct ft_spec *mine, const struct ft_spec *theirs, char *why, size_t size) FT_MUST_CHECK;
 

@@ -28,6 +28,7 @@
 #define FT_WIRE_FACTS_MAX 4096u
 #define FT_WIRE_HASHES_MAX (4u << 20)   /* in VERIFY: 4 TiB of RAM */
 #define FT_WIRE_PAGES_MAX (1ull << 30)  /* of a guest: 4 TiB */
+#define FT_WIRE_MAP_WORDS 8192u         /* in one DISK_MAP */
 #define FT_WIRE_SILENCE_MAX_MS 3600000u
 
 enum ft_rec_type {
@@ -125,11 +126,12 @@ struct ft_wire_epoch_begin {            /* 24 bytes */
 	uint32_t pad;
 };
 
-struct ft_wire_epoch_end {              /* 32 bytes */
+struct ft_wire_epoch_end {              /* 40 bytes */
 	uint64_t epoch;
 	uint64_t blocks;                /* PAGES records in this epoch */
 	uint64_t pages;                 /* pages in them */
-	uint64_t checksum;              /* XXH3-64 over all PAGES bodies and the STATE body, in order */
+	uint64_t batches;               /* DISK records in this epoch */
+	uint64_t checksum;              /* XXH3-64 over all PAGES, DISK and STATE bodies, in order */
 };
 
 struct ft_wire_drilled {                /* 16 bytes */
@@ -140,6 +142,17 @@ struct ft_wire_verified {               /* 24 bytes */
 	uint64_t epoch;
 	uint64_t differing;             /* how many hash units differ */
 	uint64_t first_page;            /* of the first one */
+};
+
+struct ft_wire_disk_at {                /* 16 bytes: DISK_MAP (@at: first region), DISK_DURABLE (seq) */
+	uint32_t disk, pad;
+	uint64_t at;
+};
+
+struct ft_wire_disk_range {             /* 24 bytes: DISK_ASK, DISK_HASHES */
+	uint32_t disk, pad;
+	uint64_t region;
+	uint64_t granules;              /* of the region, one bit each; not 0 */
 };
 
 /* 0, or -EPROTO when @type is unknown, came from the wrong side, or @len is out of its range. */
@@ -161,12 +174,20 @@ FT_WIRE_CODEC(epoch_begin);
 FT_WIRE_CODEC(epoch_end);
 FT_WIRE_CODEC(drilled);
 FT_WIRE_CODEC(verified);
+FT_WIRE_CODEC(disk_at);
+FT_WIRE_CODEC(disk_range);
 #undef FT_WIRE_CODEC
 #define FT_WIRE_HELLO_LEN 56u
 #define FT_WIRE_WELCOME_LEN 56u
+#define FT_WIRE_WELCOME_MAX (FT_WIRE_WELCOME_LEN + FT_WIRE_TEXT_MAX)
 #define FT_WIRE_EPOCH_BEGIN_LEN 24u
-#define FT_WIRE_EPOCH_END_LEN 32u
+#define FT_WIRE_EPOCH_END_LEN 40u
 #define FT_WIRE_DRILLED_LEN 16u
 #define FT_WIRE_VERIFIED_LEN 24u
+#define FT_WIRE_DISK_AT_LEN 16u
+#define FT_WIRE_DISK_RANGE_LEN 24u
+
+/* A whole WELCOME: as much of @text as may follow. Returns its length. */
+size_t ft_wire_pack_welcome_text(const struct ft_wire_welcome *r, const char *text, uint8_t buf[FT_WIRE_WELCOME_MAX]);
 
 #endif

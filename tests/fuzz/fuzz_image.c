@@ -26,7 +26,7 @@ static struct model {
 	uint8_t applied[RAM_BYTES];
 	uint64_t epoch, whole_epoch;
 	bool in_epoch, usable, held, direct, torn;
-	uint64_t blocks, pages;
+	uint64_t blocks, pages, batches;
 	XXH3_state_t *sum;
 } m;
 
@@ -84,7 +84,7 @@ static void begin(struct ft_image *im, struct input *in)
 	m.in_epoch = true;
 	m.direct = flags & FT_EPOCH_DIRECT;
 	m.epoch = epoch;
-	m.blocks = m.pages = 0;
+	m.blocks = m.pages = m.batches = 0;
 	XXH3_64bits_reset(m.sum);
 	memcpy(m.open, m.whole, RAM_BYTES);
 }
@@ -135,6 +135,20 @@ static void good_pages(struct ft_image *im, struct input *in)
 	pages(im, block, 10 + payload);
 }
 
+static void disk(struct ft_image *im, struct input *in)
+{
+	const uint8_t *p;
+	size_t len = bytes(in, &p);
+
+	if (ft_image_disk(im, p, len)) {
+		lost();
+		return;
+	}
+	must(m.in_epoch);
+	m.batches++;
+	XXH3_64bits_update(m.sum, p, len);
+}
+
 static void state(struct ft_image *im, struct input *in)
 {
 	const uint8_t *p;
@@ -158,7 +172,7 @@ static void end(struct ft_image *im, const uint8_t *body, size_t len)
 		return;
 	}
 	must(m.in_epoch && !ft_wire_unpack_epoch_end(body, len, &e));
-	must(e.epoch == m.epoch && e.blocks == m.blocks && e.pages == m.pages && e.checksum == XXH3_64bits_digest(m.sum));
+	must(e.epoch == m.epoch && e.blocks == m.blocks && e.pages == m.pages && e.batches == m.batches && e.checksum == XXH3_64bits_digest(m.sum));
 	m.in_epoch = false;
 	m.usable = true;
 	m.whole_epoch = m.epoch;
@@ -172,7 +186,7 @@ static void end(struct ft_image *im, const uint8_t *body, size_t len)
 
 static void good_end(struct ft_image *im)
 {
-	struct ft_wire_epoch_end e = { m.epoch, m.blocks, m.pages, XXH3_64bits_digest(m.sum) };
+	struct ft_wire_epoch_end e = { m.epoch, m.blocks, m.pages, m.batches, XXH3_64bits_digest(m.sum) };
 	uint8_t body[FT_WIRE_EPOCH_END_LEN];
 
 	end(im, body, ft_wire_pack_epoch_end(&e, body));
@@ -203,7 +217,7 @@ static void step(struct ft_image *im, struct input *in)
 	const uint8_t *p;
 	size_t len;
 
-	switch (byte(in) % 10) {
+	switch (byte(in) % 11) {
 	case 0: begin(im, in); break;
 	case 1: len = bytes(in, &p), pages(im, p, len); break;
 	case 2: good_pages(im, in); break;
@@ -214,6 +228,7 @@ static void step(struct ft_image *im, struct input *in)
 	case 7: m.held = !m.held, ft_image_hold(im, m.held); break;
 	case 8: ft_image_discard_partial(im), lost(); break;
 	case 9: forget(im); break;
+	case 10: disk(im, in); break;
 	}
 }
 

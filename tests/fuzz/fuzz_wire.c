@@ -28,6 +28,8 @@ static void unpack(const struct ft_recbuf *rec)
 	case FT_REC_EPOCH_END: ROUND_TRIP(epoch_end, body, len); break;
 	case FT_REC_DRILLED: ROUND_TRIP(drilled, body, len); break;
 	case FT_REC_VERIFIED: ROUND_TRIP(verified, body, len); break;
+	case FT_REC_DISK_DURABLE: ROUND_TRIP(disk_at, body, len); break;
+	case FT_REC_DISK_ASK: ROUND_TRIP(disk_range, body, len); break;
 	case FT_REC_ERROR: (void)strlen(ft_wire_reason_text(ft_le32(body))); break;
 	default: break;
 	}

@@ -1,13 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# mkguest.sh DIR - make DIR/vmlinuz and DIR/initrd.img, the guest of the demo and of the host tests.
-# From distribution packages only: Debian's cloud kernel, busybox-static, Redis; and tests/guest/.
+# mkguest.sh DIR - make DIR/vmlinuz and DIR/initrd.img, the guest of the demo and of the host tests, and
+# DIR/initrd-disk.img for guests with disks, which also has e2fsprogs and sqlite3 (and takes longer to unpack).
+# From distribution packages only: Debian's cloud kernel, busybox-static, Redis ...; and tests/guest/.
 set -eu
 src=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:?usage: mkguest.sh DIR}
 # A dependency comes before what needs it. What is built into the kernel has no file and is left out.
 modules="virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover
- virtio_net virtio_blk ipv6 evdev button"
+ virtio_net virtio_blk crc16 crc32c_generic mbcache jbd2 ext4 ipv6 evdev button"
 
 need() {
 	command -v "$1" >/dev/null || { echo "mkguest.sh: $1 is missing; run scripts/deps.sh check" >&2; exit 1; }
@@ -34,7 +35,13 @@ copy_module() {
 	echo "$1" >>"$root/modules/order"
 }
 
-for tool in busybox redis-server cpio cc; do need $tool; done
+pack() {
+	(cd "$root" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$out/initrd.tmp"
+	mv "$out/initrd.tmp" "$out/$1"
+}
+
+PATH=$PATH:/usr/sbin:/sbin
+for tool in busybox redis-server cpio cc mke2fs e2fsck sqlite3; do need $tool; done
 kernel=$("$src/kernel.sh")
 
 mkdir -p "$out"
@@ -47,11 +54,12 @@ chmod 755 "$root/init"
 copy_with_libraries "$(command -v redis-server)" redis-server
 # What acpid runs when somebody presses the power button.
 mkdir -p "$root/etc/acpi/PWRF"
-printf '#!/bin/busybox sh\nexec poweroff -f\n' >"$root/etc/acpi/PWRF/00000080"
+cp "$src/guest/power-button" "$root/etc/acpi/PWRF/00000080"
 chmod 755 "$root/etc/acpi/PWRF/00000080"
 for m in $modules; do copy_module "$m"; done
 ${CC:-cc} -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -static -pthread -o "$root/bin/agent" "$src/guest/agent.c"
 strip "$root/bin/agent"
-(cd "$root" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$out/initrd.tmp"
 cp "$kernel/vmlinuz" "$out/vmlinuz"
-mv "$out/initrd.tmp" "$out/initrd.img"
+pack initrd.img
+for program in mke2fs e2fsck sqlite3; do copy_with_libraries "$(command -v $program)" $program; done
+pack initrd-disk.img

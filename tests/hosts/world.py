@@ -39,7 +39,7 @@ WORLDS, WORLDS_RAM = os.path.join(BUILD, 'world'), '/dev/shm/ft-worlds'
 PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 ENVIRONMENT = {**{k: v for k, v in os.environ.items() if k.startswith(('FT_', 'ASAN_', 'UBSAN_', 'TSAN_'))}, 'PATH': PATH}
 LAN4, LAN6, REPL4, REPL6 = '10.77.0.', 'fd77::', '10.78.0.', 'fd78::'
-CONTROL_PORT, ECHO_PORT = 7001, 7002
+CONTROL_PORT, ECHO_PORT, SHELL_PORT = 7001, 7002, 7004
 LIBC, CLONE_NEWNET = ctypes.CDLL(None, use_errno=True), 0x40000000
 
 
@@ -278,17 +278,25 @@ class Host(Node):
 # ---- what a guest is ----
 
 class Guest:
-    def __init__(self, name, number, memory_mb=256, vcpus=2):
-        self.name, self.memory_mb, self.vcpus = name, memory_mb, vcpus
+    """With `disk_mb` it has an ext4 file system on its first disk, and Redis keeps its data there."""
+
+    def __init__(self, name, number, memory_mb=256, vcpus=2, disk_mb=0):
+        self.name, self.memory_mb, self.vcpus, self.disk_mb = name, memory_mb, vcpus, disk_mb
         self.mac = f'52:54:00:77:00:{number:02x}'
         self.ip4, self.ip6 = f'{LAN4}{number}', f'{LAN6}{number:x}'
+        self.image = f'/var/lib/images/{name}.img'      # on each host
 
     def file(self):
+        disk = f'[disk]\nimage = {self.image}\n' if self.disk_mb else ''
         return (f'[guest]\nname = {self.name}\nmemory = {self.memory_mb}M\nvcpus = {self.vcpus}\n'
-                f'kernel = /srv/vmlinuz\ninitrd = /srv/initrd.img\n'
+                f'kernel = /srv/vmlinuz\ninitrd = /srv/initrd{"-disk" if disk else ""}.img\n'
                 f'cmdline = console=ttyS0 quiet nokaslr panic=5 clocksource=hpet tsc=unstable '
-                f'ft.ip4={self.ip4}/24 ft.ip6={self.ip6}/64\n'
-                f'[nic]\nmac = {self.mac}\nbridge = br0\n')
+                f'ft.ip4={self.ip4}/24 ft.ip6={self.ip6}/64{" ft.disk=ext4 ft.redis=aof" if disk else ""}\n'
+                f'{disk}[nic]\nmac = {self.mac}\nbridge = br0\n')
+
+    def make_image(self, host):
+        """Empty; the guest formats it."""
+        host.run(f'mkdir -p {os.path.dirname(self.image)} && truncate -s {self.disk_mb}M {self.image}')
 
 
 GUESTS = {'vm1': Guest('vm1', 0x0a), 'vm2': Guest('vm2', 0x0b)}
@@ -468,6 +476,15 @@ class World:
         with self._socket_at(self.client, socket.AF_INET, socket.SOCK_DGRAM) as s:
             s.sendto(command.encode(), (self.guests[guest].ip4, CONTROL_PORT))
 
+    def shell(self, guest, script, limit=60):
+        """What a shell script in a guest with a disk prints; its errors, too."""
+        with self._socket_at(self.client, socket.AF_INET, socket.SOCK_STREAM) as s:
+            s.settimeout(limit)
+            s.connect((self.guests[guest].ip4, SHELL_PORT))
+            s.sendall(f'exec 2>&1\n{script}\n'.encode())
+            s.shutdown(socket.SHUT_WR)
+            return b''.join(iter(lambda: s.recv(65536), b'')).decode(errors='replace')
+
     @staticmethod
     def _socket_at(node, family, kind):
         """A socket of the node's network in this process."""
@@ -485,6 +502,8 @@ class World:
         return made[0]
 
     def start_guest(self, host, guest):
+        if self.guests[guest].disk_mb and not os.path.exists(host.path(self.guests[guest].image)):
+            self.guests[guest].make_image(host)
         host.run(f'ft-guest start {guest}', 60)
         self.wait_guest(guest)
 

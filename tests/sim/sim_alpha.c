@@ -62,9 +62,9 @@ static bool lose_half(struct sim *s, uint32_t type, const uint8_t *body, size_t 
 	} else if (type == FT_REC_EPOCH_END) {
 		ft_put64(end + 8, sim_forge.blocks);
 		ft_put64(end + 16, sim_forge.pages);
-		ft_put64(end + 24, XXH3_64bits_digest(&sim_forge.sum));
+		ft_put64(end + 32, XXH3_64bits_digest(&sim_forge.sum));
 	}
-	if (type == FT_REC_PAGES || type == FT_REC_STATE)
+	if (type == FT_REC_PAGES || type == FT_REC_DISK || type == FT_REC_STATE)
 		XXH3_64bits_update(&sim_forge.sum, body, len);
 	return false;
 }
@@ -72,7 +72,7 @@ static bool lose_half(struct sim *s, uint32_t type, const uint8_t *body, size_t 
 static int a_send(void *ctx, uint32_t type, const void *body, size_t len)
 {
 	struct sim *s = ctx;
-	uint8_t forged[32];
+	uint8_t forged[FT_WIRE_EPOCH_END_LEN];
 
 	if (sim_dies_here(s, &s->a) || !s->conn || !s->a_link)
 		return -EPIPE;

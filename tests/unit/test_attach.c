@@ -27,6 +27,7 @@ static struct ft_attach sample(pid_t pid)
 	struct ft_attach at = {
 		.guest = "vm1", .qmp = "/run/q", .qmp_guard = "/run/g", .qmp_state = "/run/s", .ram = "/dev/shm/r", .memory = 64 << 20,
 		.preload = "/run/p", .accel = FT_ACCEL_TCG, .machine = "pc-i440fx-7.2", .qemu_version = "7.2.22",
+		.nr_disks = 1, .disk = { { .image = "/img", .nbd = "/run/n", .control = "/run/c", .read_only = true, .pid = 7, .pid_start = 8 } },
 		.nr_nics = 1, .nic = { { .mac = { 0x52, 0x54, 0, 1, 2, 0xff }, .tap = "ft0", .bridge = "br0" } },
 	};
 
@@ -120,6 +121,12 @@ TEST(a_record_that_does_not_follow_the_schema_is_refused)
 		{ "52:54:00:01:02:ff", "52:54:00:01:02:ff:00", "'mac' must be" },
 		{ "\"tap\": \"ft0\"", "\"tap\": \"0123456789abcdef\"", "'tap' must be" },
 		{ "\"tap\": \"ft0\"", "\"tap\": \"ft0\", \"x\": 1", "'nics' must be" },
+		{ "\"image\": \"/img\"", "\"image\": \"img\"", "'image' must be" },
+		{ "\"nbd\": \"/run/n\"", "\"nbd\": 1", "'nbd' must be" },
+		{ "\"read_only\": true", "\"read_only\": 1", "'read_only' must be" },
+		{ "\"pid\": 7", "\"pid\": 0", "'pid' must be" },
+		{ "\"image\": \"/img\"", "\"image\": \"/img\", \"x\": 1", "'disks' must be" },
+		{ "\"disks\": [", "\"disks\": 3, \"d\": [", "'disks' must be" },
 		{ "{\n", "{\n\"extra\": 1,\n", "free of unknown keys" },
 		{ "{\n", "{\n\"guest\": \"vm1\",\n", "duplicate" },
 		{ "{\n", "[", "attach:" },

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
+#include "ft/disk.h"
 #include "ft/encode.h"
 #include "ft/fake.h"
 #include "ft/image.h"
@@ -27,9 +28,11 @@ struct rig {
 	pthread_mutex_t lock;
 	pthread_cond_t moved;
 	uint64_t done;                  /* newest whole epoch at the other end */
+	bool disks;
 	bool stuck, down;               /* emit blocks; emit fails */
 	unsigned fail_after;            /* records until the link goes down; 0: never */
 	uint64_t records, emitters, nowait, epochs_done;
+	uint64_t disks_given, disks_of, disks_seen;     /* DISK bodies of an epoch: its number modulo 4 */
 	unsigned refuse;                /* emit_nowait says -EAGAIN each so many records; 0: never */
 	pthread_t caller;
 };
@@ -42,14 +45,20 @@ static int receive(struct rig *r, uint32_t type, const void *body, size_t len)
 	CHECK_OK(ft_wire_check(type, len, true));
 	switch (type) {
 	case FT_REC_EPOCH_BEGIN:
+		r->disks_seen = 0;
 		CHECK_OK(ft_wire_unpack_epoch_begin(body, len, &b));
 		return ft_image_begin(r->im, b.epoch, b.base, b.flags);
 	case FT_REC_PAGES:
 		return ft_image_pages(r->im, body, len);
+	case FT_REC_DISK:
+		r->disks_seen++;
+		return ft_image_disk(r->im, body, len);
 	case FT_REC_STATE:
 		return ft_image_state(r->im, body, len);
 	}
 	rc = ft_image_end(r->im, body, len);
+	if (r->disks)
+		CHECK_EQ(r->disks_seen, ft_image_whole_epoch(r->im) % 4);
 	ft_image_commit(r->im);
 	CHECK(ft_fake_replica_digest(r->replica, ft_image_applied_state(r->im)) == r->digest[ft_image_applied_epoch(r->im) % 512]);
 	return rc;
@@ -92,6 +101,21 @@ static int emit_nowait(void *ctx, uint32_t type, const void *body, size_t len)
 	return emit(ctx, type, body, len);
 }
 
+static int give_disks(void *ctx, uint64_t upto, uint8_t *body, size_t *len)
+{
+	struct rig *r = ctx;
+
+	if (r->disks_of != upto)
+		r->disks_given = 0;
+	r->disks_of = upto;
+	if (r->disks_given == upto % 4)
+		return 0;
+	r->disks_given++;
+	memset(body, (int)upto, FT_DISK_BATCH_HDR + 100);
+	*len = FT_DISK_BATCH_HDR + 100;
+	return 1;
+}
+
 static void epoch_done(void *ctx, uint64_t epoch, const struct ft_codec_stats *st)
 {
 	struct rig *r = ctx;
@@ -103,7 +127,7 @@ static void epoch_done(void *ctx, uint64_t epoch, const struct ft_codec_stats *s
 struct opts {
 	unsigned threads;
 	size_t staging;
-	bool nowait, no_shadow;
+	bool nowait, no_shadow, disks;
 	unsigned refuse;
 };
 
@@ -112,6 +136,7 @@ static void rig_init(struct rig *r, const struct opts *o)
 	struct ft_encoder_config ecfg = {
 		.threads = o->threads, .nr_pages = NR_PAGES, .shadow = !o->no_shadow, .emit = emit,
 		.emit_nowait = o->nowait ? emit_nowait : NULL, .epoch_done = epoch_done, .ctx = r,
+		.disks = o->disks ? give_disks : NULL,
 	};
 	struct ft_image_config icfg = {
 		.nr_pages = NR_PAGES, .staging_bound = 64 << 20, .spill_dir = ft_test_dir(), .state_max = 4096,
@@ -121,6 +146,7 @@ static void rig_init(struct rig *r, const struct opts *o)
 	r->cfg = (struct ft_fake_config){ .nr_pages = NR_PAGES, .seed = 3 };
 	r->caller = pthread_self();
 	r->refuse = o->refuse;
+	r->disks = o->disks;
 	pthread_mutex_init(&r->lock, NULL);
 	pthread_cond_init(&r->moved, NULL);
 	CHECK_OK(ft_fake_guest_new(&r->cfg, &r->guest));
@@ -163,6 +189,8 @@ static int run_epoch(struct rig *r, unsigned steps)
 	rc = ft_encoder_begin(r->en, r->epoch + 1, r->base, r->base ? 0 : FT_EPOCH_FULL);
 	if (!rc)
 		rc = ft_capture_epoch(r->vm, r->st, r->epoch + 1, 10000, &r->dirty, &sink, &state, &stats);
+	if (!rc && r->disks)
+		rc = ft_encoder_disks(r->en, r->epoch + 1);
 	if (!rc) {
 		/* The other end may look at this as soon as the end is queued. */
 		pthread_mutex_lock(&r->lock);
@@ -232,6 +260,12 @@ TEST(what_the_caller_cannot_send_at_once_a_worker_sends)
 {
 	for (unsigned refuse = 1; refuse < 6; refuse++)
 		many_epochs(&(struct opts){ .threads = 2, .nowait = true, .refuse = refuse }, 60);
+}
+
+TEST(disk_records_leave_in_their_epoch_and_are_summed)
+{
+	many_epochs(&(struct opts){ .threads = 0, .disks = true }, 60);
+	many_epochs(&(struct opts){ .threads = 4, .nowait = true, .disks = true }, 200);
 }
 
 TEST(without_a_shadow_nothing_is_a_delta)

@@ -166,6 +166,15 @@ TEST_TIMEOUT(a_guest_starts_answers_and_leaves_nothing_behind, 120)
 	ft_qemu_cleanup(&at);
 }
 
+/* What a child finds out. */
+static struct ft_attach *shared_record(void)
+{
+	void *p = mmap(NULL, sizeof(struct ft_attach), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(p != MAP_FAILED);
+	return p;
+}
+
 static unsigned count_fds(pid_t pid)
 {
 	char path[64];
@@ -176,7 +185,7 @@ static unsigned count_fds(pid_t pid)
 
 TEST_TIMEOUT(qemu_is_nobodys_child_and_inherits_no_descriptor, 120)
 {
-	struct ft_attach at, *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct ft_attach at, *shared = shared_record();
 	unsigned before;
 	pid_t pid;
 
@@ -268,7 +277,7 @@ TEST_TIMEOUT(a_scratch_guest_has_no_network_and_no_memory_of_its_own, 120)
 
 TEST_TIMEOUT(a_scratch_guest_dies_with_its_starter, 120)
 {
-	struct ft_attach *at = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct ft_attach *at = shared_record();
 	struct pollfd p = { .events = POLLIN };
 	pid_t pid;
 	int go[2];

@@ -29,8 +29,9 @@ TEST(every_key_arrives)
 	static const uint8_t mac2[6] = { 0x02, 0xab, 0xcd, 0xef, 0, 9 };
 
 	CHECK_OK(parse("[guest]\r\nname = vm1\r\nmemory = 4G\nvcpus = 8\naccel = tcg\nmachine = pc-q35-7.2\ncpu = max,-avx2\n"
-		       "kernel = /boot/vmlinuz\ninitrd = /boot/initrd\ncmdline = a=b c=\"d # e\" ; f\n"
-		       "[nic]\nmac = 52:54:00:00:00:01\nbridge = br0\n[nic]\nbridge = br-lan.7\nmac = 02:AB:cd:ef:00:09\nvirtio = modern"));
+		       "kernel = /boot/vmlinuz\ninitrd = /boot/initrd\ndurability = journal\ncmdline = a=b c=\"d # e\" ; f\n"
+		       "[nic]\nmac = 52:54:00:00:00:01\nbridge = br0\n[nic]\nbridge = br-lan.7\nmac = 02:AB:cd:ef:00:09\nvirtio = modern\n"
+		       "[disk]\nimage = /srv/a b,c.img\n[disk]\nread-only = yes\nvirtio = modern\nimage = /dev/vg/x"));
 	CHECK_EQ(s.memory, 4ull << 30);
 	CHECK_EQ(s.vcpus, 8);
 	CHECK_EQ(s.accel, FT_ACCEL_TCG);
@@ -45,6 +46,14 @@ TEST(every_key_arrives)
 	CHECK_EQ(s.nic[1].virtio, FT_VIRTIO_MODERN);
 	CHECK_STR(s.nic[1].bridge, "br-lan.7");
 	CHECK(!memcmp(s.nic[1].mac, mac2, 6));
+	CHECK_EQ(s.durability, FT_DURABILITY_JOURNAL);
+	CHECK_EQ(s.nr_disks, 2);
+	CHECK_STR(s.disk[0].image, "/srv/a b,c.img");
+	CHECK(!s.disk[0].read_only);
+	CHECK_EQ(s.disk[0].virtio, FT_VIRTIO_LEGACY);
+	CHECK_STR(s.disk[1].image, "/dev/vg/x");
+	CHECK(s.disk[1].read_only);
+	CHECK_EQ(s.disk[1].virtio, FT_VIRTIO_MODERN);
 }
 
 TEST(what_is_formatted_parses_to_the_same_guest)
@@ -52,7 +61,8 @@ TEST(what_is_formatted_parses_to_the_same_guest)
 	struct ft_spec first;
 	char text[4096], again[4096];
 
-	CHECK_OK(parse(GUEST "vcpus = 2\naccel = kvm\nkernel = /k\ncmdline = x\n[nic]\nmac = 52:54:00:00:00:01\nbridge = br0\n"));
+	CHECK_OK(parse(GUEST "vcpus = 2\naccel = kvm\nkernel = /k\ncmdline = x\ndurability = journal\n[nic]\nmac = 52:54:00:00:00:01\n"
+		       "bridge = br0\n[disk]\nimage = /a\nvirtio = modern\n[disk]\nimage = /b\nread-only = yes\n"));
 	first = s;
 	CHECK(ft_spec_format(&first, text, sizeof(text)) > 0);
 	CHECK_OK(parse(text));
@@ -89,7 +99,13 @@ TEST(hostile_files_are_refused_by_line)
 		{ GUEST "initrd = /x\n", "needs a 'kernel'" },
 		{ GUEST "cmdline = x\n", "needs a 'kernel'" },
 		{ GUEST "disk = /x\n", "knows no key 'disk'" },
-		{ GUEST "[disk]\n", "no section [disk]" },
+		{ GUEST "[disc]\n", "no section [disc]" },
+		{ GUEST "[disk]\n", "[disk] number 1 has no 'image'" },
+		{ GUEST "[disk]\nimage = disk.img\n", "absolute path" },
+		{ GUEST "[disk]\nimage = /x\nread-only = maybe\n", "yes or no" },
+		{ GUEST "[disk]\nimage = /x\nvirtio = ide\n", "legacy, modern" },
+		{ GUEST "[disk]\nimage = /x\n[disk]\nimage = /x\n", "[disk] number 2 has the same 'image' as number 1" },
+		{ GUEST "durability = never\n", "memory, journal" },
 		{ GUEST "[nic]\n", "[nic] number 1 has no 'mac'" },
 		{ GUEST "[nic]\nmac = 52:54:00:00:00:01\n", "[nic] number 1 has no 'bridge'" },
 		{ GUEST "[nic]\nmac = 53:54:00:00:00:01\n", "unicast" },
@@ -119,6 +135,11 @@ TEST(bounds_hold)
 		n += (size_t)sprintf(text + n, "[nic]\nmac = 52:54:00:00:00:0%u\nbridge = b\n", i);
 	CHECK_EQ(parse(text), -EINVAL);
 	CHECK(ft_test_logged("more than 8 [nic] sections"));
+	n = (size_t)sprintf(text, GUEST);
+	for (unsigned i = 0; i < 9; i++)
+		n += (size_t)sprintf(text + n, "[disk]\nimage = /%u\n", i);
+	CHECK_EQ(parse(text), -EINVAL);
+	CHECK(ft_test_logged("more than 8 [disk] sections"));
 	n = (size_t)sprintf(text, GUEST "kernel = /k\ncmdline = ");
 	memset(text + n, 'x', FT_SPEC_CMDLINE_MAX);
 	text[n + FT_SPEC_CMDLINE_MAX] = 0;
@@ -167,6 +188,27 @@ TEST(a_replica_must_be_the_same_machine_but_may_have_its_own_paths)
 		CHECK_OK(parse(cases[i].theirs));
 		theirs = s;
 		CHECK_EQ(ft_spec_compatible(&mine, &theirs, why, sizeof(why)), cases[i].key ? -ENOEXEC : 0);
+		if (cases[i].key && !strstr(why, cases[i].key))
+			ft_test_fail(__FILE__, __LINE__, "case %u: \"%s\" does not name %s", i, why, cases[i].key);
+	}
+}
+
+TEST(disks_of_a_replica_may_lie_elsewhere_but_are_as_many_and_of_the_same_kind)
+{
+	static const struct { const char *theirs, *key; } cases[] = {
+		{ GUEST "durability = journal\n[disk]\nimage = /x\n[disk]\nimage = /y\nread-only = yes\n", NULL },
+		{ GUEST "[disk]\nimage = /a\n", "number of [disk] sections" },
+		{ GUEST "[disk]\nimage = /a\n[disk]\nimage = /b\n", "'read-only' of [disk] number 2" },
+		{ GUEST "[disk]\nimage = /a\nvirtio = modern\n[disk]\nimage = /b\nread-only = yes\n", "'virtio' of [disk] number 1" },
+	};
+	struct ft_spec mine;
+	char why[160];
+
+	CHECK_OK(parse(GUEST "[disk]\nimage = /a\n[disk]\nimage = /b\nread-only = yes\n"));
+	mine = s;
+	for (unsigned i = 0; i < FT_ARRAY_LEN(cases); i++) {
+		CHECK_OK(parse(cases[i].theirs));
+		CHECK_EQ(ft_spec_compatible(&mine, &s, why, sizeof(why)), cases[i].key ? -ENOEXEC : 0);
 		if (cases[i].key && !strstr(why, cases[i].key))
 			ft_test_fail(__FILE__, __LINE__, "case %u: \"%s\" does not name %s", i, why, cases[i].key);
 	}

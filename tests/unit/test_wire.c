@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
+#include "ft/disk.h"
 #include "ft/image.h"
 #include "ft/wire.h"
 #include "tests/test.h"
@@ -11,11 +12,14 @@ TEST(a_record_is_refused_before_its_body_when_type_side_or_length_is_wrong)
 		{ FT_REC_EPOCH_BEGIN, true, false, 24, 24 },
 		{ FT_REC_PAGES, true, false, 1, FT_BLOCK_MAX },
 		{ FT_REC_STATE, true, false, 0, 64 << 20 },
-		{ FT_REC_EPOCH_END, true, false, 32, 32 },
+		{ FT_REC_EPOCH_END, true, false, 40, 40 },
 		{ FT_REC_DISARM, true, false, 8, 8 },
 		{ FT_REC_HANDOVER, true, false, 8, 8 },
 		{ FT_REC_DRILL, true, false, 8, 8 },
 		{ FT_REC_VERIFY, true, false, 16, 8 + (32 << 20) },
+		{ FT_REC_DISKS, true, false, 32, 256 },
+		{ FT_REC_DISK_ASK, true, false, 24, 24 },
+		{ FT_REC_DISK, true, false, 17, 263228 },
 		{ FT_REC_WELCOME, false, true, 56, 56 + 512 },
 		{ FT_REC_READY, false, true, 0, 0 },
 		{ FT_REC_ACK, false, true, 16, 16 },
@@ -23,6 +27,10 @@ TEST(a_record_is_refused_before_its_body_when_type_side_or_length_is_wrong)
 		{ FT_REC_RUNNING, false, true, 8, 8 },
 		{ FT_REC_DRILLED, false, true, 16, 16 + 512 },
 		{ FT_REC_VERIFIED, false, true, 24, 24 },
+		{ FT_REC_DISK_MAP, false, true, 24, 65552 },
+		{ FT_REC_DISKS_HERE, false, true, 32, 256 },
+		{ FT_REC_DISK_HASHES, false, true, 40, 1048 },
+		{ FT_REC_DISK_DURABLE, false, true, 16, 16 },
 		{ FT_REC_PING, true, true, 8, 8 },
 		{ FT_REC_PONG, true, true, 8, 8 },
 		{ FT_REC_ERROR, true, true, 4, 4 + 512 },
@@ -115,12 +123,27 @@ TEST(a_refusal_may_leave_the_session_fields_empty_and_carry_an_unknown_reason)
 		CHECK(ft_wire_reason_text(r) && strcmp(ft_wire_reason_text(r), ft_wire_reason_text(4711)));
 }
 
+TEST(the_text_of_a_welcome_is_cut_to_what_the_record_may_hold)
+{
+	struct ft_wire_welcome w = { .reason = FT_REASON_MISMATCH };
+	char text[FT_WIRE_TEXT_MAX + 2];
+	uint8_t buf[FT_WIRE_WELCOME_MAX];
+
+	memset(text, 'x', sizeof(text));
+	text[sizeof(text) - 1] = 0;
+	CHECK_EQ(ft_wire_pack_welcome_text(&w, text, buf), FT_WIRE_WELCOME_MAX);
+	CHECK_OK(ft_wire_check(FT_REC_WELCOME, FT_WIRE_WELCOME_MAX, false));
+	CHECK_EQ(ft_wire_pack_welcome_text(&w, "no", buf), FT_WIRE_WELCOME_LEN + 2);
+	CHECK(!memcmp(buf + FT_WIRE_WELCOME_LEN, "no", 2));
+	CHECK_EQ(ft_wire_pack_welcome_text(&w, "", buf), FT_WIRE_WELCOME_LEN);
+}
+
 TEST(epoch_records_come_back_and_refuse_what_makes_no_sense)
 {
 	struct ft_wire_epoch_begin begin = { .epoch = 9, .flags = FT_EPOCH_FULL | FT_EPOCH_DIRECT }, b;
 	struct ft_wire_epoch_begin later = { .epoch = 9, .base = 7 };
-	struct ft_wire_epoch_end end = { 9, 2, 65, 0x1122334455667788 }, e;
-	uint8_t buf[32];
+	struct ft_wire_epoch_end end = { 9, 2, 65, 3, 0x1122334455667788 }, e;
+	uint8_t buf[40];
 
 	CHECK_EQ(ft_wire_pack_epoch_begin(&begin, buf), FT_WIRE_EPOCH_BEGIN_LEN);
 	CHECK_OK(ft_wire_unpack_epoch_begin(buf, 24, &b));
@@ -139,16 +162,16 @@ TEST(epoch_records_come_back_and_refuse_what_makes_no_sense)
 	CHECK_EQ(ft_wire_unpack_epoch_begin(buf, 24, &b), -EPROTO);
 
 	CHECK_EQ(ft_wire_pack_epoch_end(&end, buf), FT_WIRE_EPOCH_END_LEN);
-	CHECK_OK(ft_wire_unpack_epoch_end(buf, 32, &e));
+	CHECK_OK(ft_wire_unpack_epoch_end(buf, 40, &e));
 	CHECK(!memcmp(&end, &e, sizeof(end)));
 	ft_put64(buf + 16, 1);                          /* two blocks, one page */
-	CHECK_EQ(ft_wire_unpack_epoch_end(buf, 32, &e), -EPROTO);
+	CHECK_EQ(ft_wire_unpack_epoch_end(buf, 40, &e), -EPROTO);
 	ft_put64(buf + 16, 129);                        /* three blocks would be needed */
-	CHECK_EQ(ft_wire_unpack_epoch_end(buf, 32, &e), -EPROTO);
+	CHECK_EQ(ft_wire_unpack_epoch_end(buf, 40, &e), -EPROTO);
 	ft_put64(buf + 16, UINT64_MAX);
-	CHECK_EQ(ft_wire_unpack_epoch_end(buf, 32, &e), -EPROTO);
+	CHECK_EQ(ft_wire_unpack_epoch_end(buf, 40, &e), -EPROTO);
 	ft_put64(buf, 0);
-	CHECK_EQ(ft_wire_unpack_epoch_end(buf, 32, &e), -EPROTO);
+	CHECK_EQ(ft_wire_unpack_epoch_end(buf, 40, &e), -EPROTO);
 }
 
 TEST(answers_to_the_operator_come_back)
@@ -166,4 +189,30 @@ TEST(answers_to_the_operator_come_back)
 	CHECK_OK(ft_wire_unpack_verified(buf, 24, &v));
 	CHECK(!memcmp(&verified, &v, sizeof(v)));
 	CHECK_EQ(ft_wire_unpack_verified(buf, 25, &v), -EPROTO);
+}
+
+TEST(disk_records_come_back_and_refuse_what_makes_no_sense)
+{
+	struct ft_wire_disk_at at = { .disk = 3, .at = 1ull << 40 }, a;
+	struct ft_wire_disk_range range = { .disk = 7, .region = 99, .granules = 5 }, r;
+	uint8_t buf[FT_WIRE_DISK_RANGE_LEN + 3 * FT_HASH_LEN] = { 0 };
+
+	CHECK_EQ(ft_wire_pack_disk_at(&at, buf), FT_WIRE_DISK_AT_LEN);
+	CHECK_OK(ft_wire_unpack_disk_at(buf, 16 + 8 * 2, &a));  /* DISK_MAP with two words */
+	CHECK(!memcmp(&at, &a, sizeof(a)));
+	CHECK_EQ(ft_wire_unpack_disk_at(buf, 16 + 7, &a), -EPROTO);
+	CHECK_EQ(ft_wire_unpack_disk_at(buf, 15, &a), -EPROTO);
+	ft_put32(buf, 8);
+	CHECK_EQ(ft_wire_unpack_disk_at(buf, 16, &a), -EPROTO);
+
+	CHECK_EQ(ft_wire_pack_disk_range(&range, buf), FT_WIRE_DISK_RANGE_LEN);
+	CHECK_OK(ft_wire_unpack_disk_range(buf, 24, &r));
+	CHECK(!memcmp(&range, &r, sizeof(r)));
+	CHECK_OK(ft_wire_unpack_disk_range(buf, 24 + 2 * FT_HASH_LEN, &r));     /* one hash a granule */
+	CHECK_EQ(ft_wire_unpack_disk_range(buf, 24 + 3 * FT_HASH_LEN, &r), -EPROTO);
+	ft_put64(buf + 16, 0);
+	CHECK_EQ(ft_wire_unpack_disk_range(buf, 24, &r), -EPROTO);
+	ft_put64(buf + 16, 1);
+	ft_put64(buf + 8, UINT64_MAX);
+	CHECK_EQ(ft_wire_unpack_disk_range(buf, 24, &r), -EPROTO);
 }

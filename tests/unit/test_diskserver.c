@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * test_diskserver.c - the processes that serve a guest's disks, under a real nbdkit and a real QEMU (TCG, firmware only).
+ * What the plugin promises has tests of its own: here nbdkit's file plugin stands in for it.
+ */
+#include "checkpoint/qemu_load.h"
+#include "checkpoint/qemu_start.h"
+#include "ft/conf.h"
+#include "ft/diskserver.h"
+#include "tests/test.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define GUEST "[guest]\nname = vm1\nmemory = 32M\naccel = tcg\n"
+#define DISK_BYTES (8u << 20)
+
+static struct ft_spec spec;
+static struct ft_qemu_launch launch;
+static char image[128];
+static const char *dir;
+
+static void make_file(const char *name, const char *text, unsigned mode)
+{
+	char path[160];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	CHECK_OK(ft_write_file(path, text, strlen(text), mode));
+}
+
+/* Takes our arguments, serves the image with the file plugin, and leaves with its last client as our plugin does. */
+#define STAND_IN "#!/bin/sh\necho \"$*\" >>%s/args\nfor a; do case $a in image=*) i=${a#image=};; readonly=1) r=-r;; esac; done\n" \
+		 "exec nbdkit $r --foreground --filter=exitlast file \"$i\"\n"
+
+static void use_test_dirs(const char *disks)
+{
+	struct ft_conf c = *ft_conf();
+	char text[1024];
+
+	dir = ft_test_dir();
+	snprintf(c.run_dir, sizeof(c.run_dir), "%s/run", dir);
+	snprintf(c.shm_dir, sizeof(c.shm_dir), "%s/shm", dir);
+	snprintf(c.state_dir, sizeof(c.state_dir), "%s/state", dir);
+	snprintf(c.libexec_dir, sizeof(c.libexec_dir), "%s", dir);
+	snprintf(c.nbdkit, sizeof(c.nbdkit), "%s/nbdkit", dir);
+	ft_conf_set(&c);
+	make_file("nbdkit-ft-plugin.so", "", 0600);
+	snprintf(text, sizeof(text), STAND_IN, dir);
+	make_file("nbdkit", text, 0700);
+	snprintf(image, sizeof(image), "%s/disk.img", dir);
+	make_file("disk.img", "", 0600);
+	CHECK_OK(truncate(image, DISK_BYTES));
+	snprintf(text, sizeof(text), GUEST "%s", disks);
+	CHECK_OK(ft_spec_parse(text, strlen(text), "vm1.conf", &spec));
+	for (unsigned i = 0; i < spec.nr_disks; i++)
+		if (!strcmp(spec.disk[i].image, "/here"))
+			strcpy(spec.disk[i].image, image);
+	launch = (struct ft_qemu_launch){ .spec = &spec };
+}
+
+static void make_world(const char *disks)
+{
+	char version[32];
+
+	ft_test_namespaces();
+	if (access("/usr/bin/nbdkit", X_OK) && access("/usr/sbin/nbdkit", X_OK))
+		ft_test_skip("no nbdkit");
+	use_test_dirs(disks);
+	if (ft_qemu_version(version, sizeof(version)))
+		ft_test_skip("no qemu-system-x86_64");
+}
+
+/* The plan of one disk, in a directory as a guest's. */
+static void plan(struct ft_attach *at)
+{
+	char run[FT_SPEC_PATH_MAX];
+
+	CHECK_OK(ft_run_path(run, sizeof(run), "vm1", ""));
+	run[strlen(run) - 1] = 0;
+	CHECK_OK(ft_mkdir_p(run, 0700));
+	*at = (struct ft_attach){ .guest = "vm1" };
+	CHECK_OK(ft_disk_plan(&spec, run, at));
+}
+
+static void wait_gone(const struct ft_attach_disk *d)
+{
+	struct pollfd p = { .fd = ft_pid_open(d->pid, d->pid_start), .events = POLLIN };
+
+	if (p.fd < 0)
+		return;
+	CHECK_EQ(poll(&p, 1, 20000), 1);
+	close(p.fd);
+}
+
+static bool file_has(const char *name, const char *part)
+{
+	struct ft_blob text;
+	char path[160];
+	bool has;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	if (ft_read_file(path, 1 << 20, &text))
+		return false;
+	has = strstr((const char *)text.data, part);
+	ft_blob_free(&text);
+	return has;
+}
+
+/* --- the server alone --- */
+
+TEST(a_server_gets_its_arguments_and_is_nobodys_child)
+{
+	struct ft_attach at;
+	struct stat st;
+	char stat_path[64], expected[160];
+	struct ft_blob text;
+	int ppid;
+
+	make_world("[disk]\nimage = /here\nread-only = yes\n");
+	plan(&at);
+	CHECK(!ft_disk_served(&at.disk[0]));
+	CHECK_OK(ft_disk_serve(&at, 0, true));
+	CHECK(ft_disk_served(&at.disk[0]));
+	CHECK_OK(stat(at.disk[0].nbd, &st));
+	CHECK_EQ(st.st_mode & 0777, 0600);
+	CHECK(file_has("args", "parked=1 readonly=1"));
+	snprintf(expected, sizeof(expected), "map=%s/state/vm1.disk0.map control=%s/run/guests/vm1/disk0.ctl", dir, dir);
+	CHECK(file_has("args", expected));
+	CHECK(getsid(at.disk[0].pid) != getsid(0));
+	snprintf(stat_path, sizeof(stat_path), "/proc/%d/stat", at.disk[0].pid);
+	CHECK_OK(ft_read_file(stat_path, 4096, &text));
+	CHECK_EQ(sscanf(strrchr((char *)text.data, ')'), ") %*c %d", &ppid), 1);
+	CHECK_EQ(ppid, 1);
+	ft_blob_free(&text);
+	ft_disk_end(&at);
+	CHECK(!ft_disk_served(&at.disk[0]));
+	CHECK(!ft_test_logged("is killed"));
+}
+
+TEST(a_server_that_lives_is_left_alone_and_a_dead_one_is_started_again)
+{
+	struct ft_attach at, old;
+	pid_t first;
+
+	make_world("[disk]\nimage = /here\n");
+	plan(&at);
+	old = at;
+	CHECK_OK(ft_disk_serve(&at, 0, false));
+	first = at.disk[0].pid;
+	CHECK_OK(ft_disk_serve(&at, 0, false));
+	CHECK_EQ(at.disk[0].pid, first);
+	CHECK_OK(ft_disk_serve(&old, 0, false));        /* whose record does not know of it */
+	CHECK_EQ(old.disk[0].pid, first);
+	kill(first, SIGKILL);
+	wait_gone(&at.disk[0]);
+	CHECK_OK(ft_disk_serve(&at, 0, false));
+	CHECK(at.disk[0].pid != first && ft_disk_served(&at.disk[0]));
+	ft_disk_end_left("vm1", launch.dir);            /* elsewhere */
+	CHECK(ft_disk_served(&at.disk[0]));
+	CHECK_OK(ft_run_path(launch.dir, sizeof(launch.dir), "vm1", ""));
+	ft_disk_end_left("vm1", launch.dir);
+	CHECK(!ft_disk_served(&at.disk[0]));
+}
+
+static void expect(int rc, const char *words)
+{
+	struct ft_attach at;
+
+	plan(&at);
+	CHECK_EQ(ft_disk_serve(&at, 0, false), rc);
+	if (!ft_test_logged(words))
+		ft_test_fail(__FILE__, __LINE__, "it did not say \"%s\"", words);
+	CHECK_EQ(at.disk[0].pid, 0);
+}
+
+static void write_at_start(const char *bytes)
+{
+	int fd = open(image, O_WRONLY);
+
+	CHECK(fd >= 0 && pwrite(fd, bytes, strlen(bytes), 0) == (ssize_t)strlen(bytes));
+	close(fd);
+}
+
+TEST(an_image_that_is_no_disk_is_refused_by_name_with_the_remedy)
+{
+	char words[400];
+
+	make_world("[disk]\nimage = /here\n");
+	write_at_start("QFI\xfb");
+	expect(-EINVAL, "is in qcow2 format, not raw: convert it with 'qemu-img convert -O raw");
+	CHECK_OK(truncate(image, 1000));
+	expect(-EINVAL, "has 1000 bytes: it must have a multiple of 512");
+	CHECK_OK(truncate(image, 0));
+	expect(-EINVAL, "has 0 bytes");
+	unlink(image);
+	snprintf(words, sizeof(words), "disk image %s: make one, for example with 'truncate -s 10G %s'", image, image);
+	expect(-ENOENT, words);
+	CHECK_OK(mkfifo(image, 0600));
+	expect(-EINVAL, "is neither a file nor a block device");
+	unlink(image);
+	CHECK_OK(mkdir(image, 0700));
+	expect(-EISDIR, "cannot open its disk image");
+}
+
+TEST(an_image_on_a_read_only_file_system_is_for_read_only_disks)
+{
+	struct ft_attach at;
+	char ro[160];
+
+	make_world("[disk]\nimage = /here\n");
+	snprintf(ro, sizeof(ro), "%s/ro", dir);
+	CHECK_OK(mkdir(ro, 0700));
+	CHECK_OK(mount("none", ro, "tmpfs", 0, NULL));
+	make_file("ro/disk.img", "x", 0600);
+	strcpy(spec.disk[0].image, strcat(ro, "/disk.img"));
+	CHECK_OK(truncate(ro, DISK_BYTES));
+	*strrchr(ro, '/') = 0;
+	CHECK_OK(mount(NULL, ro, NULL, MS_REMOUNT | MS_RDONLY, NULL));
+	expect(-EROFS, "Read-only file system: make it writable, or say 'read-only = yes' in the guest file");
+	spec.disk[0].read_only = true;
+	plan(&at);
+	CHECK_OK(ft_disk_serve(&at, 0, false));
+	ft_disk_end(&at);
+	CHECK_OK(umount2(ro, MNT_DETACH));
+}
+
+TEST(a_server_that_does_not_start_is_told_in_its_own_words)
+{
+	struct ft_conf c;
+
+	make_world("[disk]\nimage = /here\n");
+	make_file("nbdkit", "#!/bin/sh\necho 'nbdkit: ft: error: somebody has it'>&2\necho nbdkit: more>&2\nexit 1\n", 0700);
+	expect(-EIO, "disk.img cannot be served: somebody has it");
+	make_file("nbdkit", "#!/bin/sh\nexit 1\n", 0700);
+	expect(-EIO, "disk.img cannot be served: nbdkit ended at once");        /* the old words are not its own */
+	c = *ft_conf();
+	strcpy(c.nbdkit, "/nonexistent/nbdkit");
+	ft_conf_set(&c);
+	expect(-ENOENT, "install nbdkit, or set 'nbdkit' in ft.conf");
+	strcpy(c.libexec_dir, "/nonexistent");
+	ft_conf_set(&c);
+	expect(-ENOENT, "there is no /nonexistent/nbdkit-ft-plugin.so");
+}
+
+/* --- under QEMU --- */
+
+static struct ft_qmp *monitor_of(const struct ft_attach *at)
+{
+	struct ft_qmp *q;
+
+	CHECK_OK(ft_qmp_open(at->qmp, 20000, &q));
+	return q;
+}
+
+/* QEMU itself does I/O on the guest's disk. */
+static void send_io(struct ft_qmp *q, unsigned disk, const char *command)
+{
+	char line[160];
+
+	snprintf(line, sizeof(line), "qemu-io -d /machine/peripheral/disk%u/virtio-backend \"%s\"", disk, command);
+	CHECK_OK(ft_qmp_send(q, "human-monitor-command", json_pack("{s:s}", "command-line", line), -1));
+}
+
+/* What came of it QEMU only prints, into its log. */
+static void wait_io(struct ft_qmp *q)
+{
+	CHECK_OK(ft_qmp_wait(q, 30000, NULL));
+}
+
+static uint8_t image_byte(off_t at)
+{
+	uint8_t byte;
+	int fd = open(image, O_RDONLY);
+
+	CHECK(fd >= 0 && pread(fd, &byte, 1, at) == 1);
+	close(fd);
+	return byte;
+}
+
+static unsigned left_in(const char *what)
+{
+	char command[200];
+	FILE *f;
+	unsigned n = 0;
+
+	snprintf(command, sizeof(command), "%s/%s", dir, what);
+	if (access(command, F_OK))
+		return 0;
+	snprintf(command, sizeof(command), "ls %s/%s | wc -l", dir, what);
+	f = popen(command, "r");
+	CHECK(f && fscanf(f, "%u", &n) == 1);
+	pclose(f);
+	return n;
+}
+
+TEST_TIMEOUT(a_guest_has_its_disks_and_their_servers_end_with_it, 120)
+{
+	struct ft_attach at;
+	struct ft_qmp *q;
+
+	make_world("[disk]\nimage = /here\n[disk]\nimage = /other\nread-only = yes\nvirtio = modern\n");
+	snprintf(spec.disk[1].image, sizeof(spec.disk[1].image), "%s/ro, with a comma.img", dir);
+	make_file("ro, with a comma.img", "", 0600);
+	CHECK_OK(truncate(spec.disk[1].image, DISK_BYTES));
+	CHECK_OK(ft_qemu_start(&launch, &at));
+	CHECK_EQ(at.nr_disks, 2);
+	q = monitor_of(&at);
+	send_io(q, 0, "write -P 7 4096 512");
+	wait_io(q);
+	CHECK_EQ(image_byte(4096), 7);
+	send_io(q, 0, "discard 4096 4096");
+	wait_io(q);
+	CHECK_EQ(image_byte(4096), 0);
+	send_io(q, 1, "read -P 0 4096 512");
+	wait_io(q);
+	ft_qmp_close(q);
+	ft_qemu_cleanup(&at);
+	CHECK(!ft_disk_served(&at.disk[0]) && !ft_disk_served(&at.disk[1]));
+	CHECK(!ft_test_logged("is killed"));
+	CHECK_EQ(left_in("run/guests"), 0);
+}
+
+TEST_TIMEOUT(a_guest_waits_for_the_server_that_died_and_goes_on, 120)
+{
+	struct ft_attach at;
+	struct ft_qmp *q;
+
+	make_world("[disk]\nimage = /here\n");
+	CHECK_OK(ft_qemu_start(&launch, &at));
+	q = monitor_of(&at);
+	send_io(q, 0, "write -P 7 4096 512");
+	wait_io(q);
+	kill(at.disk[0].pid, SIGKILL);
+	wait_gone(&at.disk[0]);
+	send_io(q, 0, "write -P 8 4096 512");
+	CHECK_OK(ft_disk_serve(&at, 0, false));
+	wait_io(q);
+	CHECK_EQ(image_byte(4096), 8);
+	ft_qmp_close(q);
+	ft_qemu_cleanup(&at);
+}
+
+static char obstacles[4096];
+
+static void keep_obstacle(void *ctx, const char *line)
+{
+	strncat(obstacles, line, sizeof(obstacles) - strlen(obstacles) - 2);
+	strcat(obstacles, "\n");
+}
+
+static unsigned check(const struct ft_attach *at)
+{
+	obstacles[0] = 0;
+	return (unsigned)ft_qemu_check(at, keep_obstacle, NULL);
+}
+
+TEST_TIMEOUT(our_disks_are_no_obstacle_but_others_are_and_one_that_nobody_serves, 120)
+{
+	struct ft_attach at, foreign;
+
+	make_world("[disk]\nimage = /here\n");
+	CHECK_OK(ft_qemu_start(&launch, &at));
+	if (check(&at))
+		ft_test_fail(__FILE__, __LINE__, "%s", obstacles);
+	foreign = at;
+	strcat(foreign.disk[0].nbd, "x");
+	CHECK_EQ(check(&foreign), 1);
+	CHECK(strstr(obstacles, "disk0") && strstr(obstacles, "is writable"));
+	kill(at.disk[0].pid, SIGKILL);
+	wait_gone(&at.disk[0]);
+	CHECK_EQ(check(&at), 1);
+	CHECK(strstr(obstacles, "the server of disk") && strstr(obstacles, image));
+	ft_qemu_cleanup(&at);
+}
+
+TEST_TIMEOUT(a_guest_whose_disk_is_not_served_does_not_start, 120)
+{
+	struct ft_attach at;
+
+	make_world("[disk]\nimage = /here\n[disk]\nimage = /nonexistent.img\n");
+	CHECK_EQ(ft_qemu_start(&launch, &at), -ENOENT);
+	CHECK(ft_test_logged("there is no disk image /nonexistent.img"));
+	CHECK_EQ(left_in("run/guests"), 0);
+	CHECK_EQ(left_in("shm"), 0);
+}
+
+/* What a replica would be loaded with: the guest stands still from here on. */
+static void capture(const struct ft_attach *at, struct ft_blob *firmware, struct ft_blob *state)
+{
+	struct ft_qemu_options opt = { .tracker = "compare" };
+	struct ft_vm *vm;
+
+	CHECK_OK(ft_qemu_open(at, &opt, &vm));
+	CHECK_OK(vm->ops->firmware(vm, firmware));
+	CHECK_OK(vm->ops->pause(vm));
+	CHECK_OK(vm->ops->state_begin(vm));
+	CHECK_OK(vm->ops->state_end(vm, state));
+	/* Not closed: that would resume it. */
+}
+
+static void load(const struct ft_attach *scratch, const struct ft_blob *firmware, const struct ft_blob *state)
+{
+	struct ft_qemu_loader *l;
+
+	CHECK_OK(ft_qemu_loader_new(scratch, &l));
+	CHECK_OK(ft_qemu_load(l, firmware, state));
+	ft_qemu_loader_free(l);
+}
+
+TEST_TIMEOUT(what_a_scratch_guest_writes_is_bounded_and_never_in_the_image, 120)
+{
+	struct ft_attach guest, scratch;
+	struct ft_blob firmware, state;
+	struct ft_qmp *q;
+
+	make_world("[disk]\nimage = /here\n[disk]\nimage = /other\nread-only = yes\n");
+	snprintf(spec.disk[1].image, sizeof(spec.disk[1].image), "%s/ro,x.img", dir);
+	make_file("ro,x.img", "", 0600);
+	CHECK_OK(truncate(spec.disk[1].image, DISK_BYTES));
+	CHECK_OK(truncate(image, 64 << 20));
+	CHECK_OK(ft_qemu_start(&launch, &guest));
+	capture(&guest, &firmware, &state);
+	launch.kind = FT_QEMU_SCRATCH;
+	strcpy(launch.ram, guest.ram);
+	CHECK_OK(ft_qemu_start(&launch, &scratch));
+	CHECK_EQ(scratch.nr_disks, 0);
+	load(&scratch, &firmware, &state);
+	q = monitor_of(&scratch);
+	send_io(q, 0, "write -P 7 0 512");
+	wait_io(q);
+	send_io(q, 0, "read -P 7 0 512");       /* it says so when it reads something else */
+	wait_io(q);
+	send_io(q, 0, "read -P 0 4096 512");
+	wait_io(q);
+	send_io(q, 0, "write -P 7 1M 32M");     /* more than it may keep */
+	wait_io(q);
+	ft_qmp_close(q);
+	kill(scratch.pid, SIGTERM);             /* QEMU's end in order writes out what it printed */
+	CHECK_EQ(waitpid(scratch.pid, NULL, 0), scratch.pid);
+	CHECK(file_has("run/drill/vm1/qemu.log", "read 512/512"));
+	CHECK(file_has("run/drill/vm1/qemu.log", "File too large"));
+	CHECK(!file_has("run/drill/vm1/qemu.log", "Pattern verification failed"));
+	ft_qemu_cleanup(&scratch);
+	CHECK_EQ(image_byte(0), 0);
+	CHECK_EQ(image_byte(1 << 20), 0);
+	ft_qemu_cleanup(&guest);
+	CHECK_EQ(left_in("run/guests"), 0);
+	ft_blob_free(&firmware);
+	ft_blob_free(&state);
+}
