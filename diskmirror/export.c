@@ -11,15 +11,18 @@ static void say_cannot_open(const char *image, int rc)
 {
 	switch (rc) {
 	case -ENOENT:
-		ft_err("disk %s: there is no such image; make it (truncate -s 10G %s), or correct the path", image, image);
+		ft_err("disk %s: there is no such image; make it (truncate -s 10G %s), or correct the path", image,
+		       image);
 		break;
 	case -EBUSY:
-		ft_err("disk %s is in use by another guest or another program; stop that, or give this guest an image of its own", image);
+		ft_err("disk %s is in use by another guest or another program; stop that, or give this guest an image "
+		       "of its own", image);
 		break;
 	case -EROFS:
 	case -EACCES:
 	case -EPERM:
-		ft_err("disk %s cannot be opened for writing: %s; give it to this user, on a file system that is mounted writable", image, strerror(-rc));
+		ft_err("disk %s cannot be opened for writing: %s; give it to this user, on a file system that is "
+		       "mounted writable", image, strerror(-rc));
 		break;
 	default:
 		ft_err("disk %s cannot be opened: %s", image, strerror(-rc));
@@ -30,8 +33,8 @@ static int check_size(const char *image, uint64_t bytes)
 {
 	if (bytes && bytes <= FT_DISK_BYTES_MAX && !(bytes % SECTOR))
 		return 0;
-	ft_err("disk %s has %llu bytes; a disk has a multiple of %u, and at most 16 TiB (truncate -s SIZE changes it)", image,
-	       (unsigned long long)bytes, SECTOR);
+	ft_err("disk %s has %llu bytes; a disk has a multiple of %u, and at most 16 TiB (truncate -s SIZE changes it)",
+	       image, (unsigned long long)bytes, SECTOR);
 	return -EINVAL;
 }
 
@@ -107,13 +110,14 @@ static int check_content(struct ft_export *e, struct ft_map *m)
 
 	ft_map_id(m, &id);
 	if (id.flags & FT_DISK_TARGET) {
-		ft_err("disk %s: a copy to it was begun and never finished, so it is no whole disk; start the guest where the copy came "
-		       "from, or, to use it nonetheless, remove %s", e->image, e->map_path);
+		ft_err("disk %s: a copy to it was begun and never finished, so it is no whole disk; start the guest "
+		       "where the copy came from, or, to use it nonetheless, remove %s", e->image, e->map_path);
 		return -EUCLEAN;
 	}
 	if (ft_map_unsafe(m)) {
-		ft_err("disk %s: this host went down while the guest was protected, and its last writes are only on the backup; start "
-		       "the guest there, or, to use this image nonetheless, remove %s", e->image, e->map_path);
+		ft_err("disk %s: this host went down while the guest was protected, and its last writes are only on "
+		       "the backup; start the guest there, or, to use this image nonetheless, remove %s", e->image,
+		       e->map_path);
 		return -EUCLEAN;
 	}
 	return 0;
@@ -207,7 +211,8 @@ static int new_generation(struct ft_export *e)
 	id.current = ft_disk_new_generation();
 	rc = ft_map_set_id(e->map, &id);
 	if (rc)
-		ft_err("disk %s: its map %s cannot be written: %s; the guest cannot write either until it can", e->image, e->map_path, strerror(-rc));
+		ft_err("disk %s: its map %s cannot be written: %s; the guest cannot write either until it can",
+		       e->image, e->map_path, strerror(-rc));
 	return rc;
 }
 
@@ -236,10 +241,12 @@ static int make_generation(struct ft_export *e)
 static void sync_failed(struct ft_export *e, int rc)
 {
 	e->sync_error = rc;
-	ft_err("disk %s: its image cannot be synced: %s; what the guest wrote last may be lost", e->image, strerror(-rc));
+	ft_err("disk %s: its image cannot be synced: %s; what the guest wrote last may be lost", e->image,
+	       strerror(-rc));
 	ft_export_fail(e, "the image cannot be synced: %s", strerror(-rc));
 	if (e->map && ft_map_touch_all(e->map))
-		ft_err("disk %s: remove %s before the guest is protected again, so that all of it is compared", e->image, e->map_path);
+		ft_err("disk %s: remove %s before the guest is protected again, so that all of it is compared",
+		       e->image, e->map_path);
 }
 
 int ft_export_sync(struct ft_export *e)
@@ -445,7 +452,8 @@ static void close_image(struct ft_export *e)
 		return;
 	ft_ignore(ft_export_end_elide(e));      /* logged; the map remembers */
 	if (e->map && ft_map_close(e->map))
-		ft_warn("disk %s: its map %s could not be closed in order; some more will be compared next time", e->image, e->map_path);
+		ft_warn("disk %s: its map %s could not be closed in order; some more will be compared next time",
+			e->image, e->map_path);
 	e->f->close(e->f->ctx, e->h);
 }
 

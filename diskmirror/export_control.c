@@ -113,8 +113,8 @@ static void begin_stream(struct ft_export *e, client *c, struct ft_export_page *
 }
 
 /*
- * Nobody changes the disk meanwhile. What an earlier stream carried proves nothing about this one: until a copy says so, nothing counts as
- * compared.
+ * Nobody changes the disk meanwhile. What an earlier stream carried proves nothing about this one: until a copy says
+ * so, nothing that is touched counts as compared.
  */
 static int start(struct ft_export *e, client *c, struct ft_export_page *page)
 {
@@ -137,7 +137,8 @@ static int cmd_start(struct ft_export *e, client *c, const uint8_t *body, size_t
 	int rc;
 
 	if (ft_le32(body) != FT_EXPORT_VERSION)
-		return refuse_start(e, c, "ft-protect and nbdkit-ft-plugin.so are of different versions; install both from one");
+		return refuse_start(e, c, "ft-protect and nbdkit-ft-plugin.so are of different versions; install both "
+				    "from one");
 	if (why_not_start(e))
 		return refuse_start(e, c, why_not_start(e));
 	rc = map_page(c, &page);

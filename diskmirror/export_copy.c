@@ -112,6 +112,7 @@ static int compare_in_order(struct ft_export *e, uint64_t at, uint32_t len, cons
 {
 	uint8_t ours[FT_HASH_LEN];
 	uint64_t seq;
+	uint32_t op;
 	int rc = read_granule(e, at, len, data);
 
 	if (rc)
@@ -119,7 +120,8 @@ static int compare_in_order(struct ft_export *e, uint64_t at, uint32_t len, cons
 	ft_disk_hash(data, len, ours);
 	if (!memcmp(ours, theirs, FT_HASH_LEN))
 		return 0;
-	return ft_export_stream_copy(e, all_zero(data, len) ? FT_DISK_ZERO : FT_DISK_WRITE, data, at, len, &seq) ? 0 : -EPIPE;
+	op = all_zero(data, len) ? FT_DISK_ZERO : FT_DISK_WRITE;
+	return ft_export_stream_copy(e, op, data, at, len, &seq) ? 0 : -EPIPE;
 }
 
 static int compare_granule(struct ft_export *e, uint64_t at, const uint8_t *theirs, uint8_t *data)

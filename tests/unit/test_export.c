@@ -738,7 +738,7 @@ TEST(an_image_whose_flushes_only_the_mirror_has_is_refused)
 	host_free(&h);
 }
 
-/* The kernel still has it: it is synced before the guest gets it, and from there on a crash of the host is no matter. */
+/* The kernel still has it: it is synced before the guest gets it, and then a crash of the host is no matter. */
 TEST(an_export_that_died_is_followed_by_one_that_makes_its_flushes_good)
 {
 	struct host h;
