@@ -424,8 +424,8 @@ static void *write_one(void *arg)
 }
 
 /*
- * It is on the image, and its op not in the stream yet; the peer has what came later durable. The activity log has
- * one place, so that it alone does not help: another region takes it.
+ * It is on the image, and its op not in the stream yet; the peer has what came later durable. Neither the words on disk
+ * help here, which say that all is clean, nor the activity log: it has one place, and another region takes it.
  */
 TEST(a_change_under_way_stays_touched)
 {
@@ -436,6 +436,10 @@ TEST(a_change_under_way_stays_touched)
 
 	ft_map_tuning.slots = 1;
 	host_make(&h);
+	CHECK_OK(host_open(&h));
+	follower_free(protect(&h));
+	host_close(&h);
+	CHECK_EQ(touched(&h), 0);
 	CHECK_OK(host_open(&h));
 	f = protect(&h);
 	hold_writes_at(4096);
