@@ -17,6 +17,7 @@
 
 #define MIB (1u << 20)
 #define DISK_BYTES (24u * MIB + 5u * 4096)      /* ends in the middle of a granule */
+#define SMALL (6u * MIB + 5u * 4096)            /* where much is written at the same places, and compared often */
 
 struct staged {
 	struct staged *next;
@@ -58,7 +59,8 @@ struct opts {
 	unsigned disks;
 	size_t memory;
 	uint64_t file, rate;
-	bool real, reboot;
+	uint64_t bytes;                 /* of a disk; 0: DISK_BYTES */
+	bool real;
 };
 
 static void on_wake(void *ctx)
@@ -99,7 +101,7 @@ static void rig_init(struct rig *r, const struct opts *o)
 	memset(r, 0, sizeof(*r));
 	r->nr = o->disks ? o->disks : 2;
 	r->real = o->real;
-	r->bytes = o->real ? DISK_BYTES / 4096 * 4096 : DISK_BYTES;
+	r->bytes = o->bytes ? o->bytes : DISK_BYTES;
 	r->most = 32 << 10;
 	r->staged_end = &r->staged;
 	r->raw = malloc(FT_DISK_BATCH_MAX);
@@ -456,19 +458,19 @@ static void torture(const struct opts *o, unsigned epochs)
 	rig_free(&r);
 }
 
-TEST(at_each_epoch_the_replica_is_the_disk_of_the_seal)
+TEST_TIMEOUT(at_each_epoch_the_replica_is_the_disk_of_the_seal, 180)
 {
-	torture(&(struct opts){ 0 }, 40);
+	torture(&(struct opts){ .bytes = SMALL }, 40);
 }
 
-TEST(so_it_is_with_the_real_export)
+TEST_TIMEOUT(so_it_is_with_the_real_export, 180)
 {
-	torture(&(struct opts){ .real = true }, 40);
+	torture(&(struct opts){ .bytes = SMALL, .real = true }, 40);
 }
 
-TEST(so_it_is_through_the_file)
+TEST_TIMEOUT(so_it_is_through_the_file, 180)
 {
-	torture(&(struct opts){ .memory = 1 }, 40);
+	torture(&(struct opts){ .bytes = SMALL, .memory = 1 }, 40);
 }
 
 /* Half an epoch sent, the session resumed at an epoch between the newest committed and the newest sealed. */
@@ -506,14 +508,14 @@ static void rewinds(const struct opts *o)
 	rig_free(&r);
 }
 
-TEST(a_resumed_session_gets_again_what_was_lost)
+TEST_TIMEOUT(a_resumed_session_gets_again_what_was_lost, 180)
 {
-	rewinds(&(struct opts){ 0 });
+	rewinds(&(struct opts){ .bytes = SMALL });
 }
 
-TEST(a_resumed_session_gets_it_from_the_file_too)
+TEST_TIMEOUT(a_resumed_session_gets_it_from_the_file_too, 180)
 {
-	rewinds(&(struct opts){ .memory = 1 });
+	rewinds(&(struct opts){ .bytes = SMALL, .memory = 1 });
 }
 
 TEST(what_was_freed_is_not_promised_again)
