@@ -195,7 +195,7 @@ static int refuse_format(const char *guest, const char *image, int fd)
 	return 0;
 }
 
-static int check_image(const char *guest, const char *image, int fd, uint64_t *bytes)
+static int measure(const char *guest, const char *image, int fd, uint64_t *bytes)
 {
 	struct stat st;
 	off_t end;
@@ -210,12 +210,16 @@ static int check_image(const char *guest, const char *image, int fd, uint64_t *b
 	if (end < 0)
 		return no_image(guest, image, -errno);
 	*bytes = (uint64_t)end;
-	if (!*bytes || *bytes % 512 || *bytes > FT_DISK_BYTES_MAX) {
-		ft_err("guest %s: its disk image %s has %" PRIu64 " bytes: it must have a multiple of 512, at most 16 TiB; "
-		       "'truncate -s SIZE %s' sets the size of a file", guest, image, *bytes, image);
-		return -EINVAL;
-	}
-	return refuse_format(guest, image, fd);
+	return 0;
+}
+
+static int check_size(const char *guest, const char *image, uint64_t bytes)
+{
+	if (bytes && bytes % 512 == 0 && bytes <= FT_DISK_BYTES_MAX)
+		return 0;
+	ft_err("guest %s: its disk image %s has %" PRIu64 " bytes: it must have a multiple of 512, at most 16 TiB; "
+	       "'truncate -s SIZE %s' sets the size of a file", guest, image, bytes, image);
+	return -EINVAL;
 }
 
 int ft_disk_image_size(const char *guest, const char *image, bool read_only, uint64_t *bytes)
@@ -227,7 +231,11 @@ int ft_disk_image_size(const char *guest, const char *image, bool read_only, uin
 	fd = open(image, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	if (fd < 0)
 		return no_image(guest, image, -errno);
-	rc = check_image(guest, image, fd, bytes);
+	rc = measure(guest, image, fd, bytes);
+	if (!rc)
+		rc = refuse_format(guest, image, fd);
+	if (!rc)
+		rc = check_size(guest, image, *bytes);
 	close(fd);
 	return rc;
 }

@@ -5,8 +5,10 @@
  */
 #include "checkpoint/qemu_load.h"
 #include "checkpoint/qemu_start.h"
+#include "diskmirror/map_priv.h"
 #include "ft/conf.h"
 #include "ft/diskserver.h"
+#include "ft/map.h"
 #include "tests/test.h"
 
 #include <fcntl.h>
@@ -194,6 +196,7 @@ TEST(an_image_that_is_no_disk_is_refused_by_name_with_the_remedy)
 	make_world("[disk]\nimage = /here\n");
 	write_at_start("QFI\xfb");
 	expect(-EINVAL, "is in qcow2 format, not raw: convert it with 'qemu-img convert -O raw");
+	CHECK_OK(truncate(image, 0));
 	CHECK_OK(truncate(image, 1000));
 	expect(-EINVAL, "has 1000 bytes: it must have a multiple of 512");
 	CHECK_OK(truncate(image, 0));
@@ -246,6 +249,68 @@ TEST(a_server_that_does_not_start_is_told_in_its_own_words)
 	strcpy(c.libexec_dir, "/nonexistent");
 	ft_conf_set(&c);
 	expect(-ENOENT, "there is no /nonexistent/nbdkit-ft-plugin.so");
+}
+
+/* --- images and maps before a start by hand --- */
+
+static char map_path[160];
+
+/* A map of the image as it is now, closed in order. */
+static void make_map(uint32_t flags, bool unsafe)
+{
+	struct ft_map_image im = { .bytes = DISK_BYTES };
+	struct ft_disk_id id = { .bytes = DISK_BYTES, .current = 7, .base = 6, .flags = flags };
+	struct ft_map *m;
+	int h;
+
+	CHECK_OK(ft_disk_files_real.open(NULL, image, false, &h));
+	CHECK_OK(ft_disk_files_real.identity(NULL, h, &im.inode, &im.born_ns));
+	ft_disk_files_real.close(NULL, h);
+	CHECK_OK(ft_mkdir_p(ft_conf()->state_dir, 0700));
+	snprintf(map_path, sizeof(map_path), "%s/state/vm1.disk0.map", dir);
+	CHECK_OK(ft_map_create(&ft_disk_files_real, map_path, &im, &id, &m));
+	if (unsafe)
+		CHECK_OK(ft_map_set_unsafe(m, true));
+	CHECK_OK(ft_map_close(m));
+}
+
+TEST(an_image_that_was_mirrored_or_never_was_is_started)
+{
+	use_test_dirs("[disk]\nimage = /here\n");
+	CHECK_OK(ft_disk_recover(&spec, false));
+	make_map(0, false);
+	CHECK_OK(ft_disk_recover(&spec, false));
+	CHECK_OK(access(map_path, F_OK));
+	make_map(0, true);                              /* QEMU and the servers died, the host did not */
+	CHECK_OK(ft_disk_recover(&spec, false));
+	unlink(image);
+	CHECK_EQ(ft_disk_recover(&spec, false), -ENOENT);
+	CHECK(ft_test_logged("there is no disk image"));
+}
+
+static void check_refused(const char *words)
+{
+	CHECK_EQ(ft_disk_recover(&spec, false), -EUCLEAN);
+	CHECK(ft_test_logged(words));
+	CHECK_OK(access(map_path, F_OK));
+	CHECK_OK(ft_disk_recover(&spec, true));
+	CHECK(ft_test_logged("is used all the same"));
+	CHECK_EQ(access(map_path, F_OK), -1);
+	CHECK_OK(ft_disk_recover(&spec, false));        /* and was never mirrored */
+}
+
+TEST(an_image_that_is_no_whole_disk_is_started_by_force_only)
+{
+	use_test_dirs("[disk]\nimage = /here\n");
+	make_map(FT_DISK_TARGET, false);
+	check_refused("a copy to it was begun and never finished");
+	ft_map_tuning.boot_id = "00000000-0000-0000-0000-000000000001";
+	make_map(0, true);
+	ft_map_tuning.boot_id = "00000000-0000-0000-0000-000000000002";
+	check_refused("this host went down while the guest was protected");
+	make_map(0, false);
+	CHECK_OK(truncate(image, DISK_BYTES * 2));
+	check_refused("belongs to another image");
 }
 
 /* --- under QEMU --- */
