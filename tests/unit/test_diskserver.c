@@ -519,3 +519,152 @@ TEST_TIMEOUT(what_a_scratch_guest_writes_is_bounded_and_never_in_the_image, 120)
 	ft_blob_free(&firmware);
 	ft_blob_free(&state);
 }
+
+/* --- a replica, with the plugin itself --- */
+
+static void use_plugin(void)
+{
+	struct ft_conf c = *ft_conf();
+	char self[200];
+	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+
+	CHECK(n > 0);
+	self[n] = 0;
+	*strrchr(self, '/') = 0;
+	snprintf(c.libexec_dir, sizeof(c.libexec_dir), "%s/../bin", self);
+	strcpy(c.nbdkit, "nbdkit");
+	ft_conf_set(&c);
+	snprintf(self + strlen(self), 40, "/../bin/nbdkit-ft-plugin.so");
+	if (access(self, R_OK))
+		ft_test_skip("built without nbdkit-ft-plugin.so");
+}
+
+/* A guest that ran somewhere else: its facts, its memory, what its replica is loaded with. */
+struct elsewhere {
+	struct ft_attach at;
+	uint8_t *ram;
+	struct ft_blob firmware, state;
+};
+
+static void run_elsewhere(struct elsewhere *g)
+{
+	int fd;
+
+	CHECK_OK(ft_qemu_start(&launch, &g->at));
+	capture(&g->at, &g->firmware, &g->state);
+	g->ram = malloc(g->at.memory);
+	fd = open(g->at.ram, O_RDONLY);
+	CHECK(g->ram && fd >= 0 && pread(fd, g->ram, g->at.memory, 0) == (ssize_t)g->at.memory);
+	close(fd);
+	ft_qemu_cleanup(&g->at);
+}
+
+static struct ft_replica *make_replica(const struct elsewhere *g)
+{
+	struct ft_replica *r;
+	char why[256];
+
+	CHECK_OK(ft_qemu_replica_prepare(&spec, &g->at, &r, why, sizeof(why)));
+	memcpy(r->ram, g->ram, g->at.memory);
+	return r;
+}
+
+/* Of the parked QEMU, which has no record. */
+static pid_t only_server(void)
+{
+	struct ft_blob text;
+	char path[FT_SPEC_PATH_MAX];
+	int pid;
+
+	CHECK_OK(ft_run_path(path, sizeof(path), "vm1", "disk0.pid"));
+	CHECK_OK(ft_read_file(path, 64, &text));
+	CHECK_EQ(sscanf((char *)text.data, "%d", &pid), 1);
+	ft_blob_free(&text);
+	return pid;
+}
+
+static void wait_killed(pid_t pid)
+{
+	struct ft_attach_disk d = { .pid = pid };
+
+	CHECK_OK(ft_pid_start(pid, &d.pid_start));
+	kill(pid, SIGKILL);
+	wait_gone(&d);
+}
+
+static void drill(struct ft_replica *r, const struct elsewhere *g)
+{
+	struct pollfd p = { .events = POLLIN };
+	struct ft_drill_result res;
+
+	CHECK_OK(r->ops->drill_start(r, &g->firmware, &g->state, &p.fd));
+	CHECK_EQ(poll(&p, 1, 60000), 1);
+	r->ops->drill_end(r, &res);
+	if (!res.ok)
+		ft_test_fail(__FILE__, __LINE__, "drill: %s", res.why);
+}
+
+static void write_as_guest(const struct ft_attach *at, const char *command)
+{
+	struct ft_qmp *q = monitor_of(at);
+
+	send_io(q, 0, command);
+	wait_io(q);
+	ft_qmp_close(q);
+}
+
+TEST_TIMEOUT(a_replica_gets_its_disk_at_takeover_also_when_the_parked_server_had_died, 180)
+{
+	struct elsewhere g = { .ram = NULL };
+	struct ft_attach at;
+	struct ft_replica *r;
+
+	make_world("[disk]\nimage = /here\n");
+	use_plugin();
+	run_elsewhere(&g);
+	r = make_replica(&g);
+	drill(r, &g);
+	wait_killed(only_server());
+	CHECK_OK(r->ops->start(r, &g.firmware, &g.state));
+	CHECK_OK(r->ops->detach(r));
+	CHECK_OK(ft_attach_load("vm1", &at));
+	CHECK_EQ(at.nr_disks, 1);
+	CHECK(ft_disk_served(&at.disk[0]) && at.disk[0].pid == only_server());
+	write_as_guest(&at, "write -P 9 4096 512");
+	CHECK_EQ(image_byte(4096), 9);
+	wait_killed(only_server());                     /* and again, under the guest: as one that is no replica's any more */
+	CHECK_OK(ft_disk_serve(&at, 0, false));
+	write_as_guest(&at, "write -P 8 4096 512");
+	CHECK_EQ(image_byte(4096), 8);
+	CHECK_OK(ft_attach_remove("vm1"));
+	ft_qemu_cleanup(&at);
+	CHECK_EQ(left_in("run/guests"), 0);
+}
+
+/* Somebody else has the image by then: better no guest than one that writes where another does. */
+TEST_TIMEOUT(a_takeover_without_its_disk_is_none, 180)
+{
+	struct elsewhere g = { .ram = NULL };
+	struct ft_attach at;
+	struct ft_replica *r;
+	int h;
+
+	make_world("[disk]\nimage = /here\n");
+	use_plugin();
+	run_elsewhere(&g);
+	r = make_replica(&g);
+	CHECK_OK(ft_disk_files_real.open(NULL, image, false, &h));
+	CHECK_OK(ft_disk_files_real.lock(NULL, h));
+	CHECK(r->ops->start(r, &g.firmware, &g.state) < 0);
+	CHECK(ft_test_logged("cannot be opened for the guest"));
+	CHECK_EQ(ft_attach_load("vm1", &at), -ENOENT);
+	r->ops->destroy(r);
+	CHECK_EQ(left_in("run/guests"), 0);
+
+	/* A guest that is started by hand is refused in the plugin's words. */
+	CHECK_EQ(ft_qemu_start(&launch, &at), -EIO);
+	CHECK(ft_test_logged("another"));
+	ft_disk_files_real.close(NULL, h);
+	CHECK_OK(ft_qemu_start(&launch, &at));
+	ft_qemu_cleanup(&at);
+}
