@@ -68,8 +68,8 @@ static int check_map(const char *guest, unsigned n, const char *image, bool forc
 		return 0;
 	if (force)
 		return forget(guest, image, path, why);
-	ft_err("guest %s: its disk %s is no consistent disk: %s: start the guest on the other host, or, to use this image all the "
-	       "same, with --force", guest, image, why);
+	ft_err("guest %s: its disk %s is no consistent disk: %s: start the guest on the other host, or, to use this image "
+	       "all the same, with --force", guest, image, why);
 	return -EUCLEAN;
 }
 
