@@ -587,6 +587,7 @@ static void fake_replica_destroy(struct ft_replica *r)
 	if (!r)
 		return;
 	f = ft_container_of(r, struct fake_replica, r);
+	(void)replica_enter(f, FT_FAKE_DESTROY);
 	if (f->drilling)
 		close(f->drill_fd);
 	if (r->watch_fd >= 0)

@@ -51,7 +51,7 @@ static int ask(const char *guest, json_t *request, unsigned timeout_ms, json_t *
 		snprintf(sock, sizeof(sock), "%s.sock", roles[i]);
 		rc = ft_run_path(path, sizeof(path), guest, sock);
 		if (!rc)
-			rc = ft_control_call(path, json_incref(request), timeout_ms, answer);
+			rc = ft_control_call(path, request, timeout_ms, answer);
 		if (rc != -ECONNREFUSED && rc != -ENOENT)
 			break;
 	}

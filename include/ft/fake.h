@@ -57,6 +57,7 @@ void ft_fake_event(struct ft_fake_guest *g, enum ft_vm_event event);
 enum ft_fake_op {
 	FT_FAKE_TRACK, FT_FAKE_PAUSE, FT_FAKE_STATE_BEGIN, FT_FAKE_STATE_END, FT_FAKE_TAKE_DIRTY, FT_FAKE_RESUME,
 	FT_FAKE_FIRMWARE, FT_FAKE_START, FT_FAKE_DRILL,
+	FT_FAKE_DESTROY,                /* of a replica, detached or not: happens whatever is returned */
 };
 typedef int ft_fake_hook(void *ctx, enum ft_fake_op op);
 void ft_fake_on_op(struct ft_fake_guest *g, ft_fake_hook *hook, void *ctx);

@@ -123,6 +123,10 @@ static int replica_hook(void *ctx, enum ft_fake_op op)
 {
 	struct sim *s = ctx;
 
+	if (op == FT_FAKE_DESTROY) {
+		s->replica = NULL;
+		return 0;
+	}
 	if (op == FT_FAKE_DRILL && !sim_rnd(s, 40) && !s->calm)
 		return -EIO;
 	return sim_dies_here(s, &s->b) ? -EIO : 0;
@@ -147,7 +151,6 @@ static enum ft_wire_reason b_could_prepare(void *ctx, char *why, size_t size)
 	return FT_REASON_OK;
 }
 
-
 static void b_watch_drill(void *ctx, int fd)
 {
 	struct sim *s = ctx;
@@ -162,7 +165,6 @@ static void b_took_over(void *ctx, uint64_t generation, uint64_t epoch)
 
 	(void)epoch;
 	sim_trace(s, "beta runs the guest, generation %llu", (unsigned long long)generation);
-	s->replica = NULL;
 	s->res->takeovers++;
 	if (!sim_rnd(s, 4))
 		sim_after(s, sim_rnd(s, 2 * FT_S_NS), sim_guest_ends_on_beta, 0);
@@ -210,9 +212,10 @@ static void b_changed(void *ctx, enum ft_backup_state from, enum ft_backup_state
 
 static const struct ft_backup_ops backup_ops = {
 	.now_ns = sim_op_now, .timer = b_timer, .send = b_send, .disconnect = b_disconnect, .random = b_random,
-	.echo_start = b_echo_start, .silence_ms = b_silence_ms, .echo_stop = b_echo_stop, .could_prepare = b_could_prepare, .echo_arm = b_echo_arm, .life = b_life, .silent = b_silent, .admit = b_admit,
-	.runs_here = b_runs_here, .prepare = b_prepare, .watch_drill = b_watch_drill, .took_over = b_took_over,
-	.changed = b_changed,
+	.silence_ms = b_silence_ms, .echo_start = b_echo_start, .echo_arm = b_echo_arm, .echo_stop = b_echo_stop,
+	.life = b_life, .silent = b_silent, .admit = b_admit, .runs_here = b_runs_here,
+	.could_prepare = b_could_prepare, .prepare = b_prepare, .watch_drill = b_watch_drill,
+	.took_over = b_took_over, .changed = b_changed,
 };
 
 /* --- the life of ftd's child --- */
@@ -240,7 +243,6 @@ void sim_child_free(struct sim *s)
 	s->b.life++;
 	ft_backup_free(s->backup);
 	s->backup = NULL;
-	s->replica = NULL;
 	s->echoing = false;
 }
 

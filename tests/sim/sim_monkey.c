@@ -131,7 +131,6 @@ static void fault_replica_dies(struct sim *s)
 	if (!s->replica || !s->b.up)
 		return;
 	ft_fake_replica_kill(s->replica);
-	s->replica = NULL;
 	ft_backup_replica_died(s->backup);
 	sim_beta_settle(s);
 }

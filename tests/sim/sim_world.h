@@ -108,7 +108,7 @@ struct sim {
 	/* host beta: ftd's child */
 	struct proc b;
 	struct ft_backup *backup;
-	struct ft_replica *replica;     /* borrowed from backup while parked */
+	struct ft_replica *replica;     /* the backup's, as long as it has one */
 	struct ft_silence silence;
 	bool echoing, armed, b_link;
 	uint64_t echo_session;

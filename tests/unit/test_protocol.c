@@ -125,7 +125,8 @@ static size_t split(const struct ft_blob *b, struct item *items, size_t max)
 
 static unsigned nr_damaged;
 
-static void write_parts(const struct ft_blob *b, size_t skip_at, size_t skip_len, const uint8_t *insert, size_t insert_len)
+static void write_parts(const struct ft_blob *b, size_t skip_at, size_t skip_len, const void *insert,
+			size_t insert_len)
 {
 	char path[PATH_MAX];
 	FILE *f;
@@ -164,19 +165,19 @@ TEST_TIMEOUT(the_checker_catches_each_record_that_is_missing_doubled_or_changed,
 	CHECK_OK(ft_read_file(path, 256 << 20, &b));
 	n = split(&b, items, FT_ARRAY_LEN(items));
 	b.len = items[n - 1].at + items[n - 1].len;     /* the start of a life is enough */
-	write_parts(&b, 0, 0, NULL, 0);
+	write_parts(&b, 0, 0, "", 0);
 	CHECK_EQ(judge("damaged-00"), 0);
 	for (size_t i = 0; i < FT_ARRAY_LEN(row); i++) {
 		const struct item *it = first_of(items, n, row[i].type);
 
 		CHECK(it);
 		if (row[i].missing)
-			write_parts(&b, it->at, it->len, NULL, 0);
+			write_parts(&b, it->at, it->len, "", 0);
 		if (row[i].doubled)
 			write_parts(&b, it->at, 0, b.data + it->at, it->len);
 		if (row[i].changed) {
 			b.data[it->at + 9] ^= 0xa4;
-			write_parts(&b, 0, 0, NULL, 0);
+			write_parts(&b, 0, 0, "", 0);
 			b.data[it->at + 9] ^= 0xa4;
 		}
 	}
