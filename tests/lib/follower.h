@@ -9,6 +9,7 @@
 #include "ft/export.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 struct follower {
 	int fd;
@@ -27,7 +28,7 @@ struct follower {
 	uint64_t to_compare;
 	int left_errno, active_errno;
 	char failed[256];
-	bool closed;
+	atomic_bool closed;
 };
 
 /* Connects. @bytes: of the disk. The replica is all zeros. */
