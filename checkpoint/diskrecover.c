@@ -3,9 +3,28 @@
 #include "ft/conf.h"
 #include "ft/diskserver.h"
 #include "ft/map.h"
+#include "ft/store.h"
 
 #include <stdio.h>
 #include <unistd.h>
+
+/* What a crash left in the journal belongs to the images, so it is written to them now. */
+static int replay(const struct ft_spec *spec)
+{
+	struct ft_store_config cfg = {
+		.guest = spec->name, .nr_disks = spec->nr_disks, .state_dir = ft_conf()->state_dir,
+		.durability = spec->durability,
+	};
+	int rc = 0;
+
+	for (unsigned i = 0; i < spec->nr_disks && !rc; i++) {
+		const struct ft_disk_spec *d = &spec->disk[i];
+
+		cfg.disk[i].image = d->image;
+		rc = ft_disk_image_size(spec->name, d->image, d->read_only, &cfg.disk[i].bytes);
+	}
+	return rc ? rc : ft_store_recover(&cfg);
+}
 
 static int identify(const char *path, struct ft_map_image *im)
 {
@@ -75,13 +94,9 @@ static int check_map(const char *guest, unsigned n, const char *image, bool forc
 
 int ft_disk_recover(const struct ft_spec *spec, bool force)
 {
-	uint64_t bytes;
-	int rc = 0;
+	int rc = spec->nr_disks ? replay(spec) : 0;
 
-	for (unsigned i = 0; i < spec->nr_disks && !rc; i++) {
-		rc = ft_disk_image_size(spec->name, spec->disk[i].image, spec->disk[i].read_only, &bytes);
-		if (!rc)
-			rc = check_map(spec->name, i, spec->disk[i].image, force);
-	}
+	for (unsigned i = 0; i < spec->nr_disks && !rc; i++)
+		rc = check_map(spec->name, i, spec->disk[i].image, force);
 	return rc;
 }

@@ -8,7 +8,9 @@
 #include "diskmirror/map_priv.h"
 #include "ft/conf.h"
 #include "ft/diskserver.h"
+#include "ft/image.h"
 #include "ft/map.h"
+#include "ft/store.h"
 #include "tests/test.h"
 
 #include <fcntl.h>
@@ -313,6 +315,53 @@ TEST(an_image_that_is_no_whole_disk_is_started_by_force_only)
 	check_refused("belongs to another image");
 }
 
+static uint8_t image_byte(off_t at)
+{
+	uint8_t byte;
+	int fd = open(image, O_RDONLY);
+
+	CHECK(fd >= 0 && pread(fd, &byte, 1, at) == 1);
+	close(fd);
+	return byte;
+}
+
+/* One byte at @at, in the journal of a backup that dies before it commits. */
+static void leave_in_journal(uint8_t byte, uint64_t at)
+{
+	struct ft_store_config cfg = {
+		.guest = "vm1", .nr_disks = 1, .disk = { { .image = image, .bytes = DISK_BYTES } }, .state_dir = ft_conf()->state_dir,
+		.memory_bound = 1 << 20, .journal_bound = 8 << 20, .durability = FT_DURABILITY_JOURNAL,
+	};
+	struct ft_disk_id theirs = { .bytes = DISK_BYTES, .current = 7 };
+	struct ft_disk_op op = { .seq = 1, .offset = at, .len = 512, .op = FT_DISK_WRITE };
+	uint8_t raw[FT_DISK_OP_LEN + 512], body[FT_DISK_BODY_MAX];
+	struct ft_store *st;
+	char why[160];
+	size_t len;
+
+	CHECK_OK(ft_mkdir_p(ft_conf()->state_dir, 0700));
+	memset(raw, byte, sizeof(raw));
+	ft_disk_pack_op(&op, raw);
+	len = ft_disk_pack_batch(0, raw, sizeof(raw), 1, body);
+	CHECK_OK(ft_store_open(&cfg, &st));
+	CHECK_OK(ft_store_peer(st, &theirs, 1, why, sizeof(why)));
+	CHECK_OK(ft_store_begin(st, 1, FT_EPOCH_FULL));
+	CHECK_OK(ft_store_batch(st, body, len));
+	CHECK_OK(ft_store_whole(st));
+	ft_store_free(st);
+}
+
+TEST(what_the_backup_had_acknowledged_is_in_the_image_before_a_start_by_hand)
+{
+	use_test_dirs("[disk]\nimage = /here\n");
+	spec.durability = FT_DURABILITY_JOURNAL;
+	leave_in_journal(9, 4096);
+	CHECK_EQ(image_byte(4096), 0);
+	CHECK_OK(ft_disk_recover(&spec, false));
+	CHECK_EQ(image_byte(4096), 9);
+	CHECK_OK(ft_disk_recover(&spec, false));
+}
+
 /* --- under QEMU --- */
 
 static struct ft_qmp *monitor_of(const struct ft_attach *at)
@@ -336,16 +385,6 @@ static void send_io(struct ft_qmp *q, unsigned disk, const char *command)
 static void wait_io(struct ft_qmp *q)
 {
 	CHECK_OK(ft_qmp_wait(q, 30000, NULL));
-}
-
-static uint8_t image_byte(off_t at)
-{
-	uint8_t byte;
-	int fd = open(image, O_RDONLY);
-
-	CHECK(fd >= 0 && pread(fd, &byte, 1, at) == 1);
-	close(fd);
-	return byte;
 }
 
 static unsigned left_in(const char *what)
