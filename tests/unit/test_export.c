@@ -1181,7 +1181,7 @@ TEST(what_makes_no_sense_is_dropped)
 		{ FT_EXPORT_COMPARE, 0, 1, 16, true },                          /* a hash is missing */
 		{ FT_EXPORT_COMPARE, 3, 0, 16, true },
 		{ FT_EXPORT_COMPARE, UINT64_MAX / FT_REGION + 1, 0, 16, true },
-		{ FT_EXPORT_COMPARE, 2, 4, 16, true },                          /* a granule beyond the disk */
+		{ FT_EXPORT_COMPARE, 2, 4, 32, true },                          /* a granule beyond the disk */
 	};
 	struct host h;
 
@@ -1189,7 +1189,7 @@ TEST(what_makes_no_sense_is_dropped)
 	CHECK_OK(host_open(&h));
 	for (unsigned i = 0; i < FT_ARRAY_LEN(bad); i++) {
 		struct follower *f = follower_new(h.control, DISK);
-		uint8_t body[16];
+		uint8_t body[32] = { 0 };
 
 		if (bad[i].started)
 			follower_start(f);
