@@ -491,6 +491,7 @@ static void streaming(struct mirror *m, struct mirror_disk *d, int fd, const str
 	ft_dlog_stream(m->log, d->index, last);
 	d->fd = fd;
 	d->streaming = true;
+	d->said = d->done = false;
 	d->id = *id;
 	d->seq = last;
 	if (m->held) {
@@ -538,6 +539,7 @@ static void connect_plainly(struct mirror *m, struct mirror_disk *d)
 
 	if (!rc) {
 		d->fd = fd;
+		ft_mirror_poke(m);
 	} else if (rc == -ENOENT || rc == -ECONNREFUSED) {
 		ft_warn("%s: disk %u (%s): its nbdkit is gone; the image is as that left it", m->guest, d->index, d->control);
 		d->done = true;
