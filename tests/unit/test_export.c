@@ -1197,6 +1197,7 @@ TEST(what_makes_no_sense_is_dropped)
 		ft_put64(body + 8, bad[i].b);
 		follower_say(f, bad[i].type, body, bad[i].len);
 		FOLLOWER_UNTIL(f, f->closed);
+		CHECK_STR(f->failed, "");       /* it was not even tried */
 		follower_free(f);
 	}
 	CHECK(ft_test_logged("makes no sense"));
