@@ -1181,7 +1181,7 @@ TEST(what_makes_no_sense_is_dropped)
 		{ FT_EXPORT_COMPARE, 0, 1, 16, true },                          /* a hash is missing */
 		{ FT_EXPORT_COMPARE, 3, 0, 16, true },
 		{ FT_EXPORT_COMPARE, UINT64_MAX / FT_REGION + 1, 0, 16, true },
-		{ FT_EXPORT_COMPARE, 2, 4, 16, true },                          /* a granule beyond the disk */
+		{ FT_EXPORT_COMPARE, 2, 4, 32, true },                          /* a granule beyond the disk */
 	};
 	struct host h;
 
@@ -1189,7 +1189,7 @@ TEST(what_makes_no_sense_is_dropped)
 	CHECK_OK(host_open(&h));
 	for (unsigned i = 0; i < FT_ARRAY_LEN(bad); i++) {
 		struct follower *f = follower_new(h.control, DISK);
-		uint8_t body[16];
+		uint8_t body[32] = { 0 };
 
 		if (bad[i].started)
 			follower_start(f);
@@ -1197,6 +1197,7 @@ TEST(what_makes_no_sense_is_dropped)
 		ft_put64(body + 8, bad[i].b);
 		follower_say(f, bad[i].type, body, bad[i].len);
 		FOLLOWER_UNTIL(f, f->closed);
+		CHECK_STR(f->failed, "");       /* it was not even tried */
 		follower_free(f);
 	}
 	CHECK(ft_test_logged("makes no sense"));
