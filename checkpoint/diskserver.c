@@ -167,11 +167,12 @@ void ft_disk_end_left(const char *guest, const char *dir)
 static int no_image(const char *guest, const char *image, int rc)
 {
 	if (rc == -ENOENT)
-		ft_err("guest %s: there is no disk image %s: make one, for example with 'truncate -s 10G %s', or name another in the guest file",
-		       guest, image, image);
+		ft_err("guest %s: there is no disk image %s: make one, for example with 'truncate -s 10G %s', or name "
+		       "another in the guest file", guest, image, image);
 	else
 		ft_err("guest %s: cannot open its disk image %s: %s%s", guest, image, strerror(-rc),
-		       rc == -EROFS || rc == -EACCES || rc == -EPERM ? ": make it writable, or say 'read-only = yes' in the guest file" : "");
+		       rc == -EROFS || rc == -EACCES || rc == -EPERM ?
+		       ": make it writable, or say 'read-only = yes' in the guest file" : "");
 	return rc;
 }
 
@@ -188,14 +189,14 @@ static int refuse_format(const char *guest, const char *image, int fd)
 	for (unsigned i = 0; i < FT_ARRAY_LEN(formats); i++) {
 		if (memcmp(head, formats[i].magic, strlen(formats[i].magic)))
 			continue;
-		ft_err("guest %s: its disk image %s is in %s format, not raw: convert it with 'qemu-img convert -O raw %s NEW'", guest,
-		       image, formats[i].name, image);
+		ft_err("guest %s: its disk image %s is in %s format, not raw: convert it with 'qemu-img convert -O raw %s NEW'",
+		       guest, image, formats[i].name, image);
 		return -EINVAL;
 	}
 	return 0;
 }
 
-static int check_image(const char *guest, const char *image, int fd, uint64_t *bytes)
+static int measure(const char *guest, const char *image, int fd, uint64_t *bytes)
 {
 	struct stat st;
 	off_t end;
@@ -210,12 +211,16 @@ static int check_image(const char *guest, const char *image, int fd, uint64_t *b
 	if (end < 0)
 		return no_image(guest, image, -errno);
 	*bytes = (uint64_t)end;
-	if (!*bytes || *bytes % 512 || *bytes > FT_DISK_BYTES_MAX) {
-		ft_err("guest %s: its disk image %s has %" PRIu64 " bytes: it must have a multiple of 512, at most 16 TiB; "
-		       "'truncate -s SIZE %s' sets the size of a file", guest, image, *bytes, image);
-		return -EINVAL;
-	}
-	return refuse_format(guest, image, fd);
+	return 0;
+}
+
+static int check_size(const char *guest, const char *image, uint64_t bytes)
+{
+	if (bytes && bytes % 512 == 0 && bytes <= FT_DISK_BYTES_MAX)
+		return 0;
+	ft_err("guest %s: its disk image %s has %" PRIu64 " bytes: it must have a multiple of 512, at most 16 TiB; "
+	       "'truncate -s SIZE %s' sets the size of a file", guest, image, bytes, image);
+	return -EINVAL;
 }
 
 int ft_disk_image_size(const char *guest, const char *image, bool read_only, uint64_t *bytes)
@@ -227,7 +232,11 @@ int ft_disk_image_size(const char *guest, const char *image, bool read_only, uin
 	fd = open(image, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	if (fd < 0)
 		return no_image(guest, image, -errno);
-	rc = check_image(guest, image, fd, bytes);
+	rc = measure(guest, image, fd, bytes);
+	if (!rc)
+		rc = refuse_format(guest, image, fd);
+	if (!rc)
+		rc = check_size(guest, image, *bytes);
 	close(fd);
 	return rc;
 }
@@ -314,7 +323,8 @@ static int set_files(struct server *s)
 	strcpy(a.sun_path, s->d->nbd);
 	unlink(a.sun_path);
 	/* The directory is ours alone (0700), so there is no moment at which others could connect. */
-	if (bind(s->listen_fd, (struct sockaddr *)&a, sizeof(a)) < 0 || chmod(a.sun_path, 0600) < 0 || listen(s->listen_fd, 4) < 0)
+	if (bind(s->listen_fd, (struct sockaddr *)&a, sizeof(a)) < 0 || chmod(a.sun_path, 0600) < 0 ||
+	    listen(s->listen_fd, 4) < 0)
 		return -errno;
 	return 0;
 }
@@ -326,7 +336,8 @@ static int make_all(struct server *s, unsigned n, bool parked)
 	if (rc)
 		return rc;
 	if (access(s->plugin, R_OK) < 0) {
-		ft_err("guest %s: there is no %s, which serves disks: install ft again, built with nbdkit-plugin-dev", s->guest, s->plugin);
+		ft_err("guest %s: there is no %s, which serves disks: install ft again, built with nbdkit-plugin-dev",
+		       s->guest, s->plugin);
 		return -ENOENT;
 	}
 	set_argv(s, parked);
@@ -407,8 +418,8 @@ static int take(int fd, char *buf, size_t len, uint64_t end)
 }
 
 /*
- * The server is up when it speaks: our connection waits in the backlog from before it began, and breaks when it dies. We
- * ask for nothing (NBD_OPT_ABORT), so to the plugin nobody was there.
+ * The server is up when it speaks: our connection waits in the backlog from before it began, and breaks when it dies.
+ * We ask for nothing (NBD_OPT_ABORT), so to the plugin nobody was there.
  */
 static int greet(const struct server *s)
 {
@@ -513,7 +524,9 @@ static bool adopt(const struct ft_attach_disk *d, struct ft_attach_disk *out)
 
 int ft_disk_serve(struct ft_attach *at, unsigned n, bool parked)
 {
-	struct server s = { .guest = at->guest, .d = &at->disk[n], .env_pid = "LISTEN_PID=", .listen_fd = -1, .log_fd = -1, .null_fd = -1 };
+	struct server s = {
+		.guest = at->guest, .d = &at->disk[n], .env_pid = "LISTEN_PID=", .listen_fd = -1, .log_fd = -1, .null_fd = -1,
+	};
 	struct ft_attach_disk other;
 	uint64_t bytes;
 	int rc;

@@ -2,6 +2,7 @@
 /* ft-guest: starts, stops and lists guests under stock QEMU, from guest files. man ft-guest(8). */
 #include "checkpoint/qemu.h"
 #include "ft/conf.h"
+#include "ft/diskserver.h"
 #include "ft/record.h"
 
 #include <dirent.h>
@@ -147,14 +148,34 @@ static int say_running(const struct ft_attach *at)
 	return DONE;
 }
 
-static int start_locked(const struct ft_spec *spec)
+/* A guest whose disk's server was killed waits for the next one. */
+static int serve_again(struct ft_attach *at)
+{
+	bool again = false;
+
+	for (unsigned i = 0; i < at->nr_disks; i++) {
+		if (ft_disk_served(&at->disk[i]))
+			continue;
+		if (ft_disk_serve(at, i, false))
+			return FAILED;
+		ft_warn("guest %s: the server of its disk %s had died and is started again", at->guest, at->disk[i].image);
+		again = true;
+	}
+	return again && ft_attach_save(at) ? FAILED : DONE;
+}
+
+static int start_locked(const struct ft_spec *spec, bool force)
 {
 	struct ft_qemu_launch l = { .spec = spec, .kind = FT_QEMU_GUEST };
 	struct ft_attach at;
 	int rc = clear_dead(spec->name, &at);
 
 	if (rc == -EEXIST)
-		return say_running(&at);
+		return serve_again(&at) ? FAILED : say_running(&at);
+	if (!rc)
+		rc = ft_disk_recover(spec, force);
+	if (rc == -EUCLEAN)
+		return REFUSED;
 	if (!rc)
 		rc = ft_qemu_start(&l, &at);
 	if (rc)
@@ -177,15 +198,14 @@ static int cmd_start(const struct options *o)
 
 	if (rc)
 		return rc == -ENOENT ? UNKNOWN : rc == -EINVAL ? USAGE : FAILED;
-	if (!ft_attach_load(o->guest, &at))
-		return say_running(&at);
-	rc = check_start(o->guest, o->force);
+	/* What runs here is not started, so nothing forbids it. */
+	rc = ft_attach_load(o->guest, &at) ? check_start(o->guest, o->force) : DONE;
 	if (rc)
 		return rc;
 	fd = lock_guest(o->guest);
 	if (fd < 0)
 		return FAILED;
-	rc = start_locked(&spec);
+	rc = start_locked(&spec, o->force);
 	unlock_guest(o->guest, fd);
 	return rc;
 }
@@ -227,9 +247,10 @@ static int tell_qemu(const struct ft_attach *at, const char *command)
 }
 
 /* The guest's own shutdown, else QEMU's end in order; ft_qemu_cleanup kills what is still there. */
-static void shut_down(const struct ft_attach *at, int pidfd, const struct options *o)
+static void shut_down(struct ft_attach *at, int pidfd, const struct options *o)
 {
 	if (!o->kill) {
+		(void)serve_again(at);          /* it syncs its disks */
 		if (!tell_qemu(at, "system_powerdown") && wait_dead(pidfd, o->timeout_s))
 			return;
 		ft_warn("guest %s: did not shut down within %u s: it is ended now", at->guest, o->timeout_s);

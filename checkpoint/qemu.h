@@ -31,8 +31,8 @@ struct ft_qemu_launch {
 
 /*
  * Make taps and preload page, start the servers of its disks (ft/diskserver.h; a SCRATCH guest has none: it reads the
- * replica's images, and what it writes is thrown away), and start QEMU as a session of its own that is nobody's child and outlives us; wait
- * until its QMP answers. The RAM file is made and every page of it allocated (tmpfs full later is SIGBUS). PARKED takes
+ * replica's images, and what it writes is thrown away), and start QEMU as a session of its own that is nobody's child
+ * and outlives us; wait until its QMP answers. The RAM file is made and every page of it allocated (tmpfs full later is SIGBUS). PARKED takes
  * one of the right size that is there; GUEST always starts with a fresh one.
  *
  * A PARKED QEMU that a dead owner left in @dir is ended first. Any other QEMU there: -EEXIST.
@@ -49,8 +49,9 @@ int ft_qemu_start(const struct ft_qemu_launch *l, struct ft_attach *out) FT_MUST
 int ft_qemu_net(const struct ft_attach *at, bool up) FT_MUST_CHECK;
 /*
  * Kill (SIGKILL by pidfd), wait until it is dead and its disks' servers have ended in order; remove RAM file, sockets,
- * logs, preload page and, when nothing else is in it, the directory. Taps vanish with their QEMU. Idempotent; the attach record is its owner's. Only regular
- * files in SHM_DIR and RUN_DIR go, and none when another QEMU (a replica of this guest) has the directory by now.
+ * logs, preload page and, when nothing else is in it, the directory. Taps vanish with their QEMU. Idempotent; the
+ * attach record is its owner's. Only regular files in SHM_DIR and RUN_DIR go, and none when another QEMU (a replica of
+ * this guest) has the directory by now.
  */
 void ft_qemu_cleanup(const struct ft_attach *at);
 /*

@@ -114,8 +114,8 @@ static void add_scratch_image(struct args *a, const struct ft_disk_spec *d, unsi
 static void add_served_image(struct args *a, const struct ft_attach_disk *d, unsigned i)
 {
 	add(a, "-blockdev");
-	add(a, "driver=nbd,node-name=image%u,server.type=unix,server.path=%s,reconnect-delay=%u,read-only=%s,discard=unmap,detect-zeroes=off",
-	    i, d->nbd, FT_DISK_RECONNECT_S, d->read_only ? "on" : "off");
+	add(a, "driver=nbd,node-name=image%u,server.type=unix,server.path=%s,reconnect-delay=%u,read-only=%s,discard=unmap,"
+	    "detect-zeroes=off", i, d->nbd, FT_DISK_RECONNECT_S, d->read_only ? "on" : "off");
 }
 
 /* One queue, as QEMU serves all of them in one thread; its state is small. */

@@ -276,8 +276,8 @@ static void check_servers(struct check *c)
 		const struct ft_attach_disk *d = &c->at->disk[i];
 
 		if (!ft_disk_served(d))
-			found(c, "the server of disk %s (process %d) is gone, and the guest waits for it: 'ft-guest start %s' starts it again",
-			      d->image, (int)d->pid, c->at->guest);
+			found(c, "the server of disk %s (process %d) is gone, and the guest waits for it: 'ft-guest start %s' "
+			      "starts it again", d->image, (int)d->pid, c->at->guest);
 	}
 }
 

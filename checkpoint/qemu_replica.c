@@ -119,8 +119,8 @@ static int give_up(struct qemu_replica *q, int rc)
 }
 
 /*
- * Nothing here but a disk that is not to be had or a load that fails may make a takeover fail: the guest would be lost for a
- * nic or a file.
+ * Nothing here but a disk that is not to be had or a load that fails may make a takeover fail: the guest would be lost
+ * for a nic or a file.
  */
 static int qemu_start(struct ft_replica *r, const struct ft_blob *firmware, const struct ft_blob *state)
 {

@@ -132,7 +132,8 @@ static const struct ft_ini_key guest_keys[] = {
 	TEXT_KEY("kernel", FT_INI_PATH, kernel),
 	TEXT_KEY("initrd", FT_INI_PATH, initrd),
 	TEXT_KEY("cmdline", FT_INI_TEXT, cmdline),
-	{ .key = "durability", .type = FT_INI_WORD, .offset = offsetof(struct ft_spec, durability), .words = durability_words },
+	{ .key = "durability", .type = FT_INI_WORD, .offset = offsetof(struct ft_spec, durability),
+	  .words = durability_words },
 	{ 0 }
 };
 

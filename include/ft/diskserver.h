@@ -3,10 +3,11 @@
  * diskserver.h - the process that serves one disk of a guest to its QEMU: nbdkit with our plugin (ft/export.h).
  *
  * It is nobody's child, outlives whoever started it, and ends by itself when QEMU has gone. When one dies before that,
- * QEMU holds the guest's requests back and tries again for FT_DISK_RECONNECT_S: the guest waits, sees no error, and goes on
- * as soon as somebody has called ft_disk_serve.
+ * QEMU holds the guest's requests back and tries again for FT_DISK_RECONNECT_S: the guest waits, sees no error, and goes
+ * on once somebody has called ft_disk_serve.
  *
- * Sockets, pid and messages lie beside QEMU's sockets: DIR/diskN.nbd .ctl .pid .log; the map: STATE_DIR/GUEST.diskN.map.
+ * Sockets, pid and messages lie beside QEMU's sockets: DIR/diskN.nbd .ctl .pid .log; the map is
+ * STATE_DIR/GUEST.diskN.map.
  */
 #ifndef FT_DISKSERVER_H
 #define FT_DISKSERVER_H
@@ -19,14 +20,14 @@
 /* Fill in the disks of @at, whose guest is set: what and where, no process yet. -ENAMETOOLONG, logged. */
 int ft_disk_plan(const struct ft_spec *spec, const char *dir, struct ft_attach *at) FT_MUST_CHECK;
 /*
- * See to it that disk @n of @at is served, and return when it is: 0, its pid in @at (not saved). A server that lives is left
- * alone, also one that another program started meanwhile. @parked: a replica's, which refuses writes until it
- * is told FT_EXPORT_ACTIVATE. Logged, naming the image: -ENOENT: no image (with the command that makes one), no nbdkit or
- * no plugin; -EINVAL: no raw disk image; -EROFS, -EACCES ...; -EIO: nbdkit's own words.
+ * See to it that disk @n of @at is served, and return when it is: 0, its pid in @at (not saved). A server that lives is
+ * left alone, also one that another program started meanwhile. @parked: a replica's, which refuses writes until it is
+ * told FT_EXPORT_ACTIVATE. Logged, naming the image: -ENOENT: no image (with the command that makes one), no nbdkit or no
+ * plugin; -EINVAL: no raw disk image; -EROFS, -EACCES ...; -EIO: nbdkit's own words.
  */
 int ft_disk_serve(struct ft_attach *at, unsigned n, bool parked) FT_MUST_CHECK;
 bool ft_disk_served(const struct ft_attach_disk *d);    /* does its server live? */
-/* End them all, in order: what was written is synced. Killed when that takes longer than a minute. QEMU has gone before. */
+/* QEMU has gone. End them all, in order: what was written is synced. Killed when that takes longer than a minute. */
 void ft_disk_end(const struct ft_attach *at);
 /* The same for what a dead owner left in @dir. */
 void ft_disk_end_left(const char *guest, const char *dir);
@@ -36,8 +37,9 @@ void ft_disk_remove_files(const char *dir);
 /* Size of what @image says; the errors of ft_disk_serve. */
 int ft_disk_image_size(const char *guest, const char *image, bool read_only, uint64_t *bytes) FT_MUST_CHECK;
 /*
- * Before a guest is started by hand: its images are there, and what a crash left in the journal is in them. -EUCLEAN: the
- * host went down while flushes were answered by the mirror, so an image is no consistent disk; logged. @force forgets that.
+ * Before a guest is started by hand: its images are there, and what a crash left in the journal is in them. -EUCLEAN: an
+ * image is no consistent disk, as a copy to it was not finished, or the host went down while flushes were answered by
+ * the mirror; logged. @force: uses it all the same, and removes its map.
  */
 int ft_disk_recover(const struct ft_spec *spec, bool force) FT_MUST_CHECK;
 

@@ -62,4 +62,5 @@ strip "$root/bin/agent"
 cp "$kernel/vmlinuz" "$out/vmlinuz"
 pack initrd.img
 for program in mke2fs e2fsck sqlite3; do copy_with_libraries "$(command -v $program)" $program; done
+cp /etc/mke2fs.conf "$root/etc/"
 pack initrd-disk.img

@@ -5,8 +5,12 @@
  */
 #include "checkpoint/qemu_load.h"
 #include "checkpoint/qemu_start.h"
+#include "diskmirror/map_priv.h"
 #include "ft/conf.h"
 #include "ft/diskserver.h"
+#include "ft/image.h"
+#include "ft/map.h"
+#include "ft/store.h"
 #include "tests/test.h"
 
 #include <fcntl.h>
@@ -194,6 +198,7 @@ TEST(an_image_that_is_no_disk_is_refused_by_name_with_the_remedy)
 	make_world("[disk]\nimage = /here\n");
 	write_at_start("QFI\xfb");
 	expect(-EINVAL, "is in qcow2 format, not raw: convert it with 'qemu-img convert -O raw");
+	CHECK_OK(truncate(image, 0));
 	CHECK_OK(truncate(image, 1000));
 	expect(-EINVAL, "has 1000 bytes: it must have a multiple of 512");
 	CHECK_OK(truncate(image, 0));
@@ -248,6 +253,115 @@ TEST(a_server_that_does_not_start_is_told_in_its_own_words)
 	expect(-ENOENT, "there is no /nonexistent/nbdkit-ft-plugin.so");
 }
 
+/* --- images and maps before a start by hand --- */
+
+static char map_path[160];
+
+/* A map of the image as it is now, closed in order. */
+static void make_map(uint32_t flags, bool unsafe)
+{
+	struct ft_map_image im = { .bytes = DISK_BYTES };
+	struct ft_disk_id id = { .bytes = DISK_BYTES, .current = 7, .base = 6, .flags = flags };
+	struct ft_map *m;
+	int h;
+
+	CHECK_OK(ft_disk_files_real.open(NULL, image, false, &h));
+	CHECK_OK(ft_disk_files_real.identity(NULL, h, &im.inode, &im.born_ns));
+	ft_disk_files_real.close(NULL, h);
+	CHECK_OK(ft_mkdir_p(ft_conf()->state_dir, 0700));
+	snprintf(map_path, sizeof(map_path), "%s/state/vm1.disk0.map", dir);
+	CHECK_OK(ft_map_create(&ft_disk_files_real, map_path, &im, &id, &m));
+	if (unsafe)
+		CHECK_OK(ft_map_set_unsafe(m, true));
+	CHECK_OK(ft_map_close(m));
+}
+
+TEST(an_image_that_was_mirrored_or_never_was_is_started)
+{
+	use_test_dirs("[disk]\nimage = /here\n");
+	CHECK_OK(ft_disk_recover(&spec, false));
+	make_map(0, false);
+	CHECK_OK(ft_disk_recover(&spec, false));
+	CHECK_OK(access(map_path, F_OK));
+	make_map(0, true);                              /* QEMU and the servers died, the host did not */
+	CHECK_OK(ft_disk_recover(&spec, false));
+	unlink(image);
+	CHECK_EQ(ft_disk_recover(&spec, false), -ENOENT);
+	CHECK(ft_test_logged("there is no disk image"));
+}
+
+static void check_refused(const char *words)
+{
+	CHECK_EQ(ft_disk_recover(&spec, false), -EUCLEAN);
+	CHECK(ft_test_logged(words));
+	CHECK_OK(access(map_path, F_OK));
+	CHECK_OK(ft_disk_recover(&spec, true));
+	CHECK(ft_test_logged("is used all the same"));
+	CHECK_EQ(access(map_path, F_OK), -1);
+	CHECK_OK(ft_disk_recover(&spec, false));        /* and was never mirrored */
+}
+
+TEST(an_image_that_is_no_whole_disk_is_started_by_force_only)
+{
+	use_test_dirs("[disk]\nimage = /here\n");
+	make_map(FT_DISK_TARGET, false);
+	check_refused("a copy to it was begun and never finished");
+	ft_map_tuning.boot_id = "00000000-0000-0000-0000-000000000001";
+	make_map(0, true);
+	ft_map_tuning.boot_id = "00000000-0000-0000-0000-000000000002";
+	check_refused("this host went down while the guest was protected");
+	make_map(0, false);
+	CHECK_OK(truncate(image, DISK_BYTES * 2));
+	check_refused("belongs to another image");
+}
+
+static uint8_t image_byte(off_t at)
+{
+	uint8_t byte;
+	int fd = open(image, O_RDONLY);
+
+	CHECK(fd >= 0 && pread(fd, &byte, 1, at) == 1);
+	close(fd);
+	return byte;
+}
+
+/* One byte at @at, in the journal of a backup that dies before it commits. */
+static void leave_in_journal(uint8_t byte, uint64_t at)
+{
+	struct ft_store_config cfg = {
+		.guest = "vm1", .nr_disks = 1, .disk = { { .image = image, .bytes = DISK_BYTES } }, .state_dir = ft_conf()->state_dir,
+		.memory_bound = 1 << 20, .journal_bound = 8 << 20, .durability = FT_DURABILITY_JOURNAL,
+	};
+	struct ft_disk_id theirs = { .bytes = DISK_BYTES, .current = 7 };
+	struct ft_disk_op op = { .seq = 1, .offset = at, .len = 512, .op = FT_DISK_WRITE };
+	uint8_t raw[FT_DISK_OP_LEN + 512], body[FT_DISK_BODY_MAX];
+	struct ft_store *st;
+	char why[160];
+	size_t len;
+
+	CHECK_OK(ft_mkdir_p(ft_conf()->state_dir, 0700));
+	memset(raw, byte, sizeof(raw));
+	ft_disk_pack_op(&op, raw);
+	len = ft_disk_pack_batch(0, raw, sizeof(raw), 1, body);
+	CHECK_OK(ft_store_open(&cfg, &st));
+	CHECK_OK(ft_store_peer(st, &theirs, 1, why, sizeof(why)));
+	CHECK_OK(ft_store_begin(st, 1, FT_EPOCH_FULL));
+	CHECK_OK(ft_store_batch(st, body, len));
+	CHECK_OK(ft_store_whole(st));
+	ft_store_free(st);
+}
+
+TEST(what_the_backup_had_acknowledged_is_in_the_image_before_a_start_by_hand)
+{
+	use_test_dirs("[disk]\nimage = /here\n");
+	spec.durability = FT_DURABILITY_JOURNAL;
+	leave_in_journal(9, 4096);
+	CHECK_EQ(image_byte(4096), 0);
+	CHECK_OK(ft_disk_recover(&spec, false));
+	CHECK_EQ(image_byte(4096), 9);
+	CHECK_OK(ft_disk_recover(&spec, false));
+}
+
 /* --- under QEMU --- */
 
 static struct ft_qmp *monitor_of(const struct ft_attach *at)
@@ -271,16 +385,6 @@ static void send_io(struct ft_qmp *q, unsigned disk, const char *command)
 static void wait_io(struct ft_qmp *q)
 {
 	CHECK_OK(ft_qmp_wait(q, 30000, NULL));
-}
-
-static uint8_t image_byte(off_t at)
-{
-	uint8_t byte;
-	int fd = open(image, O_RDONLY);
-
-	CHECK(fd >= 0 && pread(fd, &byte, 1, at) == 1);
-	close(fd);
-	return byte;
 }
 
 static unsigned left_in(const char *what)
@@ -323,6 +427,18 @@ TEST_TIMEOUT(a_guest_has_its_disks_and_their_servers_end_with_it, 120)
 	ft_qemu_cleanup(&at);
 	CHECK(!ft_disk_served(&at.disk[0]) && !ft_disk_served(&at.disk[1]));
 	CHECK(!ft_test_logged("is killed"));
+	CHECK_EQ(left_in("run/guests"), 0);
+}
+
+TEST_TIMEOUT(a_server_that_stays_is_ended_when_its_qemu_has_gone, 120)
+{
+	struct ft_attach at;
+
+	make_world("[disk]\nimage = /here\n");
+	make_file("nbdkit", "#!/bin/sh\nexec nbdkit --foreground memory 8M\n", 0700);
+	CHECK_OK(ft_qemu_start(&launch, &at));
+	ft_qemu_cleanup(&at);
+	CHECK(!ft_disk_served(&at.disk[0]));
 	CHECK_EQ(left_in("run/guests"), 0);
 }
 
@@ -453,4 +569,154 @@ TEST_TIMEOUT(what_a_scratch_guest_writes_is_bounded_and_never_in_the_image, 120)
 	CHECK_EQ(left_in("run/guests"), 0);
 	ft_blob_free(&firmware);
 	ft_blob_free(&state);
+}
+
+/* --- a replica, with the plugin itself --- */
+
+static void use_plugin(void)
+{
+	struct ft_conf c = *ft_conf();
+	char self[200];
+	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+
+	CHECK(n > 0);
+	self[n] = 0;
+	*strrchr(self, '/') = 0;
+	snprintf(c.libexec_dir, sizeof(c.libexec_dir), "%s/../bin", self);
+	strcpy(c.nbdkit, "nbdkit");
+	ft_conf_set(&c);
+	snprintf(self + strlen(self), 40, "/../bin/nbdkit-ft-plugin.so");
+	if (access(self, R_OK))
+		ft_test_skip("built without nbdkit-ft-plugin.so");
+}
+
+/* A guest that ran somewhere else: its facts, its memory, what its replica is loaded with. */
+struct elsewhere {
+	struct ft_attach at;
+	uint8_t *ram;
+	struct ft_blob firmware, state;
+};
+
+static void run_elsewhere(struct elsewhere *g)
+{
+	int fd;
+
+	CHECK_OK(ft_qemu_start(&launch, &g->at));
+	capture(&g->at, &g->firmware, &g->state);
+	g->ram = malloc(g->at.memory);
+	fd = open(g->at.ram, O_RDONLY);
+	CHECK(g->ram && fd >= 0 && pread(fd, g->ram, g->at.memory, 0) == (ssize_t)g->at.memory);
+	close(fd);
+	ft_qemu_cleanup(&g->at);
+}
+
+static struct ft_replica *make_replica(const struct elsewhere *g)
+{
+	struct ft_replica *r;
+	char why[256];
+
+	CHECK_OK(ft_qemu_replica_prepare(&spec, &g->at, &r, why, sizeof(why)));
+	memcpy(r->ram, g->ram, g->at.memory);
+	return r;
+}
+
+/* Of the parked QEMU, which has no record. */
+static pid_t only_server(void)
+{
+	struct ft_blob text;
+	char path[FT_SPEC_PATH_MAX];
+	int pid;
+
+	CHECK_OK(ft_run_path(path, sizeof(path), "vm1", "disk0.pid"));
+	CHECK_OK(ft_read_file(path, 64, &text));
+	CHECK_EQ(sscanf((char *)text.data, "%d", &pid), 1);
+	ft_blob_free(&text);
+	return pid;
+}
+
+static void wait_killed(pid_t pid)
+{
+	struct ft_attach_disk d = { .pid = pid };
+
+	CHECK_OK(ft_pid_start(pid, &d.pid_start));
+	kill(pid, SIGKILL);
+	wait_gone(&d);
+}
+
+static void drill(struct ft_replica *r, const struct elsewhere *g)
+{
+	struct pollfd p = { .events = POLLIN };
+	struct ft_drill_result res;
+
+	CHECK_OK(r->ops->drill_start(r, &g->firmware, &g->state, &p.fd));
+	CHECK_EQ(poll(&p, 1, 60000), 1);
+	r->ops->drill_end(r, &res);
+	/* Firmware that only counts its ticks writes no page that it had not written before. */
+	if (!res.ok && !strstr(res.why, "wrote nothing"))
+		ft_test_fail(__FILE__, __LINE__, "drill: %s", res.why);
+}
+
+static void write_as_guest(const struct ft_attach *at, const char *command)
+{
+	struct ft_qmp *q = monitor_of(at);
+
+	send_io(q, 0, command);
+	wait_io(q);
+	ft_qmp_close(q);
+}
+
+TEST_TIMEOUT(a_replica_gets_its_disk_at_takeover_also_when_the_parked_server_had_died, 180)
+{
+	struct elsewhere g = { .ram = NULL };
+	struct ft_attach at;
+	struct ft_replica *r;
+
+	make_world("[disk]\nimage = /here\n");
+	use_plugin();
+	run_elsewhere(&g);
+	r = make_replica(&g);
+	drill(r, &g);
+	wait_killed(only_server());
+	CHECK_OK(r->ops->start(r, &g.firmware, &g.state));
+	CHECK_OK(r->ops->detach(r));
+	CHECK_OK(ft_attach_load("vm1", &at));
+	CHECK_EQ(at.nr_disks, 1);
+	CHECK(ft_disk_served(&at.disk[0]) && at.disk[0].pid == only_server());
+	write_as_guest(&at, "write -P 9 4096 512");
+	CHECK_EQ(image_byte(4096), 9);
+	wait_killed(only_server());                     /* and again, under the guest: as one that is no replica's any more */
+	CHECK_OK(ft_disk_serve(&at, 0, false));
+	write_as_guest(&at, "write -P 8 4096 512");
+	CHECK_EQ(image_byte(4096), 8);
+	CHECK_OK(ft_attach_remove("vm1"));
+	ft_qemu_cleanup(&at);
+	CHECK_EQ(left_in("run/guests"), 0);
+}
+
+/* Somebody else has the image by then: better no guest than one that writes where another does. */
+TEST_TIMEOUT(a_takeover_without_its_disk_is_none, 180)
+{
+	struct elsewhere g = { .ram = NULL };
+	struct ft_attach at;
+	struct ft_replica *r;
+	int h;
+
+	make_world("[disk]\nimage = /here\n");
+	use_plugin();
+	run_elsewhere(&g);
+	r = make_replica(&g);
+	CHECK_OK(ft_disk_files_real.open(NULL, image, false, &h));
+	CHECK_OK(ft_disk_files_real.lock(NULL, h));
+	CHECK(r->ops->start(r, &g.firmware, &g.state) < 0);
+	CHECK(ft_test_logged("cannot be opened for the guest"));
+	CHECK_EQ(ft_attach_load("vm1", &at), -ENOENT);
+	r->ops->destroy(r);
+	CHECK_EQ(left_in("run/guests"), 0);
+
+	/* A guest that is started by hand is refused in the plugin's words. */
+	CHECK_EQ(ft_qemu_start(&launch, &at), -EIO);
+	CHECK(ft_test_logged("another"));
+	ft_disk_files_real.close(NULL, h);
+	CHECK_OK(ft_qemu_start(&launch, &at));
+	ft_qemu_cleanup(&at);
 }
