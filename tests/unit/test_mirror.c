@@ -649,10 +649,17 @@ TEST(a_first_copy_need_not_fit_into_the_log)
 	rig_free(&r);
 }
 
+static void *send_late(void *x)
+{
+	fake_export_send_late(x);
+	return NULL;
+}
+
 TEST(next_waits_for_what_is_sealed_and_still_in_the_stream)
 {
 	struct rig r;
 	uint8_t data[512];
+	pthread_t t;
 
 	rig_init(&r, &(struct opts){ .disks = 1 });
 	session(&r, true);
@@ -661,10 +668,7 @@ TEST(next_waits_for_what_is_sealed_and_still_in_the_stream)
 	disk_write(&r, 0, data, sizeof(data), 4096);    /* counted, not sent */
 	seal(&r);
 	CHECK(r.m->ops->pending(r.m, r.epoch));
-
-	pthread_t t;
-	void *late(void *x) { fake_export_send_late(x); return NULL; }
-	CHECK_EQ(pthread_create(&t, NULL, late, &r.x[0]), 0);
+	CHECK_EQ(pthread_create(&t, NULL, send_late, &r.x[0]), 0);
 	take_all(&r);
 	pthread_join(t, NULL);
 	apply_staged(&r);
