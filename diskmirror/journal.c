@@ -86,6 +86,7 @@ static int next_record(struct scan *s, struct record *r)
 	uint8_t hdr[REC_HDR];
 	int rc;
 
+	*r = (struct record){ 0 };
 	if (s->bytes - s->at < REC_HDR)
 		return 0;
 	rc = s->f->pread(s->f->ctx, s->h, hdr, REC_HDR, s->at);

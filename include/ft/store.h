@@ -25,7 +25,7 @@ struct ft_store_config {
 		const char *image;              /* made, sparse, of @bytes when it is not there */
 		uint64_t bytes;                 /* the primary's */
 	} disk[FT_DISKS_MAX];
-	const char *state_dir;                  /* GUEST.diskN.map, GUEST.journal */
+	const char *state_dir;                  /* GUEST.diskN.map, GUEST.journal0, GUEST.journal1 */
 	size_t memory_bound;
 	uint64_t journal_bound;                 /* beyond it: -ENOSPC */
 	enum ft_durability durability;
@@ -39,7 +39,10 @@ struct ft_store_config {
 int ft_store_open(const struct ft_store_config *cfg, struct ft_store **out) FT_MUST_CHECK;
 /* As after a crash for what is not committed. NULL is fine. */
 void ft_store_free(struct ft_store *st);
-/* After the last commit: everything is on the images; let go of them, for the export that the guest will write to. */
+/*
+ * After the last commit: everything is on the images, synced; let go of them, for the export that the guest will write
+ * to. -EBUSY: held. From then on only free.
+ */
 int ft_store_release(struct ft_store *st) FT_MUST_CHECK;
 /*
  * Only replay what a crash left in the journal of @cfg, if anything: before a guest is started from the images by
@@ -48,16 +51,16 @@ int ft_store_release(struct ft_store *st) FT_MUST_CHECK;
 int ft_store_recover(const struct ft_store_config *cfg) FT_MUST_CHECK;
 
 void ft_store_id(const struct ft_store *st, unsigned disk, struct ft_disk_id *out);
-uint64_t ft_store_next_word(const struct ft_store *st, unsigned disk, uint64_t region, uint64_t *word); /* see ft_map_next */
+uint64_t ft_store_next_word(const struct ft_store *st, unsigned disk, uint64_t region, uint64_t *word); /* see ft_map_next; none when fresh */
 /*
- * The primary's id of each disk, at the start of a session. -EPERM: ft_disk_judge would refuse, one line in @why; then
- * no FULL epoch is taken.
+ * The primary's id of each disk, at the start of a session. -EPERM: ft_disk_judge would refuse, or the primary's is
+ * FRESH; one line in @why; then no FULL epoch is taken. From here on ft_store_durable speaks of the new stream only.
  */
 int ft_store_peer(struct ft_store *st, const struct ft_disk_id *theirs, unsigned nr, char *why, size_t size) FT_MUST_CHECK;
 
 /*
  * Order as in image.h: begin, batch..., whole; whatever fails throws the epoch away. FT_EPOCH_FULL: the copy of a new
- * session, after which the images are of the primary's generation; with FT_EPOCH_DIRECT ops go to the images at once
+ * session, after which the images are of the primary's generation (TARGET until they are also synced); with FT_EPOCH_DIRECT ops go to the images at once
  * (durably marked as the target of a copy before the first). seq must grow from op to op of a disk. -EPROTO, -ENOSPC, -EIO ...
  */
 int ft_store_begin(struct ft_store *st, uint64_t epoch, uint32_t flags) FT_MUST_CHECK;
@@ -72,7 +75,10 @@ int ft_store_commit(struct ft_store *st) FT_MUST_CHECK;
 void ft_store_hold(struct ft_store *st, bool held);
 void ft_store_discard_partial(struct ft_store *st);
 
-/* Hashes of the granules in @granules of @region as the image is now, ascending. Returns how many, or -errno. */
+/*
+ * Hashes of the granules in @granules of @region as the image is now, with all whole epochs (they are applied first),
+ * ascending. Returns how many, or -errno: -EBUSY while held with epochs waiting.
+ */
 int ft_store_hashes(struct ft_store *st, unsigned disk, uint64_t region, uint64_t granules, uint8_t *out /* [64][FT_HASH_LEN] */);
 
 /* Readable when ft_store_durable has news. */
