@@ -199,7 +199,7 @@ static struct follower *protect(struct host *h)
 	return f;
 }
 
-#define SEEDS 8u        /* ways in which what was not synced is lost */
+#define SEEDS 4u        /* ways in which what was not synced is lost */
 
 /* What is on disk says that all is clean: only what is written from here on can tell. */
 static struct follower *protect_clean(struct host *h)
