@@ -305,10 +305,11 @@ static void *worker_main(void *arg)
 static void finish_here(struct ft_encoder *en)
 {
 	struct item *slot = &en->ring[en->next_take++ % en->ring_size], it = *slot;
+	const struct ft_codec_stats none = { 0 };
 	int rc;
 
 	pthread_mutex_unlock(&en->lock);
-	rc = emit_item(en, en->cfg.emit_nowait, &it, NULL, 0, NULL);
+	rc = emit_item(en, en->cfg.emit_nowait, &it, NULL, 0, &none);
 	pthread_mutex_lock(&en->lock);
 	if (rc == -EAGAIN) {
 		*slot = it;

@@ -294,11 +294,11 @@ int ft_image_state(struct ft_image *im, const uint8_t *body, size_t len)
 	return 0;
 }
 
-static bool end_ok(const struct ft_image *im, const uint8_t *body, size_t len)
+bool ft_image_ends(const struct ft_image *im, const uint8_t *body, size_t len)
 {
 	struct ft_wire_epoch_end end;
 
-	if (!im->have_state || ft_wire_unpack_epoch_end(body, len, &end))
+	if (!im->open || !im->have_state || ft_wire_unpack_epoch_end(body, len, &end))
 		return false;
 	if (end.epoch != im->open->number || end.blocks != im->blocks || end.pages != im->pages ||
 	    end.batches != im->batches)
@@ -321,7 +321,7 @@ int ft_image_end(struct ft_image *im, const uint8_t *body, size_t len)
 
 	if (!e)
 		return -EPROTO;
-	if (!end_ok(im, body, len))
+	if (!ft_image_ends(im, body, len))
 		return discard(im, -EPROTO);
 	im->open = NULL;
 	im->whole = e->number;

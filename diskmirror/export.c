@@ -2,10 +2,6 @@
 /* export.c - the image, its generation, and what the guest asks for; see ft/export.h. */
 #include "export_priv.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #define SECTOR 512u
 #define EXTENT_STEPS 1024u              /* granules of data looked at for one answer */
 
@@ -15,15 +11,18 @@ static void say_cannot_open(const char *image, int rc)
 {
 	switch (rc) {
 	case -ENOENT:
-		ft_err("disk %s: there is no such image; make it (truncate -s 10G %s), or correct the path", image, image);
+		ft_err("disk %s: there is no such image; make it (truncate -s 10G %s), or correct the path", image,
+		       image);
 		break;
 	case -EBUSY:
-		ft_err("disk %s is in use by another guest or another program; stop that, or give this guest an image of its own", image);
+		ft_err("disk %s is in use by another guest or another program; stop that, or give this guest an image "
+		       "of its own", image);
 		break;
 	case -EROFS:
 	case -EACCES:
 	case -EPERM:
-		ft_err("disk %s cannot be opened for writing: %s; give it to this user, on a file system that is mounted writable", image, strerror(-rc));
+		ft_err("disk %s cannot be opened for writing: %s; give it to this user, on a file system that is "
+		       "mounted writable", image, strerror(-rc));
 		break;
 	default:
 		ft_err("disk %s cannot be opened: %s", image, strerror(-rc));
@@ -34,8 +33,8 @@ static int check_size(const char *image, uint64_t bytes)
 {
 	if (bytes && bytes <= FT_DISK_BYTES_MAX && !(bytes % SECTOR))
 		return 0;
-	ft_err("disk %s has %llu bytes; a disk has a multiple of %u, and at most 16 TiB (truncate -s SIZE changes it)", image,
-	       (unsigned long long)bytes, SECTOR);
+	ft_err("disk %s has %llu bytes; a disk has a multiple of %u, and at most 16 TiB (truncate -s SIZE changes it)",
+	       image, (unsigned long long)bytes, SECTOR);
 	return -EINVAL;
 }
 
@@ -93,16 +92,15 @@ static int lock_image(struct ft_export *e)
 
 /* --- its map --- */
 
-static void identify(const struct ft_export *e, struct ft_map_image *out)
+static int identify(const struct ft_export *e, struct ft_map_image *out)
 {
-	struct statx st;
+	int rc;
 
 	*out = (struct ft_map_image){ .bytes = e->bytes };
-	if (statx(AT_FDCWD, e->image, 0, STATX_INO | STATX_TYPE | STATX_BTIME, &st) < 0 || S_ISBLK(st.stx_mode))
-		return;
-	out->inode = st.stx_ino;
-	if (st.stx_mask & STATX_BTIME)
-		out->born_ns = (uint64_t)st.stx_btime.tv_sec * FT_S_NS + st.stx_btime.tv_nsec;
+	rc = e->f->identity(e->f->ctx, e->h, &out->inode, &out->born_ns);
+	if (rc)
+		ft_err("disk %s: it cannot be told from other files: %s", e->image, strerror(-rc));
+	return rc;
 }
 
 /* May a guest be given what is on this image? */
@@ -112,13 +110,14 @@ static int check_content(struct ft_export *e, struct ft_map *m)
 
 	ft_map_id(m, &id);
 	if (id.flags & FT_DISK_TARGET) {
-		ft_err("disk %s: a copy to it was begun and never finished, so it is no whole disk; start the guest where the copy came "
-		       "from, or, to use it nonetheless, remove %s", e->image, e->map_path);
+		ft_err("disk %s: a copy to it was begun and never finished, so it is no whole disk; start the guest "
+		       "where the copy came from, or, to use it nonetheless, remove %s", e->image, e->map_path);
 		return -EUCLEAN;
 	}
 	if (ft_map_unsafe(m)) {
-		ft_err("disk %s: this host went down while the guest was protected, and its last writes are only on the backup; start "
-		       "the guest there, or, to use this image nonetheless, remove %s", e->image, e->map_path);
+		ft_err("disk %s: this host went down while the guest was protected, and its last writes are only on "
+		       "the backup; start the guest there, or, to use this image nonetheless, remove %s", e->image,
+		       e->map_path);
 		return -EUCLEAN;
 	}
 	return 0;
@@ -132,7 +131,9 @@ static int open_map(struct ft_export *e)
 
 	if (!e->map_path)
 		return 0;
-	identify(e, &im);
+	rc = identify(e, &im);
+	if (rc)
+		return rc;
 	rc = ft_map_open(e->f, e->map_path, &im, &m);
 	if (rc)
 		return rc == -ENOENT ? 0 : rc;
@@ -179,10 +180,10 @@ int ft_export_make_map(struct ft_export *e)
 	struct ft_disk_id id = { .bytes = e->bytes, .current = ft_disk_new_generation() };
 	struct ft_map_image im;
 	struct ft_map *m;
-	int rc;
+	int rc = identify(e, &im);
 
-	identify(e, &im);
-	rc = ft_map_create(e->f, e->map_path, &im, &id, &m);
+	if (!rc)
+		rc = ft_map_create(e->f, e->map_path, &im, &id, &m);
 	if (!rc)
 		e->map = m;
 	return rc;
@@ -210,11 +211,12 @@ static int new_generation(struct ft_export *e)
 	id.current = ft_disk_new_generation();
 	rc = ft_map_set_id(e->map, &id);
 	if (rc)
-		ft_err("disk %s: its map %s cannot be written: %s; the guest cannot write either until it can", e->image, e->map_path, strerror(-rc));
+		ft_err("disk %s: its map %s cannot be written: %s; the guest cannot write either until it can",
+		       e->image, e->map_path, strerror(-rc));
 	return rc;
 }
 
-int ft_export_make_generation(struct ft_export *e)
+static int make_generation(struct ft_export *e)
 {
 	int rc = 0;
 
@@ -239,10 +241,12 @@ int ft_export_make_generation(struct ft_export *e)
 static void sync_failed(struct ft_export *e, int rc)
 {
 	e->sync_error = rc;
-	ft_err("disk %s: its image cannot be synced: %s; what the guest wrote last may be lost", e->image, strerror(-rc));
+	ft_err("disk %s: its image cannot be synced: %s; what the guest wrote last may be lost", e->image,
+	       strerror(-rc));
 	ft_export_fail(e, "the image cannot be synced: %s", strerror(-rc));
 	if (e->map && ft_map_touch_all(e->map))
-		ft_err("disk %s: remove %s before the guest is protected again, so that all of it is compared", e->image, e->map_path);
+		ft_err("disk %s: remove %s before the guest is protected again, so that all of it is compared",
+		       e->image, e->map_path);
 }
 
 int ft_export_sync(struct ft_export *e)
@@ -282,7 +286,7 @@ static int may_change(struct ft_export *e)
 {
 	if (e->read_only || e->fenced)
 		return -EROFS;
-	return ft_export_make_generation(e);
+	return make_generation(e);
 }
 
 /* Durable before the image changes. Under the least number that the op can get; see export_order.c. */
@@ -448,7 +452,8 @@ static void close_image(struct ft_export *e)
 		return;
 	ft_ignore(ft_export_end_elide(e));      /* logged; the map remembers */
 	if (e->map && ft_map_close(e->map))
-		ft_warn("disk %s: its map %s could not be closed in order; some more will be compared next time", e->image, e->map_path);
+		ft_warn("disk %s: its map %s could not be closed in order; some more will be compared next time",
+			e->image, e->map_path);
 	e->f->close(e->f->ctx, e->h);
 }
 

@@ -113,13 +113,12 @@ static void begin_stream(struct ft_export *e, client *c, struct ft_export_page *
 }
 
 /*
- * Nobody changes the disk meanwhile. A generation that is due is made now, so that the one we tell stays the one of
- * the session. What an earlier stream carried proves nothing about this one: until a copy says so, nothing counts as
- * compared.
+ * Nobody changes the disk meanwhile. What an earlier stream carried proves nothing about this one: until a copy says
+ * so, nothing that is touched counts as compared.
  */
 static int start(struct ft_export *e, client *c, struct ft_export_page *page)
 {
-	int rc = e->map ? ft_export_make_generation(e) : ft_export_make_map(e);
+	int rc = e->map ? 0 : ft_export_make_map(e);
 
 	if (rc)
 		return rc;
@@ -138,7 +137,8 @@ static int cmd_start(struct ft_export *e, client *c, const uint8_t *body, size_t
 	int rc;
 
 	if (ft_le32(body) != FT_EXPORT_VERSION)
-		return refuse_start(e, c, "ft-protect and nbdkit-ft-plugin.so are of different versions; install both from one");
+		return refuse_start(e, c, "ft-protect and nbdkit-ft-plugin.so are of different versions; install both "
+				    "from one");
 	if (why_not_start(e))
 		return refuse_start(e, c, why_not_start(e));
 	rc = map_page(c, &page);
@@ -187,6 +187,7 @@ static int cmd_durable(struct ft_export *e, client *c, const uint8_t *body, size
 	return 0;
 }
 
+/* A generation that is due and was not made yet is not needed: nobody has seen anything new. */
 static int cmd_held(struct ft_export *e, client *c, const uint8_t *body, size_t len)
 {
 	pthread_mutex_lock(&e->id_lock);
@@ -283,8 +284,7 @@ static int cmd_activate(struct ft_export *e, client *c, const uint8_t *body, siz
 }
 
 static const struct command {
-	uint32_t type;
-	size_t least, most;
+	uint32_t type, least, most;
 	bool streamer;                  /* only from who has the stream */
 	int (*run)(struct ft_export *e, client *c, const uint8_t *body, size_t len);
 } commands[] = {

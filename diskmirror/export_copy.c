@@ -14,10 +14,9 @@
 /* The granules that a region has: the last one of a disk may be short of some. */
 static uint64_t granules_of(const struct ft_export *e, uint64_t region)
 {
-	uint64_t left = e->bytes - region * FT_REGION;
-	unsigned nr = (unsigned)((left + FT_GRANULE - 1) / FT_GRANULE);
+	uint64_t left = e->bytes - region * FT_REGION, nr = (left + FT_GRANULE - 1) / FT_GRANULE;
 
-	return left >= FT_REGION ? UINT64_MAX : (1ull << nr) - 1;
+	return nr >= FT_REGION_GRANULES ? UINT64_MAX : (1ull << nr) - 1;
 }
 
 int ft_export_add(struct ft_export *e, const uint8_t *body, size_t len)
@@ -113,6 +112,7 @@ static int compare_in_order(struct ft_export *e, uint64_t at, uint32_t len, cons
 {
 	uint8_t ours[FT_HASH_LEN];
 	uint64_t seq;
+	uint32_t op;
 	int rc = read_granule(e, at, len, data);
 
 	if (rc)
@@ -120,7 +120,8 @@ static int compare_in_order(struct ft_export *e, uint64_t at, uint32_t len, cons
 	ft_disk_hash(data, len, ours);
 	if (!memcmp(ours, theirs, FT_HASH_LEN))
 		return 0;
-	return ft_export_stream_copy(e, all_zero(data, len) ? FT_DISK_ZERO : FT_DISK_WRITE, data, at, len, &seq) ? 0 : -EPIPE;
+	op = all_zero(data, len) ? FT_DISK_ZERO : FT_DISK_WRITE;
+	return ft_export_stream_copy(e, op, data, at, len, &seq) ? 0 : -EPIPE;
 }
 
 static int compare_granule(struct ft_export *e, uint64_t at, const uint8_t *theirs, uint8_t *data)

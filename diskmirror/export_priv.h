@@ -83,7 +83,6 @@ void ft_export_durable(struct ft_export *e, uint64_t seq);
 /* --- image --- */
 int ft_export_open_image(struct ft_export *e) FT_MUST_CHECK;   /* lock it, open its map if there is one */
 int ft_export_make_map(struct ft_export *e) FT_MUST_CHECK;
-int ft_export_make_generation(struct ft_export *e) FT_MUST_CHECK;      /* if one is due */
 int ft_export_sync(struct ft_export *e) FT_MUST_CHECK;
 /* Flushes are honoured from here on, and what was answered without is made good. */
 int ft_export_end_elide(struct ft_export *e) FT_MUST_CHECK;
@@ -91,9 +90,11 @@ void ft_export_id(struct ft_export *e, struct ft_disk_id *out);
 
 /* --- stream --- */
 /* Whole messages, to any client. -ETIMEDOUT: it has taken nothing for FT_EXPORT_STALL_MS. */
-int ft_export_send(int fd, uint32_t type, const void *body, size_t len, const void *data, size_t data_len) FT_MUST_CHECK;
+int ft_export_send(int fd, uint32_t type, const void *body, size_t len, const void *data, size_t data_len)
+	FT_MUST_CHECK;
 /* To @c, whether it has the stream or not. Control thread. */
-int ft_export_tell(struct ft_export *e, struct ft_export_client *c, uint32_t type, const void *body, size_t len) FT_MUST_CHECK;
+int ft_export_tell(struct ft_export *e, struct ft_export_client *c, uint32_t type, const void *body, size_t len)
+	FT_MUST_CHECK;
 /* What the guest has changed. */
 void ft_export_stream(struct ft_export *e, uint32_t op, const void *buf, uint64_t at, uint32_t len);
 /* What is only copied to the peer; *seq is its number. False: there is no stream any more. */

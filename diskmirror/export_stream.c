@@ -101,7 +101,8 @@ void ft_export_stream_end(struct ft_export *e)
 static void drop_reader(struct ft_export *e, int rc)
 {
 	if (rc == -ETIMEDOUT)
-		ft_err("disk %s: the mirror has read nothing for %u ms; the guest goes on without it", e->image, FT_EXPORT_STALL_MS);
+		ft_err("disk %s: the mirror has read nothing for %u ms; the guest goes on without it", e->image,
+		       FT_EXPORT_STALL_MS);
 	else
 		ft_warn("disk %s: the mirror has gone: %s", e->image, strerror(-rc));
 	end_stream(e, true);
@@ -173,7 +174,8 @@ void ft_export_stream(struct ft_export *e, uint32_t opcode, const void *buf, uin
 	pthread_mutex_unlock(&e->stream_lock);
 }
 
-bool ft_export_stream_copy(struct ft_export *e, uint32_t opcode, const void *buf, uint64_t at, uint32_t len, uint64_t *seq)
+bool ft_export_stream_copy(struct ft_export *e, uint32_t opcode, const void *buf, uint64_t at, uint32_t len,
+			   uint64_t *seq)
 {
 	bool there;
 

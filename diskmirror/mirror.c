@@ -232,7 +232,7 @@ static int mirror_seal(struct ft_output *o, uint64_t epoch)
 	int rc;
 
 	pthread_mutex_lock(&m->lock);
-	rc = m->broken ? -EIO : read_pages(m, bound);
+	rc = read_pages(m, bound);
 	if (!rc)
 		rc = ft_dlog_seal(m->log, epoch, bound);
 	if (!rc)

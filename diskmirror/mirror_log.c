@@ -70,38 +70,6 @@ struct ft_dlog {
 
 /* --- file --- */
 
-static int pwrite_all(int fd, const uint8_t *p, size_t len, off_t at)
-{
-	while (len) {
-		ssize_t n = pwrite(fd, p, len, at);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		p += n;
-		at += n;
-		len -= (size_t)n;
-	}
-	return 0;
-}
-
-static int pread_all(int fd, uint8_t *p, size_t len, off_t at)
-{
-	while (len) {
-		ssize_t n = pread(fd, p, len, at);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		p += n;
-		at += n;
-		len -= (size_t)n;
-	}
-	return 0;
-}
-
 static off_t slot_at(uint32_t slot)
 {
 	return (off_t)slot * SLOT_BYTES;
@@ -225,7 +193,7 @@ static int spill(struct ft_dlog *l, struct disk_log *d, struct chunk *c)
 	c->slot = slot;
 	c->busy++;
 	pthread_mutex_unlock(&l->lock);
-	rc = pwrite_all(l->fd, c->data, c->len, slot_at(slot));
+	rc = ft_pwrite_all(l->fd, c->data, c->len, slot_at(slot));
 	pthread_mutex_lock(&l->lock);
 	if (!chunk_idle(l, c))
 		return 0;                       /* nobody wants it any more, so nobody minds a failure */
@@ -560,7 +528,7 @@ static int load(struct ft_dlog *l, struct chunk *c, const uint8_t **data)
 	l->back_id = 0;
 	c->busy++;
 	pthread_mutex_unlock(&l->lock);
-	rc = pread_all(l->fd, l->back, c->len, slot_at(c->slot));
+	rc = ft_pread_all(l->fd, l->back, c->len, slot_at(c->slot));
 	pthread_mutex_lock(&l->lock);
 	if (!chunk_idle(l, c) || life != l->life)
 		return -ECANCELED;

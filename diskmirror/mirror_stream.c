@@ -152,7 +152,7 @@ int ft_mirror_say(struct mirror *m, struct mirror_disk *d, uint32_t type, const 
 
 	if (d->fd < 0)
 		return 0;
-	if (type == FT_EXPORT_DURABLE && d->durable) {
+	if (type == FT_EXPORT_DURABLE && d->durable && body) {
 		memcpy(d->durable->bytes + MSG_HDR, body, len);
 		return 0;
 	}
@@ -266,7 +266,7 @@ static void on_failed(struct mirror *m, struct mirror_disk *d, const uint8_t *bo
 	size_t n = len < sizeof(text) - 1 ? len : sizeof(text) - 1;
 
 	for (size_t i = 0; i < n; i++)
-		text[i] = body[i] < ' ' || body[i] > '~' ? '?' : (char)body[i];
+		text[i] = ft_log_char((char)body[i]);
 	text[n] = 0;
 	lost(m, d, text);
 }

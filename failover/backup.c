@@ -16,6 +16,7 @@ struct ft_backup {
 	/* session: the link may be down while it lasts */
 	char peer[FT_NAME_MAX + 1];
 	bool link, greeted;
+	bool disks_known;                       /* DISKS has come, and ours may be overwritten */
 	uint32_t silence_ms;                    /* what its primary was told */
 	uint8_t session[16];
 	uint64_t session_generation;
@@ -27,6 +28,9 @@ struct ft_backup {
 	/* what can be started: image and firmware of @generation */
 	struct ft_replica *replica;
 	struct ft_image *image;
+	struct ft_store *store;                 /* of a guest with disks */
+	struct ft_log_limit store_log, takeover_log;
+	bool unwritten;                         /* the disks could not be written */
 	struct ft_blob firmware;
 	uint64_t generation;
 	uint64_t epochs;
@@ -83,15 +87,44 @@ static int save_role(struct ft_backup *b, uint64_t generation, enum ft_role role
 	return rc;
 }
 
+/* --- memory and disks, together --- */
+
+static void discard_partial(struct ft_backup *b)
+{
+	if (b->image)
+		ft_image_discard_partial(b->image);
+	if (b->store)
+		ft_store_discard_partial(b->store);
+}
+
+/* -errno: the disks cannot be written. Their epochs stay staged, and are tried again. */
+static int commit(struct ft_backup *b)
+{
+	int rc;
+
+	ft_image_commit(b->image);
+	rc = b->store ? ft_store_commit(b->store) : 0;
+	if (rc && ft_log_due(&b->store_log, strerror(-rc)))
+		ft_err("%s: the disks cannot be written here: %s - nothing more is acknowledged until they can", b->cfg.guest,
+		       strerror(-rc));
+	return rc;
+}
+
+static void hold(struct ft_backup *b, bool held)
+{
+	ft_image_hold(b->image, held);
+	if (b->store)
+		ft_store_hold(b->store, held);
+}
+
 /* --- parting --- */
 
 static void drop_link(struct ft_backup *b)
 {
 	if (b->link)
 		b->ops->disconnect(b->cfg.ctx);
-	b->link = b->greeted = b->drill_asked = false;
-	if (b->image)
-		ft_image_discard_partial(b->image);
+	b->link = b->greeted = b->drill_asked = b->disks_known = false;
+	discard_partial(b);
 }
 
 static void part(struct ft_backup *b, enum ft_wire_reason reason, const char *why)
@@ -111,7 +144,14 @@ static void stop_drill(struct ft_backup *b, struct ft_drill_result *res)
 	b->ops->watch_drill(b->cfg.ctx, -1);
 	b->replica->ops->drill_end(b->replica, res);
 	b->drilling = false;
-	ft_image_hold(b->image, false);
+	hold(b, false);
+}
+
+static void close_store(struct ft_backup *b)
+{
+	if (b->store)
+		b->ops->close_store(b->cfg.ctx, b->store);
+	b->store = NULL;
 }
 
 /* The replica and all it held are gone; the promise of its record is void without it. */
@@ -126,6 +166,7 @@ static void destroy_replica(struct ft_backup *b)
 	if (b->replica)
 		b->replica->ops->destroy(b->replica);
 	b->replica = NULL;
+	close_store(b);
 	ft_blob_free(&b->firmware);
 	free(b->machine);
 	b->machine = NULL;
@@ -228,6 +269,7 @@ static int open_session(struct ft_backup *b, const struct ft_wire_hello *h, bool
 	}
 	memcpy(w.session, b->session, sizeof(w.session));
 	b->greeted = true;
+	b->disks_known = resume && b->store;
 	return welcome(b, &w, "");
 }
 
@@ -366,12 +408,106 @@ static enum ft_wire_reason build_replica(struct ft_backup *b, char *why, size_t 
 	return reason;
 }
 
+/* --- disks: what is here, before anything is built on it --- */
+
+static int tell_map(struct ft_backup *b, unsigned disk, uint64_t regions)
+{
+	struct ft_wire_disk_at at = { .disk = disk };
+	uint8_t body[FT_WIRE_DISK_AT_LEN + 8];
+	uint64_t word;
+	int rc = 0;
+
+	for (; !rc && (at.at = ft_store_next_word(b->store, disk, at.at, &word)) < regions; at.at++) {
+		size_t len = ft_wire_pack_disk_at(&at, body);
+
+		ft_put64(body + len, word);
+		rc = b->ops->send(b->cfg.ctx, FT_REC_DISK_MAP, body, len + 8);
+	}
+	return rc;
+}
+
+static int tell_disks(struct ft_backup *b, unsigned nr)
+{
+	uint8_t body[FT_DISKS_MAX * FT_DISK_ID_LEN];
+	int rc = 0;
+
+	for (unsigned i = 0; i < nr && !rc; i++) {
+		struct ft_disk_id id;
+
+		ft_store_id(b->store, i, &id);
+		ft_disk_pack_id(&id, body + i * FT_DISK_ID_LEN);
+		rc = tell_map(b, i, ft_disk_regions(id.bytes));
+	}
+	return rc ? rc : b->ops->send(b->cfg.ctx, FT_REC_DISKS_HERE, body, nr * FT_DISK_ID_LEN);
+}
+
+static void on_disks(struct ft_backup *b, const uint8_t *body, size_t len)
+{
+	struct ft_disk_id theirs[FT_DISKS_MAX];
+	unsigned nr = b->ops->nr_disks(b->cfg.ctx);
+	enum ft_wire_reason reason = FT_REASON_OK;
+	char why[FT_WIRE_TEXT_MAX] = "";
+	int rc = b->session_whole || b->session_firmware.data || !nr || len != nr * FT_DISK_ID_LEN ? -EPROTO : 0;
+
+	for (unsigned i = 0; i < nr && !rc; i++)
+		rc = ft_disk_unpack_id(body + i * FT_DISK_ID_LEN, &theirs[i]);
+	if (rc) {
+		part(b, FT_REASON_PROTO, "a DISKS that makes no sense");
+		return;
+	}
+	if (!b->store)
+		reason = b->ops->open_store(b->cfg.ctx, theirs, &b->store, why, sizeof(why));
+	if (reason != FT_REASON_OK) {
+		part(b, reason, why);
+		return;
+	}
+	rc = ft_store_peer(b->store, theirs, nr, why, sizeof(why));
+	b->disks_known = !rc;
+	if (rc)                         /* the primary sees that, too, and says so to its operator */
+		ft_warn("%s: %s must not copy its disks over ours: %s", b->cfg.guest, b->peer, why);
+	if (tell_disks(b, nr))
+		part(b, FT_REASON_INTERNAL, "DISKS_HERE could not be sent");
+}
+
+static void on_disk_ask(struct ft_backup *b, const uint8_t *body, size_t len)
+{
+	uint8_t answer[FT_WIRE_DISK_RANGE_LEN + FT_REGION_GRANULES * FT_HASH_LEN];
+	struct ft_wire_disk_range r;
+	int nr;
+
+	if (!b->disks_known || len != FT_WIRE_DISK_RANGE_LEN || ft_wire_unpack_disk_range(body, len, &r)) {
+		part(b, FT_REASON_PROTO, "a DISK_ASK that makes no sense");
+		return;
+	}
+	len = ft_wire_pack_disk_range(&r, answer);
+	nr = ft_store_hashes(b->store, r.disk, r.region, r.granules, answer + len);
+	if (nr < 0)
+		part(b, nr == -EPROTO ? FT_REASON_PROTO : FT_REASON_INTERNAL, nr == -EPROTO ? "a DISK_ASK beyond the disk" :
+		     "a disk cannot be read here");
+	else if (b->ops->send(b->cfg.ctx, FT_REC_DISK_HASHES, answer, len + (size_t)nr * FT_HASH_LEN))
+		part(b, FT_REASON_INTERNAL, "DISK_HASHES could not be sent");
+}
+
+/* What is durable here lets the primary's map get clean. */
+void ft_backup_store_event(struct ft_backup *b)
+{
+	unsigned nr = b->store ? b->ops->nr_disks(b->cfg.ctx) : 0;
+
+	for (unsigned i = 0; i < nr; i++) {
+		struct ft_wire_disk_at at = { .disk = i };
+		uint8_t body[FT_WIRE_DISK_AT_LEN];
+
+		if (ft_store_durable(b->store, i, &at.at) && b->link && b->disks_known)
+			(void)b->ops->send(b->cfg.ctx, FT_REC_DISK_DURABLE, body, ft_wire_pack_disk_at(&at, body)); /* said again later */
+	}
+}
+
 static void on_firmware(struct ft_backup *b, const uint8_t *body, size_t len)
 {
 	enum ft_wire_reason reason = FT_REASON_OK;
 	char why[FT_WIRE_TEXT_MAX] = "";
 
-	if (b->session_whole || b->session_firmware.data) {
+	if (b->session_whole || b->session_firmware.data || (b->ops->nr_disks(b->cfg.ctx) && !b->disks_known)) {
 		part(b, FT_REASON_PROTO, "FIRMWARE out of turn");
 		return;
 	}
@@ -418,10 +554,23 @@ static int arm(struct ft_backup *b)
 	return 0;
 }
 
+/* Both or neither: the disks are asked last, once the epoch is known to be whole. */
+static int whole(struct ft_backup *b, const uint8_t *body, size_t len)
+{
+	int rc;
+
+	if (b->store && ft_image_ends(b->image, body, len)) {
+		rc = ft_store_whole(b->store);
+		if (rc)
+			return rc;
+	}
+	return ft_image_end(b->image, body, len);
+}
+
 static int epoch_end(struct ft_backup *b, const uint8_t *body, size_t len)
 {
 	uint8_t ack[16];
-	int rc = ft_image_end(b->image, body, len);
+	int rc = whole(b, body, len);
 
 	if (!rc && !b->session_whole)
 		rc = arm(b);
@@ -432,20 +581,34 @@ static int epoch_end(struct ft_backup *b, const uint8_t *body, size_t len)
 	rc = b->ops->send(b->cfg.ctx, FT_REC_ACK, ack, sizeof(ack));
 	b->epochs++;
 	b->replica->epoch_ns = b->ops->now_ns(b->cfg.ctx);
-	ft_image_commit(b->image);      /* after the acknowledgement: clients wait for that, not for this */
+	b->unwritten = commit(b) != 0;  /* after the acknowledgement: clients wait for that, not for this */
 	return rc;
 }
 
 static int epoch_begin(struct ft_backup *b, const uint8_t *body, size_t len)
 {
 	struct ft_wire_epoch_begin e;
+	int rc;
 
 	if (ft_wire_unpack_epoch_begin(body, len, &e))
 		return -EPROTO;
 	/* A new session starts with all of memory, and brings the firmware that goes with it. */
 	if (!b->session_whole && (!(e.flags & FT_EPOCH_FULL) || !b->session_firmware.data))
 		return -EPROTO;
-	return ft_image_begin(b->image, e.epoch, e.base, e.flags);
+	if (b->unwritten && commit(b))
+		return -EIO;
+	b->unwritten = false;
+	rc = ft_image_begin(b->image, e.epoch, e.base, e.flags);
+	if (!rc && b->store)
+		rc = ft_store_begin(b->store, e.epoch, e.flags);
+	return rc;
+}
+
+static int epoch_disk(struct ft_backup *b, const uint8_t *body, size_t len)
+{
+	int rc = b->store ? ft_image_disk(b->image, body, len) : -EPROTO;
+
+	return rc ? rc : ft_store_batch(b->store, body, len);
 }
 
 static void on_epoch_record(struct ft_backup *b, uint32_t type, const uint8_t *body, size_t len)
@@ -458,6 +621,8 @@ static void on_epoch_record(struct ft_backup *b, uint32_t type, const uint8_t *b
 		rc = epoch_begin(b, body, len);
 	else if (b->image && type == FT_REC_PAGES)
 		rc = ft_image_pages(b->image, body, len);
+	else if (b->image && type == FT_REC_DISK)
+		rc = epoch_disk(b, body, len);
 	else if (b->image && type == FT_REC_STATE)
 		rc = ft_image_state(b->image, body, len);
 	else if (b->image && type == FT_REC_EPOCH_END)
@@ -496,11 +661,12 @@ static void on_drill(struct ft_backup *b)
 	b->drill_asked = true;
 	if (b->drilling)
 		return;                 /* a lost link asked for it: its answer serves this one too */
-	ft_image_commit(b->image);
-	ft_image_hold(b->image, true);
-	rc = b->replica->ops->drill_start(b->replica, &b->firmware, ft_image_applied_state(b->image), &fd);
+	rc = commit(b);
+	hold(b, true);
+	if (!rc)
+		rc = b->replica->ops->drill_start(b->replica, &b->firmware, ft_image_applied_state(b->image), &fd);
 	if (rc) {
-		ft_image_hold(b->image, false);
+		hold(b, false);
 		snprintf(res.why, sizeof(res.why), "the scratch guest could not be started: %s", strerror(-rc));
 		drilled(b, &res);
 		return;
@@ -516,7 +682,7 @@ void ft_backup_drilled(struct ft_backup *b)
 	if (!b->drilling)
 		return;
 	stop_drill(b, &res);
-	ft_image_commit(b->image);      /* what was staged meanwhile */
+	b->unwritten = commit(b) != 0;  /* what was staged meanwhile */
 	drilled(b, &res);
 }
 
@@ -579,9 +745,13 @@ static int start_guest(struct ft_backup *b, uint64_t generation)
 
 	if (b->drilling)
 		stop_drill(b, &ignored);
-	ft_image_discard_partial(b->image);
-	ft_image_commit(b->image);
+	discard_partial(b);
+	rc = commit(b);
+	if (rc)
+		return -EAGAIN;
 	rc = save_role(b, generation, FT_ROLE_RUNNING);         /* durable before it can be seen */
+	if (!rc && b->store)
+		rc = ft_store_release(b->store);
 	if (rc)
 		return rc;
 	return b->replica->ops->start(b->replica, &b->firmware, ft_image_applied_state(b->image));
@@ -593,8 +763,11 @@ static int take_over(struct ft_backup *b, const char *why)
 	uint64_t epoch = ft_image_whole_epoch(b->image);
 	int rc;
 
-	ft_warn("%s: taking over at epoch %llu: %s", b->cfg.guest, (unsigned long long)epoch, why);
+	if (ft_log_due(&b->takeover_log, why))
+		ft_warn("%s: taking over at epoch %llu: %s", b->cfg.guest, (unsigned long long)epoch, why);
 	rc = start_guest(b, generation);
+	if (rc == -EAGAIN)              /* its disks have no room: nothing is lost, and it is tried again */
+		return rc;
 	if (rc) {
 		/* Nothing runs here, and nothing may be started from this any more: if the primary lives, it goes on. */
 		ft_err("%s: TAKEOVER FAILED: the replica does not run: %s", b->cfg.guest, strerror(-rc));
@@ -612,6 +785,7 @@ static int take_over(struct ft_backup *b, const char *why)
 	b->replica = NULL;
 	ft_image_free(b->image);
 	b->image = NULL;
+	close_store(b);
 	b->ops->took_over(b->cfg.ctx, generation, epoch);
 	return 0;
 }
@@ -690,8 +864,15 @@ void ft_backup_record(struct ft_backup *b, uint32_t type, const uint8_t *body, s
 	case FT_REC_FIRMWARE:
 		on_firmware(b, body, len);
 		break;
+	case FT_REC_DISKS:
+		on_disks(b, body, len);
+		break;
+	case FT_REC_DISK_ASK:
+		on_disk_ask(b, body, len);
+		break;
 	case FT_REC_EPOCH_BEGIN:
 	case FT_REC_PAGES:
+	case FT_REC_DISK:
 	case FT_REC_STATE:
 	case FT_REC_EPOCH_END:
 		on_epoch_record(b, type, body, len);

@@ -142,21 +142,30 @@ static json_t *status_of(const char *guest)
 	return recorded(guest, role, rc == -ETIMEDOUT ? "STALLED" : NULL);
 }
 
+static void print_value(const char *key, const json_t *value)
+{
+	char *text = json_is_string(value) ? strdup(json_string_value(value)) :
+		     json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(6));
+
+	printf("  %-18s %s\n", key, text ? text : "?");
+	free(text);
+}
+
+/* A list (of disks) has a line for each of its members. */
 static void print_status(const json_t *s)
 {
+	json_t *value, *member;
 	const char *key;
-	json_t *value;
+	size_t i;
 
 	printf("%s\n", json_string_value(json_object_get(s, "guest")));
 	json_object_foreach((json_t *)s, key, value) {
-		char *text;
-
 		if (!strcmp(key, "ok") || !strcmp(key, "guest") || json_is_null(value))
 			continue;
-		text = json_is_string(value) ? strdup(json_string_value(value)) :
-		       json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(6));
-		printf("  %-18s %s\n", key, text ? text : "?");
-		free(text);
+		json_array_foreach(value, i, member)
+			print_value(key, member);
+		if (!json_is_array(value))
+			print_value(key, value);
 	}
 }
 

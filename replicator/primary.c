@@ -13,6 +13,8 @@
 #define PING_NS (50 * FT_MS_NS)
 #define BREACH_RETRY_NS (200 * FT_MS_NS)
 #define RELEASE_RETRY_NS (5 * FT_MS_NS)
+#define LOOK_NS (50 * FT_MS_NS)
+#define DISKS_NS (10 * FT_MS_NS)        /* the mirror wakes us; this is for what it cannot know, room in the encoder */
 #define UNANSWERED_NS (10 * FT_S_NS)    /* pings go out; a backup that hangs, not one that is busy */
 #define UNPREPARED_NS (60 * FT_S_NS)    /* while it builds, or starts, the replica */
 
@@ -37,6 +39,7 @@ static void set_state(struct ft_primary *p, enum ft_primary_state to, const char
 	if (from == to)
 		return;
 	p->state = to;
+	ft_primary_disks_state(p, to);
 	p->ops->changed(p->cfg.ctx, from, to, why);
 }
 
@@ -48,18 +51,30 @@ static void sooner(uint64_t *at, uint64_t candidate)
 		*at = candidate;
 }
 
+/* For what has no time of its own. Not put off by whatever else arms meanwhile. */
+static uint64_t look_again(struct ft_primary *p, uint64_t now)
+{
+	if (p->look_ns <= now)
+		p->look_ns = now + LOOK_NS;
+	return p->look_ns;
+}
+
 static void arm(struct ft_primary *p)
 {
 	uint64_t now = primary_now(p), at = now + FT_S_NS;
 
 	if (p->state == FT_PRIMARY_ENDED)
 		return;
+	if (p->leaving) {
+		p->ops->timer(p->cfg.ctx, look_again(p, now));
+		return;
+	}
 	if (!p->link)
 		sooner(&at, p->reconnect_ns);
 	if (p->standing)
 		sooner(&at, p->ping_ns);
 	if (p->state == FT_PRIMARY_SYNCING)
-		sooner(&at, now);
+		sooner(&at, p->disks_copying ? now + DISKS_NS : now);
 	if (ft_primary_may_take_epoch(p))
 		sooner(&at, ft_pacer_next_ns(&p->pacer));
 	if (p->release_waits)
@@ -67,7 +82,7 @@ static void arm(struct ft_primary *p)
 	if (p->breached)
 		sooner(&at, p->breach_retry_ns);
 	if (p->state == FT_PRIMARY_CUT_OFF)
-		sooner(&at, now + 50 * FT_MS_NS);
+		sooner(&at, look_again(p, now));
 	p->ops->timer(p->cfg.ctx, at);
 }
 
@@ -122,16 +137,17 @@ static void end(struct ft_primary *p, enum ft_primary_end how, const char *why)
 	p->ops->ended(p->cfg.ctx, how, why);
 }
 
+/* -EINPROGRESS: disks are being synced; call again. Nothing is seen of the guest before that is through. */
 static int open_outputs(struct ft_primary *p)
 {
 	int rc = 0;
 
-	for (unsigned i = 0; i < p->cfg.nr_outputs && p->holding; i++) {
+	for (unsigned i = 0; i < p->cfg.nr_outputs && p->holding && !rc; i++) {
 		struct ft_output *o = p->cfg.output[i];
-		int one = o->ops->teardown(o);
 
-		if (one)
-			rc = one;
+		/* The exports end with the guest, and sync by themselves. */
+		if (!p->guest_ended || !p->cfg.mirror || o != &p->cfg.mirror->output)
+			rc = o->ops->teardown(o);
 	}
 	if (!rc)
 		p->holding = false;
@@ -143,9 +159,17 @@ static void end_open(struct ft_primary *p, enum ft_primary_end how, const char *
 {
 	int rc = open_outputs(p);
 
+	if (rc == -EINPROGRESS) {
+		if (!p->leaving)        /* @why may be the copy */
+			snprintf(p->leave_why, sizeof(p->leave_why), "%s", why);
+		p->leave_end = how;
+		p->leaving = true;
+		return;
+	}
 	if (rc) {
-		ft_err("%s: the output stays shut: our rules could not be removed: %s", p->cfg.guest, strerror(-rc));
-		end(p, FT_END_INTERNAL, "rules could not be removed");
+		ft_err("%s: the output stays shut: our rules could not be removed, or the disks not synced: %s", p->cfg.guest,
+		       strerror(-rc));
+		end(p, FT_END_INTERNAL, "the output could not be opened");
 		return;
 	}
 	if (p->record.role == FT_ROLE_PRIMARY && save_role(p, p->record.generation, FT_ROLE_NONE))
@@ -170,6 +194,7 @@ static void stand_down(struct ft_primary *p, uint64_t generation)
 	discard_outputs(p);
 	saved = save_role(p, generation, FT_ROLE_STOOD_DOWN);   /* if not: a successor is told the same again */
 	rc = p->vm->ops->destroy(p->vm);
+	p->guest_ended |= !rc;
 	if (rc)
 		ft_err("%s: our instance could not be stopped, its output stays shut: %s", p->cfg.guest, strerror(-rc));
 	else if (open_outputs(p))       /* nobody is behind them now, and they would mute the guest when it comes back */
@@ -251,7 +276,7 @@ static void go_alone(struct ft_primary *p)
 	if (!rc)
 		rc = open_outputs(p);
 	if (rc) {                       /* stays cut off; tried again at the next tick */
-		if (ft_log_due(&p->alone_log, strerror(-rc)))
+		if (rc != -EINPROGRESS && ft_log_due(&p->alone_log, strerror(-rc)))
 			ft_err("%s: cannot go on alone, the output stays shut: %s", p->cfg.guest, strerror(-rc));
 		return;
 	}
@@ -264,6 +289,7 @@ static void lost(struct ft_primary *p, const char *why)
 	uint64_t now = primary_now(p);
 
 	p->link = p->standing = p->talking = false;
+	p->disks_greeted = p->disks_copying = false;
 	ft_encoder_reset(p->cfg.encoder);
 	fail_requests(p, why);
 	p->disarm_sent = false;
@@ -289,6 +315,11 @@ void ft_primary_link_down(struct ft_primary *p, int rc, const char *why)
 {
 	if (p->state == FT_PRIMARY_ENDED)
 		return;
+	if (p->leaving) {
+		p->link = p->standing = p->talking = false;
+		arm(p);
+		return;
+	}
 	/* Before anything of ours can be armed, a lost link is an ordinary failure to start. */
 	if (!p->maybe_armed)
 		end_open(p, FT_END_REFUSED, why);
@@ -430,7 +461,11 @@ static void protected_again(struct ft_primary *p)
 /* The child over there still has our epochs: send what the lost ones held on top of its last whole one. */
 static void resume_session(struct ft_primary *p, uint64_t whole)
 {
-	ft_primary_flight_lost(p, whole);
+	if (ft_primary_flight_lost(p, whole)) {
+		memset(p->session, 0, sizeof(p->session));
+		ft_primary_drop_link(p, "what the disks had written is no longer there to be sent again");
+		return;
+	}
 	unfreeze(p);
 	protected_again(p);
 	ft_pacer_held(&p->pacer);
@@ -468,7 +503,9 @@ static void new_session(struct ft_primary *p, const struct ft_wire_welcome *w)
 	unfreeze(p);
 	protected_again(p);
 	set_state(p, FT_PRIMARY_PREPARING, "the backup builds the replica");
-	if (send_firmware(p))
+	if (p->cfg.mirror && ft_primary_disks_greet(p))
+		ft_primary_drop_link(p, "DISKS could not be sent");
+	else if (!p->cfg.mirror && send_firmware(p))
 		ft_primary_drop_link(p, "the firmware could not be sent");
 }
 
@@ -543,14 +580,36 @@ static void on_welcome(struct ft_primary *p, const uint8_t *body, size_t len)
 		new_session(p, &w);
 }
 
+/* The backup will have the disks; nothing of the guest was touched before. */
+static void on_disks_here(struct ft_primary *p, const uint8_t *body, size_t len)
+{
+	char why[320];
+	int rc = ft_primary_on_disks_here(p, body, len, why, sizeof(why));
+
+	if (rc == -EPERM && !p->maybe_armed) {
+		p->ops->disconnect(p->cfg.ctx);
+		end_open(p, FT_END_REFUSED, why);
+	} else if (rc == -EPERM) {
+		if (ft_log_due(&p->disks_log, why))
+			ft_err("%s: %s", p->cfg.guest, why);
+		ft_primary_drop_link(p, "the backup has data that must not be overwritten");
+	} else if (rc) {
+		ft_primary_drop_link(p, "a DISKS_HERE that makes no sense");
+	} else if (send_firmware(p)) {
+		ft_primary_drop_link(p, "the firmware could not be sent");
+	}
+}
+
 static void on_ready(struct ft_primary *p)
 {
-	if (p->state != FT_PRIMARY_PREPARING)
+	if (p->state != FT_PRIMARY_PREPARING || p->disks_greeted)
 		ft_primary_drop_link(p, "READY out of turn");
+	else if (p->cfg.mirror && ft_primary_disks_begin(p))
+		ft_primary_drop_link(p, "the disks cannot be mirrored");
 	else if (ft_primary_sync_begin(p, p->direct))
 		ft_primary_drop_link(p, "the full copy could not be started");
 	else
-		set_state(p, FT_PRIMARY_SYNCING, "first full copy");
+		set_state(p, FT_PRIMARY_SYNCING, p->disks_copying ? "first full copy: disks, then memory" : "first full copy");
 }
 
 /* --- protected --- */
@@ -582,6 +641,8 @@ static void settled(struct ft_primary *p)
 {
 	bool all = p->standing && !p->nr_flight && p->released == p->acked;
 
+	if (p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch)
+		ft_primary_disks_adopted(p);
 	if (p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch && !p->drilling) {
 		if (p->first_drill_done)
 			set_state(p, FT_PRIMARY_PROTECTED, "full copy acknowledged");
@@ -673,7 +734,7 @@ static void on_error(struct ft_primary *p, const uint8_t *body, size_t len)
 
 void ft_primary_record(struct ft_primary *p, uint32_t type, const uint8_t *body, size_t len)
 {
-	if (p->state == FT_PRIMARY_ENDED || !p->link)
+	if (p->state == FT_PRIMARY_ENDED || p->leaving || !p->link)
 		return;
 	p->heard_ns = primary_now(p);
 	if (!p->standing && type != FT_REC_WELCOME && type != FT_REC_ERROR && type != FT_REC_PING) {
@@ -689,6 +750,18 @@ void ft_primary_record(struct ft_primary *p, uint32_t type, const uint8_t *body,
 		break;
 	case FT_REC_ACK:
 		ft_primary_on_ack(p, ft_le64(body));
+		break;
+	case FT_REC_DISK_MAP:
+		ft_primary_on_disk_map(p, body, len);
+		break;
+	case FT_REC_DISKS_HERE:
+		on_disks_here(p, body, len);
+		break;
+	case FT_REC_DISK_HASHES:
+		ft_primary_on_disk_hashes(p, body, len);
+		break;
+	case FT_REC_DISK_DURABLE:
+		ft_primary_on_disk_durable(p, body, len);
 		break;
 	case FT_REC_DRILLED:
 		on_drilled(p, body, len);
@@ -791,7 +864,7 @@ void ft_primary_guest_event(struct ft_primary *p)
 {
 	enum ft_vm_event ev;
 
-	while (p->state != FT_PRIMARY_ENDED && (ev = p->vm->ops->next_event(p->vm)) != FT_VM_NONE) {
+	while (p->state != FT_PRIMARY_ENDED && !p->leaving && (ev = p->vm->ops->next_event(p->vm)) != FT_VM_NONE) {
 		if (ev == FT_VM_GONE && !p->guest_ended)
 			guest_crashed(p);
 		else if (ev == FT_VM_SHUTDOWN && !p->guest_ended)
@@ -852,6 +925,11 @@ void ft_primary_tick(struct ft_primary *p)
 
 	if (p->state == FT_PRIMARY_ENDED)
 		return;
+	if (p->leaving) {
+		end_open(p, p->leave_end, p->leave_why);
+		arm(p);
+		return;
+	}
 	if (unanswered(p, now))
 		ft_primary_drop_link(p, "it is connected but does not answer");
 	if (p->state == FT_PRIMARY_ENDED)
@@ -895,6 +973,8 @@ int ft_primary_unprotect(struct ft_primary *p, ft_primary_done *done, void *ctx)
 	bool promised = !claims(p);             /* nothing over there could be started */
 	int rc;
 
+	if (p->leaving)
+		return -EBUSY;
 	if (!serving(p) && !promised)
 		return -ENOTCONN;
 	rc = request(p, &p->unprotect, done, ctx);
@@ -912,8 +992,8 @@ int ft_primary_give_up_backup(struct ft_primary *p, ft_primary_done *done, void 
 {
 	int rc;
 
-	if (p->standing)
-		return -EISCONN;
+	if (p->leaving || p->standing)
+		return p->leaving ? -EBUSY : -EISCONN;
 	rc = request(p, &p->unprotect, done, ctx);
 	if (!rc && claims(p))
 		rc = outrun_backup(p);

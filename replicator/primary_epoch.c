@@ -102,7 +102,7 @@ void ft_primary_on_ack(struct ft_primary *p, uint64_t epoch)
 	ft_primary_try_release(p);
 }
 
-void ft_primary_flight_lost(struct ft_primary *p, uint64_t whole)
+int ft_primary_flight_lost(struct ft_primary *p, uint64_t whole)
 {
 	if (whole > p->acked && whole <= p->epoch)
 		ft_primary_on_ack(p, whole);
@@ -110,6 +110,7 @@ void ft_primary_flight_lost(struct ft_primary *p, uint64_t whole)
 		ft_bitmap_or(&p->dirty, &p->flight[0].pages);
 		flight_shift(p);
 	}
+	return p->cfg.mirror ? p->cfg.mirror->ops->rewind(p->cfg.mirror, whole) : 0;
 }
 
 /* --- capture --- */
@@ -257,6 +258,11 @@ static int finish_epoch(struct ft_primary *p, bool last)
 		ft_blob_free(&state);
 		return rc;
 	}
+	rc = ft_primary_carry_disks(p, p->epoch);
+	if (rc) {
+		ft_blob_free(&state);
+		return rc;
+	}
 	p->maybe_armed = true;          /* from the moment END may reach the wire */
 	return ft_encoder_end(p->cfg.encoder, &state);
 }
@@ -277,7 +283,7 @@ int ft_primary_take_epoch(struct ft_primary *p, bool last)
 	return rc ? rc : finish_epoch(p, last);
 }
 
-/* --- the full copy of a new session: rounds with the guest running, then one epoch --- */
+/* --- the full copy of a new session: disks, then rounds over memory with the guest running, then one epoch --- */
 
 int ft_primary_sync_begin(struct ft_primary *p, bool direct)
 {
@@ -318,6 +324,8 @@ int ft_primary_sync_slice(struct ft_primary *p)
 	bool through = false;
 	int rc;
 
+	if (p->disks_copying)
+		return ft_primary_disks_slice(p);
 	rc = ft_capture_round(p->vm, p->cfg.staging, p->epoch + 1, p->batch, CAPTURE_TIMEOUT_MS, &p->dirty, &p->cursor,
 			      SLICE_PAGES, &p->sink);
 	if (rc)

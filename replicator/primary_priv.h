@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
- * primary_priv.h - what primary.c (sessions, requests) and primary_epoch.c (the epoch loop) share.
+ * primary_priv.h - what primary.c (sessions, requests), primary_epoch.c (the epoch loop) and primary_disks.c share.
  */
 #ifndef FT_PRIMARY_PRIV_H
 #define FT_PRIMARY_PRIV_H
@@ -40,7 +40,7 @@ struct ft_primary {
 	bool maybe_armed;                       /* the backup may hold a whole epoch of ours: it may take over */
 	bool refusal_logged;
 	bool direct;                            /* the backup has nothing that a full copy could spoil */
-	uint64_t reconnect_ns, reconnect_delay_ns, cut_ns, ping_ns;
+	uint64_t reconnect_ns, reconnect_delay_ns, cut_ns, ping_ns, look_ns;
 	uint32_t silence_ms;                    /* the backup's window */
 
 	/* epochs: released <= acked <= epoch */
@@ -61,12 +61,22 @@ struct ft_primary {
 	uint32_t batch;
 	unsigned round;
 
+	/* disks */
+	struct ft_disk_id disk_id[FT_DISKS_MAX];        /* as DISKS said */
+	bool disk_all[FT_DISKS_MAX];            /* to be compared completely */
+	bool disks_greeted;                     /* DISKS is out */
+	bool disks_copying;                     /* in the full copy, before memory */
+	bool disks_adopted;
+
 	/* output */
 	bool holding;                           /* setup has succeeded: nothing leaves unacknowledged */
 	bool breached;                          /* ... but holding is not complete: shut until setup again */
 	uint64_t breach_retry_ns;
-	struct ft_log_limit hold_log, breach_log, alone_log;
+	struct ft_log_limit hold_log, breach_log, alone_log, disks_log;
 	bool breach_logged;                     /* the newest one: then its end is, too */
+	bool leaving;                           /* disks are being synced: then the output opens, and this: */
+	enum ft_primary_end leave_end;
+	char leave_why[160];
 	bool frozen;                            /* policy freeze: paused because we are cut off */
 
 	/* requests and what they wait for */
@@ -96,8 +106,21 @@ bool ft_primary_may_take_epoch(const struct ft_primary *p);
 void ft_primary_on_ack(struct ft_primary *p, uint64_t epoch);
 void ft_primary_try_release(struct ft_primary *p);
 /* The link is gone, the backup's last whole epoch is @whole: older ones count as acknowledged, the rest is dirty. */
-void ft_primary_flight_lost(struct ft_primary *p, uint64_t whole);
+int ft_primary_flight_lost(struct ft_primary *p, uint64_t whole) FT_MUST_CHECK;
 int ft_primary_hold(struct ft_primary *p) FT_MUST_CHECK;               /* close the output (again) */
+
+/* --- primary_disks.c --- */
+int ft_primary_disks_greet(struct ft_primary *p) FT_MUST_CHECK;
+void ft_primary_on_disk_map(struct ft_primary *p, const uint8_t *body, size_t len);
+/* 0: ours may be copied. -EPERM: our data must not be copied over theirs, @why says so. */
+int ft_primary_on_disks_here(struct ft_primary *p, const uint8_t *body, size_t len, char *why, size_t size) FT_MUST_CHECK;
+int ft_primary_disks_begin(struct ft_primary *p) FT_MUST_CHECK;
+int ft_primary_disks_slice(struct ft_primary *p) FT_MUST_CHECK;
+void ft_primary_on_disk_hashes(struct ft_primary *p, const uint8_t *body, size_t len);
+void ft_primary_on_disk_durable(struct ft_primary *p, const uint8_t *body, size_t len);
+int ft_primary_carry_disks(struct ft_primary *p, uint64_t epoch) FT_MUST_CHECK;        /* sealed, before its end */
+void ft_primary_disks_adopted(struct ft_primary *p);
+void ft_primary_disks_state(struct ft_primary *p, enum ft_primary_state to);
 
 /* --- primary.c --- */
 void ft_primary_drop_link(struct ft_primary *p, const char *why);

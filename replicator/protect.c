@@ -2,6 +2,8 @@
 /* protect.c - see protect.h. The ops of ft_primary first, then making the parts, then the loop. */
 #include "protect.h"
 
+#include "ft/diskserver.h"
+
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -132,6 +134,14 @@ static int emit_nowait(void *ctx, uint32_t type, const void *body, size_t len)
 	struct protect *pr = ctx;
 
 	return pr->link ? ft_link_send(pr->link, FT_LANE_BULK_NOWAIT, type, body, len) : -EPIPE;
+}
+
+/* Worker thread. */
+static int disks(void *ctx, uint64_t upto, uint8_t *body, size_t *len)
+{
+	struct protect *pr = ctx;
+
+	return pr->mirror->ops->next(pr->mirror, upto, body, len);
 }
 
 /* --- the right to speak --- */
@@ -329,6 +339,44 @@ static void netbuf_breach(void *ctx, const char *why)
 
 	if (pr->primary)
 		ft_primary_breach(pr->primary, why);
+}
+
+static void on_mirror_event(struct ev_loop *loop, ev_io *w, int revents)
+{
+	struct protect *pr = w->data;
+
+	(void)loop, (void)revents;
+	ft_mirror_event(pr->mirror);
+}
+
+static void mirror_wake(void *ctx)
+{
+	struct protect *pr = ctx;
+
+	ft_primary_tick(pr->primary);
+}
+
+/* QEMU holds the guest's requests back until the disk is served again. */
+static void serve_again(struct protect *pr)
+{
+	for (unsigned i = 0; i < pr->attach.nr_disks; i++) {
+		struct ft_attach_disk *d = &pr->attach.disk[i];
+
+		if (ft_disk_served(d) || ft_disk_serve(&pr->attach, i, false))
+			continue;
+		ft_warn("%s: the server of %s had ended; started another", pr->guest, d->image);
+		if (ft_attach_save(&pr->attach))
+			ft_err("%s: its attach record could not be written", pr->guest);
+	}
+}
+
+static void mirror_broken(void *ctx, const char *why)
+{
+	struct protect *pr = ctx;
+
+	ft_primary_mirror_broken(pr->primary, why);
+	if (!pr->ended)
+		serve_again(pr);
 }
 
 static void on_vm_event(struct ev_loop *loop, ev_io *w, int revents)
@@ -581,6 +629,29 @@ static int make_netbuf(struct protect *pr)
 	return ft_netbuf_new(pr->loop, &cfg, &pr->netbuf);
 }
 
+static int make_mirror(struct protect *pr)
+{
+	struct ft_mirror_config cfg = {
+		.guest = pr->guest, .nr_disks = pr->attach.nr_disks, .memory_bound = (size_t)pr->policy.disk_log_mb << 20,
+		.file_bound = (uint64_t)pr->policy.disk_spill_mb << 20, .spill_dir = ft_conf()->state_dir,
+		.rate_limit = (uint64_t)pr->policy.disk_copy_mb << 20,
+	};
+	int rc;
+
+	if (!cfg.nr_disks)
+		return 0;
+	serve_again(pr);
+	for (unsigned i = 0; i < cfg.nr_disks; i++)
+		cfg.control[i] = pr->attach.disk[i].control;
+	rc = ft_mirror_new(&cfg, &pr->mirror);
+	if (rc)
+		return rc;
+	pr->mirror->wake = mirror_wake;
+	pr->mirror->broken = mirror_broken;
+	pr->mirror->ctx = pr;
+	return 0;
+}
+
 static unsigned encode_threads(const struct ft_policy *policy)
 {
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
@@ -594,7 +665,7 @@ static int make_data_path(struct protect *pr)
 {
 	struct ft_encoder_config cfg = {
 		.threads = encode_threads(&pr->policy), .nr_pages = pr->vm->nr_pages, .shadow = pr->policy.shadow,
-		.emit = emit, .emit_nowait = emit_nowait, .ctx = pr,
+		.emit = emit, .emit_nowait = emit_nowait, .disks = pr->mirror ? disks : NULL, .ctx = pr,
 	};
 	int rc = ft_staging_new((size_t)pr->policy.staging_mb << 20, &pr->staging);
 
@@ -610,9 +681,11 @@ static int make_primary(struct protect *pr)
 		.guest = pr->guest, .peer = pr->peer, .vm = pr->vm, .staging = pr->staging, .encoder = pr->encoder,
 		.policy = pr->policy, .vcpus = pr->spec.vcpus, .spec_text = pr->spec_text, .facts = pr->facts,
 		.state_dir = ft_conf()->state_dir, .output_shut = pr->netbuf && ft_netbuf_present(pr->guest),
-		.ops = &primary_ops, .ctx = pr,
+		.mirror = pr->mirror, .ops = &primary_ops, .ctx = pr,
 	};
 
+	if (pr->mirror)
+		cfg.output[cfg.nr_outputs++] = &pr->mirror->output;
 	if (pr->netbuf)
 		cfg.output[cfg.nr_outputs++] = ft_netbuf_output(pr->netbuf);
 	return ft_primary_new(&cfg, &pr->primary);
@@ -636,6 +709,11 @@ static void watch(struct protect *pr)
 	ev_io_init(&pr->guard_event, on_guard_died, ft_guard_fd(pr->guard), EV_READ);
 	ev_signal_init(&pr->sigint, on_stop, SIGINT);
 	ev_signal_init(&pr->sigterm, on_stop, SIGTERM);
+	if (pr->mirror) {
+		ev_io_init(&pr->mirror_event, on_mirror_event, ft_mirror_event_fd(pr->mirror), EV_READ);
+		pr->mirror_event.data = pr;
+		ev_io_start(pr->loop, &pr->mirror_event);
+	}
 	pr->timer.data = pr->alive.data = pr->reaper.data = pr->vm_event.data = pr->guard_event.data = pr;
 	pr->sigint.data = pr->sigterm.data = pr;
 	ev_timer_start(pr->loop, &pr->alive);
@@ -652,6 +730,8 @@ static int make_parts(struct protect *pr)
 
 	if (!rc)
 		rc = ft_qemu_open(&pr->attach, &opt, &pr->vm);
+	if (!rc)
+		rc = make_mirror(pr);
 	if (!rc)
 		rc = make_data_path(pr);
 	if (!rc)
@@ -719,6 +799,8 @@ void protect_close(struct protect *pr)
 	ft_primary_free(pr->primary);
 	ft_encoder_free(pr->encoder);
 	ft_staging_free(pr->staging);
+	if (pr->mirror)
+		pr->mirror->ops->free(pr->mirror);
 	if (pr->netbuf) {
 		struct ft_output *o = ft_netbuf_output(pr->netbuf);
 

@@ -32,6 +32,7 @@ struct protect {
 	int lock_fd;
 	struct ft_vm *vm;
 	struct ft_netbuf *netbuf;       /* NULL: a guest without network */
+	struct ft_mirror *mirror;       /* NULL: a guest without disks */
 	struct ft_guard *guard;
 	int owner_fd;                   /* the gate's socket that a surviving guard kept, until netbuf has it */
 	struct ft_staging *staging;
@@ -45,7 +46,7 @@ struct protect {
 	bool hushed;                    /* the peer may speak: nothing is released; the gate keeps its own */
 
 	ev_timer timer, alive, display, reaper;
-	ev_io vm_event, guard_event;
+	ev_io vm_event, guard_event, mirror_event;
 	ev_signal sigint, sigterm;
 	bool live;                      /* a terminal: redraw a status line */
 	bool ended;

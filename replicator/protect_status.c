@@ -17,6 +17,40 @@ static json_t *percentiles(const struct ft_samples *s, bool with_max)
 }
 
 
+static json_t *disk_json(const struct protect *pr, unsigned i)
+{
+	struct ft_mirror_status d;
+
+	pr->mirror->ops->status(pr->mirror, i, &d);
+	return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "image", pr->attach.disk[i].image, "bytes", (json_int_t)d.bytes,
+			 "behind_bytes", (json_int_t)d.behind, "pending_writes", (json_int_t)d.pending,
+			 "mirrored_bytes", (json_int_t)d.mirrored, "log_bytes", (json_int_t)d.log_bytes,
+			 "copy_done", (json_int_t)(d.copy_done * FT_GRANULE), "copy_total", (json_int_t)(d.copy_total * FT_GRANULE));
+}
+
+static json_t *disks_json(const struct protect *pr)
+{
+	json_t *list = json_array();
+
+	for (unsigned i = 0; pr->mirror && i < pr->mirror->nr_disks; i++)
+		json_array_append_new(list, disk_json(pr, i));
+	return list;
+}
+
+/* Of all disks, while one is being compared. */
+static bool copying(const struct protect *pr, double *done, double *total)
+{
+	*done = *total = 0;
+	for (unsigned i = 0; pr->mirror && i < pr->mirror->nr_disks; i++) {
+		struct ft_mirror_status d;
+
+		pr->mirror->ops->status(pr->mirror, i, &d);
+		*done += (double)d.copy_done / 16;
+		*total += (double)d.copy_total / 16;
+	}
+	return *done < *total;
+}
+
 json_t *protect_status_json(struct protect *pr)
 {
 	struct ft_netbuf_stats nb = { .held = "nothing", .dropped = "nothing", .mechanism = "none" };
@@ -56,6 +90,7 @@ json_t *protect_status_json(struct protect *pr)
 	json_object_set_new(j, "heartbeat_rtt_us", json_integer(pr->beat ? (json_int_t)ft_beat_rtt_us(pr->beat) : 0));
 	json_object_set_new(j, "sync_pages", json_integer((json_int_t)s.sync_done));
 	json_object_set_new(j, "sync_total", json_integer((json_int_t)s.sync_total));
+	json_object_set_new(j, "disks", disks_json(pr));
 	return j;
 }
 
@@ -66,13 +101,16 @@ void protect_status_line(struct protect *pr, char *buf, size_t size)
 	struct ft_codec_stats codec = { 0 };
 	struct ft_primary_status s;
 	uint64_t now = ft_now_ns();
-	double dt = last_ns ? (double)(now - last_ns) / 1e9 : 1.0;
+	double done, total, dt = last_ns ? (double)(now - last_ns) / 1e9 : 1.0;
 
 	ft_primary_get_status(pr->primary, &s);
 	ft_encoder_get_stats(pr->encoder, &codec);
 	if (pr->netbuf)
 		ft_netbuf_get_stats(pr->netbuf, &nb);
-	if (s.state == FT_PRIMARY_SYNCING)
+	if (s.state == FT_PRIMARY_SYNCING && copying(pr, &done, &total))
+		snprintf(buf, size, "%s SYNCING disks %3.0f%%  %.0f of %.0f MB  wire %.1f MB/s", pr->guest, 100.0 * done / total,
+			 done, total, (double)(codec.wire_bytes - last_wire) / dt / 1e6);
+	else if (s.state == FT_PRIMARY_SYNCING)
 		snprintf(buf, size, "%s SYNCING %3.0f%%  %.0f of %.0f MB  wire %.1f MB/s", pr->guest,
 			 s.sync_total ? 100.0 * (double)s.sync_done / (double)s.sync_total : 0.0,
 			 (double)s.sync_done / 256, (double)s.sync_total / 256, (double)(codec.wire_bytes - last_wire) / dt / 1e6);

@@ -56,7 +56,7 @@ struct standby {
 	int door;
 	struct ft_spec spec;
 	struct ft_attach theirs;        /* what the primary said of its guest */
-	ev_io door_event, replica_event, drill_event;
+	ev_io door_event, replica_event, drill_event, store_event;
 	ev_timer timer, idle;
 	ev_signal sigterm;
 };
@@ -466,6 +466,69 @@ static enum ft_wire_reason op_prepare(void *ctx, struct ft_replica **out, char *
 	return hypervisor_reason(rc);
 }
 
+static void on_store(struct ev_loop *loop, ev_io *w, int revents)
+{
+	struct standby *sb = w->data;
+
+	(void)loop, (void)revents;
+	ft_backup_store_event(sb->backup);
+}
+
+static unsigned op_nr_disks(void *ctx)
+{
+	struct standby *sb = ctx;
+
+	return sb->spec.nr_disks;
+}
+
+static enum ft_wire_reason store_reason(int rc)
+{
+	switch (rc) {
+	case 0:
+		return FT_REASON_OK;
+	case -EFBIG:
+		return FT_REASON_MISMATCH;
+	case -ENOMEM:
+	case -ENOSPC:
+		return FT_REASON_NO_ROOM;
+	default:
+		return FT_REASON_INTERNAL;
+	}
+}
+
+static enum ft_wire_reason op_open_store(void *ctx, const struct ft_disk_id *theirs, struct ft_store **out, char *why, size_t size)
+{
+	const struct ft_conf *conf = ft_conf();
+	struct standby *sb = ctx;
+	struct ft_store_config cfg = {
+		.guest = sb->guest, .nr_disks = sb->spec.nr_disks, .state_dir = conf->state_dir,
+		.memory_bound = (size_t)conf->policy.disk_log_mb << 20,
+		.journal_bound = (uint64_t)conf->policy.disk_spill_mb << 20, .durability = sb->spec.durability,
+	};
+	int rc;
+
+	for (unsigned i = 0; i < cfg.nr_disks; i++) {
+		cfg.disk[i].image = sb->spec.disk[i].image;
+		cfg.disk[i].bytes = theirs[i].bytes;
+	}
+	ft_log_keep(why, size);
+	rc = ft_store_open(&cfg, out);
+	ft_log_keep(NULL, 0);
+	if (rc)
+		return store_reason(rc);
+	ev_io_set(&sb->store_event, ft_store_event_fd(*out), EV_READ);
+	ev_io_start(sb->loop, &sb->store_event);
+	return FT_REASON_OK;
+}
+
+static void op_close_store(void *ctx, struct ft_store *st)
+{
+	struct standby *sb = ctx;
+
+	ev_io_stop(sb->loop, &sb->store_event);
+	ft_store_free(st);
+}
+
 static void on_drill(struct ev_loop *loop, ev_io *w, int revents)
 {
 	struct standby *sb = w->data;
@@ -517,7 +580,8 @@ static const struct ft_backup_ops backup_ops = {
 	.now_ns = op_now, .timer = op_timer, .send = op_send, .disconnect = op_disconnect, .random = op_random,
 	.silence_ms = op_silence_ms, .echo_start = op_echo_start, .echo_arm = op_echo_arm, .echo_stop = op_echo_stop,
 	.life = op_life, .silent = op_silent, .admit = op_admit, .runs_here = op_runs_here,
-	.could_prepare = op_could_prepare, .prepare = op_prepare, .watch_drill = op_watch_drill,
+	.could_prepare = op_could_prepare, .nr_disks = op_nr_disks, .open_store = op_open_store, .close_store = op_close_store,
+	.prepare = op_prepare, .watch_drill = op_watch_drill,
 	.took_over = op_took_over, .changed = op_changed,
 };
 
@@ -526,15 +590,24 @@ static const struct ft_backup_ops backup_ops = {
 static json_t *status_json(struct standby *sb)
 {
 	const char *accel = sb->theirs.memory ? ft_accel_name(sb->theirs.accel) : NULL;
+	struct ft_store_status disks = { 0 };
 	struct ft_backup_status s;
+	json_t *j;
 
 	ft_backup_get_status(sb->backup, &s);
-	return json_pack("{s:b, s:s, s:s, s:s, s:I, s:s, s:s, s:s?, s:I, s:I, s:I, s:b, s:b, s:I}",
+	if (s.store)
+		ft_store_get_status(s.store, &disks);
+	j = json_pack("{s:b, s:s, s:s, s:s, s:I, s:s, s:s, s:s?, s:I, s:I, s:I, s:b, s:b, s:I}",
 			 "ok", 1, "guest", sb->guest, "role", "backup", "state", ft_backup_state_name(s.state),
 			 "generation", (json_int_t)s.generation, "peer", s.peer, "backend", "qemu", "accel", accel,
 			 "epoch", (json_int_t)s.epoch, "acked_epoch", (json_int_t)s.epoch,
 			 "applied_epoch", (json_int_t)s.applied_epoch, "linked", s.linked, "drilling", s.drilling,
 			 "staging_bytes", (json_int_t)s.staging_bytes);
+	if (j && s.store)
+		json_object_set_new(j, "disks_staged_bytes", json_integer((json_int_t)disks.staged_bytes));
+	if (j && s.store)
+		json_object_set_new(j, "journal_bytes", json_integer((json_int_t)disks.journal_bytes));
+	return j;
 }
 
 static void on_forced(void *ctx, int rc)
@@ -610,10 +683,11 @@ static void watch(struct standby *sb)
 	ev_io_init(&sb->door_event, on_door, sb->door, EV_READ);
 	ev_io_init(&sb->replica_event, on_replica, 0, EV_READ);
 	ev_io_init(&sb->drill_event, on_drill, 0, EV_READ);
+	ev_io_init(&sb->store_event, on_store, 0, EV_READ);
 	ev_timer_init(&sb->timer, on_timer, 0.0, 0.0);
 	ev_timer_init(&sb->idle, on_idle, IDLE_S, IDLE_S);
 	ev_signal_init(&sb->sigterm, on_sigterm, SIGTERM);
-	sb->door_event.data = sb->replica_event.data = sb->drill_event.data = sb;
+	sb->door_event.data = sb->replica_event.data = sb->drill_event.data = sb->store_event.data = sb;
 	sb->timer.data = sb->idle.data = sb->sigterm.data = sb;
 	ev_io_start(sb->loop, &sb->door_event);
 	ev_timer_start(sb->loop, &sb->idle);

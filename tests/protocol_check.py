@@ -271,8 +271,9 @@ class Checker:
         s.disk_seq, s.asked = list(s.acked_seq), []
 
     def on_firmware(self, *_):
-        need(not self.session.firmware, 'second FIRMWARE in a session')
-        self.session.firmware = True
+        s = self.session
+        need(not s.firmware and bool(s.disks) == bool(s.disks_here), 'FIRMWARE out of turn')
+        s.firmware = True
 
     def on_ready(self, *_):
         need(self.session.firmware and not self.session.ready, 'READY out of turn')
@@ -327,7 +328,7 @@ class Checker:
     # disks
     def on_disks(self, _, f, body):
         s = self.session
-        need(s.ready and not s.disks and not self.epoch and not s.last, 'DISKS out of turn')
+        need(not s.firmware and not s.disks, 'DISKS out of turn')
         s.disks = [self.doc.unpack('DISKS', body[at:at + 32]) for at in range(0, len(body), 32)]
         need(len(body) % 32 == 0 and all(d['bytes'] <= 1 << 44 and not d['flags'] & ~3 for d in s.disks), 'DISKS: values')
 
@@ -344,7 +345,7 @@ class Checker:
 
     def on_disk_ask(self, _, f, __):
         s = self.session
-        need(self.epoch and self.epoch.flags & 1 and s.disks_here and f['disk'] < len(s.disks), 'DISK_ASK out of turn')
+        need(s.ready and not s.last and s.disks_here and f['disk'] < len(s.disks), 'DISK_ASK out of turn')
         last = f['region'] * REGION + (f['granules'].bit_length() - 1) * GRANULE
         need(f['granules'] and last < s.disks[f['disk']]['bytes'], 'DISK_ASK beyond the disk')
         s.asked.append((f['disk'], f['region'], f['granules']))

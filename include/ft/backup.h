@@ -12,6 +12,7 @@
 #include "ft/hv.h"
 #include "ft/image.h"
 #include "ft/record.h"
+#include "ft/store.h"
 #include "ft/wire.h"
 
 enum ft_backup_state {
@@ -49,6 +50,14 @@ struct ft_backup_ops {
 	bool (*runs_here)(void *ctx);                   /* this host runs the guest itself */
 	/* What admit cannot know: room, a hypervisor. As prepare would answer, building nothing. */
 	enum ft_wire_reason (*could_prepare)(void *ctx, char *why, size_t size);
+	unsigned (*nr_disks)(void *ctx);                /* of the guest that was admitted */
+	/*
+	 * Open its disks here, of the sizes of @theirs [nr_disks]. FT_REASON_OK, or why not. Watch its event fd:
+	 * ft_backup_store_event.
+	 */
+	enum ft_wire_reason (*open_store)(void *ctx, const struct ft_disk_id *theirs, struct ft_store **out, char *why,
+					  size_t size);
+	void (*close_store)(void *ctx, struct ft_store *st);    /* ... no more, and free it */
 	/* Build and park the replica. FT_REASON_OK, or why not. Watch its watch_fd: ft_backup_replica_died. */
 	enum ft_wire_reason (*prepare)(void *ctx, struct ft_replica **out, char *why, size_t size);
 	/* Poll @fd (a drill's): ft_backup_drilled. -1: no more. */
@@ -88,6 +97,7 @@ void ft_backup_record(struct ft_backup *b, uint32_t type, const uint8_t *body, s
 size_t ft_backup_check(struct ft_backup *b, const uint8_t *hello, size_t len, uint8_t out[FT_WIRE_WELCOME_MAX]);
 void ft_backup_replica_died(struct ft_backup *b);
 void ft_backup_drilled(struct ft_backup *b);
+void ft_backup_store_event(struct ft_backup *b);
 
 /* --- the operator, on the backup --- */
 /*
@@ -104,6 +114,7 @@ struct ft_backup_status {
 	bool linked, drilling;
 	size_t staging_bytes;
 	uint64_t epochs;                /* acknowledged since start */
+	const struct ft_store *store;   /* NULL: no disks, or none open */
 };
 void ft_backup_get_status(const struct ft_backup *b, struct ft_backup_status *out);
 

@@ -34,6 +34,9 @@ struct ft_policy {
 	enum ft_on_peer_loss on_peer_loss; /* freeze */
 	bool shadow;                    /* true: keep the last sent version of RAM for deltas */
 	unsigned staging_mb;            /* 128 */
+	unsigned disk_log_mb;           /* 64: what disks wrote and the backup has not acknowledged, in memory; */
+	unsigned disk_spill_mb;         /* 4096: ... and in a file beside it; on a backup the bound of its journal */
+	unsigned disk_copy_mb;          /* 0: a copy compares as many MB in a second; 0: as fast as it can */
 	unsigned encode_threads;        /* 0: one per CPU, at most 4 */
 	unsigned silence_ms;            /* 300; the backup's own setting is the one that counts */
 	unsigned heartbeat_ms;          /* 30 */

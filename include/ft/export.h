@@ -63,14 +63,14 @@ enum ft_export_msg {
 	/* client -> export */
 	FT_EXPORT_ASK      = 1,         /* empty: HERE */
 	FT_EXPORT_START    = 2,         /* le32 version, with a memfd (SCM_RIGHTS) for struct ft_export_page. HERE, then
-					   OP for all that changes from now on. Makes the map when there is none, and a
-					   generation that is due: the one in HERE stays until LEAVE if HELD follows. */
+					   OP for all that changes from now on. Makes the map when there is none. */
 	FT_EXPORT_ADD      = 3,         /* le64 region, then le64 words: the peer's side may differ there, too */
 	FT_EXPORT_COPY     = 4,         /* le32 all: begin to compare; PLAN..., PLANNED */
 	FT_EXPORT_COMPARE  = 5,         /* le64 region, le64 granules, then one FT_HASH_LEN for each of them, ascending: ops for
 					   those that differ, then a MARK */
 	FT_EXPORT_DURABLE  = 6,         /* le64 seq: the peer's, of this stream */
-	FT_EXPORT_HELD     = 7,         /* nobody sees what the guest does until the mirror has it: makes no generation */
+	FT_EXPORT_HELD     = 7,         /* nobody sees what the guest does until the mirror has it: makes no generation. ASK
+					   after it: until then the guest's next write may make one */
 	/* ADD to ADOPTED only from who has started the mirror; LEAVE from others when nobody has. */
 	FT_EXPORT_ELIDE    = 8,         /* le32 on: flushes are answered from the mirror. Off: fsync, and honour them */
 	FT_EXPORT_ADOPTED  = 9,         /* the peer's image is of our generation now: base becomes 0 */

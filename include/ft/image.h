@@ -40,7 +40,9 @@ int ft_image_pages(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST
 /* A DISK record: counted and summed here, staged by store.h. */
 int ft_image_disk(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST_CHECK;
 int ft_image_state(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST_CHECK;
-/* @body is an EPOCH_END record. 0: whole and verified - may be acknowledged. */
+/* @body is an EPOCH_END record: would ft_image_end take it? For what must be whole together with the memory. */
+bool ft_image_ends(const struct ft_image *im, const uint8_t *body, size_t len);
+/* 0: whole and verified - may be acknowledged. */
 int ft_image_end(struct ft_image *im, const uint8_t *body, size_t len) FT_MUST_CHECK;
 /*
  * Apply every whole epoch staged. While held (a drill reads RAM) it does nothing until released. Only a

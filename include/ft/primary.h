@@ -14,6 +14,7 @@
 #include "ft/conf.h"
 #include "ft/encode.h"
 #include "ft/hv.h"
+#include "ft/mirror.h"
 #include "ft/output.h"
 #include "ft/record.h"
 #include "ft/samples.h"
@@ -84,7 +85,8 @@ struct ft_primary_config {
 	struct ft_staging *staging;
 	struct ft_encoder *encoder;
 	unsigned nr_outputs;
-	struct ft_output *output[4];
+	struct ft_output *output[4];    /* torn down in this order, until one fails */
+	struct ft_mirror *mirror;       /* NULL: a guest without disks. Its output is one of those above, the first */
 	struct ft_policy policy;
 	unsigned vcpus;
 	const char *spec_text;          /* canonical guest spec */
@@ -117,6 +119,7 @@ void ft_primary_record(struct ft_primary *p, uint32_t type, const uint8_t *body,
 void ft_primary_held(struct ft_primary *p);                     /* an output holds something new */
 void ft_primary_breach(struct ft_primary *p, const char *why);  /* an output is no longer complete */
 void ft_primary_guest_event(struct ft_primary *p);              /* vm->event_fd */
+void ft_primary_mirror_broken(struct ft_primary *p, const char *why);
 
 /* --- requests of the operator. Answered once through @done (rc 0, or -errno and a line). --- */
 typedef void ft_primary_done(void *ctx, int rc, const char *text);

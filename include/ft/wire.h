@@ -44,7 +44,7 @@ enum ft_rec_type {
 					   or the primary's QEMU crashed) */
 	FT_REC_DRILL       = 9,         /* le64 epoch wanted at least */
 	FT_REC_VERIFY      = 10,        /* le64 epoch, then le64 hashes of all RAM at that epoch */
-	FT_REC_DISKS       = 11,        /* a packed ft_disk_id for each disk (disk.h), once per session, after READY */
+	FT_REC_DISKS       = 11,        /* a packed ft_disk_id for each disk (disk.h), once per session, before FIRMWARE */
 	FT_REC_DISK_ASK    = 12,        /* le32 disk, le32 0, le64 region, le64 granules: their hashes */
 	FT_REC_DISK        = 13,        /* a batch of ops (disk.h), anywhere between EPOCH_BEGIN and STATE */
 	/* backup -> primary */

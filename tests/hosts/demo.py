@@ -16,10 +16,11 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import world  # noqa: E402
-from world import Failure, World, now, percentile, random_wait, wait_for  # noqa: E402
+from world import Failure, Guest, World, now, percentile, random_wait, wait_for  # noqa: E402
 
 OUT = os.path.join(world.BUILD, 'demo')
 LIMIT = 420             # seconds; nothing here may hang
+GUEST = Guest('vm1', 0x0a, disk_mb=256)
 DIRTY = (32, 2000)      # the background program: MB, pages a second
 FLOOR_CYCLES, FLOOR_GAP_MS = 100, 20
 PROTECTED_S = (10, 15)  # the cut comes at a random instant of this
@@ -53,7 +54,8 @@ class Demo:
         say('alpha', '$ ft-guest start vm1')
         t = now()
         w.start_guest(w.alpha, 'vm1')
-        say('alpha', f'vm1 answers after {now() - t:.1f} s: Linux, 2 vCPUs, {w.guests["vm1"].memory_mb} MB, Redis')
+        say('alpha', f'vm1 answers after {now() - t:.1f} s: Linux, 2 vCPUs, {w.guests["vm1"].memory_mb} MB, Redis '
+                     f'(appendfsync always) on an ext4 disk of {w.guests["vm1"].disk_mb} MB')
         w.ask('vm1', f'dirty {DIRTY[0]} {DIRTY[1]}', tries=5)
         say('vm1', f'a background program dirties {DIRTY[1]} pages a second in {DIRTY[0]} MB')
         self.incr, self.udp = w.incr('vm1'), w.udp('vm1')
@@ -129,6 +131,15 @@ class Demo:
         runs = next((t for t, line in after if '-> RUNNING' in line), None)
         return decided, runs
 
+    def check_disk(self):
+        """The guest ends in order; is its file system on beta in order, too?"""
+        self.w.tell_guest('vm1', 'poweroff')
+        wait_for('the guest to power off', lambda: 'stopped' in self.w.beta.call('ft-guest status vm1').stdout, 60)
+        done = self.w.beta.call(f'fsck.ext4 -fn {GUEST.image}', 60)
+        say('beta', f'$ fsck.ext4 -fn {GUEST.image}: {"clean" if not done.returncode else done.stdout[-300:]}')
+        self.tell(disk_consistent=not done.returncode)
+        return not done.returncode
+
     def judge(self):
         self.incr.stop()
         self.udp.stop()
@@ -145,10 +156,12 @@ class Demo:
                   first_frame_ms=first_frame and ms(first_frame - self.cut_at), client_gap_ms=ms(tcp['gap']), udp_gap_ms=ms(udp['gap']), connection_survived=tcp['survived'],
                   acked=tcp['acked'], lost=tcp['lost'], repeated=tcp['repeated'], udp_answers=udp['answers'],
                   udp_backwards=udp['backwards'], redis_value=kept,
-                  bytes_dirty=s['bytes_dirty'], bytes_wire=s['bytes_sent'], accel=s['accel'], tracker=s['tracker'],
+                  bytes_dirty=s['bytes_dirty'], bytes_wire=s['bytes_sent'],
+                  disk_bytes_mirrored=s['disks'][0]['mirrored_bytes'], accel=s['accel'], tracker=s['tracker'],
                   protected_s=round(self.cut_at - self.protected_at, 3))
+        clean = self.check_disk()
         # Redis may hold one more than was acknowledged: an INCR whose reply was still held.
-        return tcp['survived'] and not (tcp['lost'] or tcp['repeated'] or udp['backwards']) and kept >= tcp['last']
+        return clean and tcp['survived'] and not (tcp['lost'] or tcp['repeated'] or udp['backwards']) and kept >= tcp['last']
 
 
 def ms(seconds):
@@ -163,6 +176,8 @@ def print_verdict(r, good):
           f'its first frame {r["first_frame_ms"]} ms after the cut; the client waited {r["client_gap_ms"]:.0f} ms')
     print(f'  wire: {r["bytes_wire"] / 1e6:.1f} MB for {r["bytes_dirty"] / 1e6:.1f} MB of dirty memory; '
           f'guest clock {r["guest_clock_percent"]:.1f} % of real time')
+    print(f'  disk: {r["disk_bytes_mirrored"] / 1e6:.1f} MB mirrored; '
+          f'its file system on beta is {"clean" if r["disk_consistent"] else "DAMAGED"}')
     print(f'  accelerator {r["accel"]}, dirty tracker {r["tracker"]}')
     print(f'  the client was told of {r["acked"]} INCR: {r["lost"]} lost, {r["repeated"]} repeated, '
           f'connection {"survived" if r["connection_survived"] else "BROKE"}')
@@ -206,7 +221,7 @@ def main():
     shutil.rmtree(OUT, ignore_errors=True)
     os.makedirs(OUT)
     try:
-        with World() as w:
+        with World({'vm1': GUEST}) as w:
             good = run(w)
     except KeyboardInterrupt:
         sys.exit('\ndemo: interrupted; everything it made is gone')

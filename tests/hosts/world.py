@@ -373,7 +373,7 @@ class World:
                                           f'[peer {peer.name}]\naddress = {peer.name}\nguests = *\n')
             for guest in self.guests.values():
                 host.write(f'/etc/ft/guests/{guest.name}.conf', guest.file())
-            host.run('mkdir -p /var/lib/ft /etc/ft/tls')
+            host.run('mkdir -p /var/lib/ft /var/lib/images /etc/ft/tls')
         self.certify()
 
     def certify(self):

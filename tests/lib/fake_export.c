@@ -204,6 +204,7 @@ static void add(struct fake_export *x, const uint8_t *body, size_t len)
 {
 	uint64_t region = ft_le64(body);
 
+	x->adds++;
 	for (size_t i = 0; i < len / 8 - 1; i++)
 		x->touched[region + i] |= ft_le64(body + 8 + 8 * i);
 }
@@ -228,10 +229,11 @@ static void command(struct fake_export *x, int fd, uint32_t type, const uint8_t 
 		return;
 	case FT_EXPORT_HELD:
 		x->held = true;
-		x->held_times++;
 		return;
 	case FT_EXPORT_ELIDE:
 		x->elide = ft_le32(body);
+		if (!x->elide)
+			x->adds_at_off = x->adds;
 		return;
 	case FT_EXPORT_ADOPTED:
 		x->adopted = true;

@@ -25,7 +25,7 @@ struct fake_export {
 	int stream;                     /* connection that has started, or -1 */
 	struct ft_export_page *page;
 	bool held, elide, fenced, left, adopted, active;
-	uint64_t durable, held_times, starts, compares, granules_sent;
+	uint64_t durable, starts, compares, granules_sent, adds, adds_at_off;
 	/* What the test wants. */
 	int leave_errno;
 	bool silent;                    /* commands are read, and nothing is answered */

@@ -153,7 +153,8 @@ void follower_say(struct follower *f, uint32_t type, const void *body, size_t le
 
 	ft_put32(hdr, type);
 	ft_put32(hdr + 4, (uint32_t)len);
-	ft_ignore(send(f->fd, hdr, 8, MSG_NOSIGNAL | (len ? MSG_MORE : 0)) != 8);       /* it may just have been dropped */
+	/* It may just have been dropped. */
+	ft_ignore(send(f->fd, hdr, 8, MSG_NOSIGNAL | (len ? MSG_MORE : 0)) != 8);
 	if (len)
 		ft_ignore(send(f->fd, body, len, MSG_NOSIGNAL) != (ssize_t)len);
 }
@@ -197,7 +198,9 @@ void follower_start(struct follower *f)
 	ft_put32(msg, FT_EXPORT_START);
 	ft_put32(msg + 4, 4);
 	ft_put32(msg + 8, FT_EXPORT_VERSION);
-	c.hdr = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int)) };
+	c.hdr.cmsg_level = SOL_SOCKET;
+	c.hdr.cmsg_type = SCM_RIGHTS;
+	c.hdr.cmsg_len = CMSG_LEN(sizeof(int));
 	memcpy(CMSG_DATA(&c.hdr), &fd, sizeof(int));
 	CHECK_EQ(sendmsg(f->fd, &m, MSG_NOSIGNAL), 12);
 	close(fd);

@@ -40,7 +40,8 @@ void follower_say64(struct follower *f, uint32_t type, uint64_t value);
 void follower_ask(struct follower *f);          /* waits for HERE */
 void follower_start(struct follower *f);        /* START; waits for HERE, or that it is refused */
 void follower_copy(struct follower *f, bool all);       /* waits for PLANNED */
-void follower_compare_all(struct follower *f);  /* all that is planned, as the replica is at each moment; waits for the MARKs */
+/* All that is planned, as the replica is at each moment; waits for the MARKs. */
+void follower_compare_all(struct follower *f);
 void follower_catch_up(struct follower *f);     /* with the counter in the page */
 void follower_leave(struct follower *f);        /* waits for LEFT */
 int follower_activate(struct follower *f);      /* waits for ACTIVE */

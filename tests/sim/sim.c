@@ -2,6 +2,8 @@
 /* sim.c - see sim.h. One life from beginning to end. */
 #include "sim_world.h"
 
+#include "diskmirror/store_priv.h"
+
 #define RUN_NS (5 * FT_S_NS)            /* with faults */
 #define CALM_NS (4 * FT_S_NS)           /* and then without */
 
@@ -31,7 +33,7 @@ static void check_alive(struct sim *s)
 		return;                 /* and alpha stayed silent, or sim_seen knows */
 	if (s->was_alone && !s->b_guest && (gone || !ft_fake_running(s->guest)))
 		return;                 /* two failures, the second one while unprotected: nothing was promised */
-	if (gone && s->ever_armed)
+	if (gone && s->ever_armed && !s->promised)
 		sim_broken(s, "alive: alpha is dead and beta does not run the guest");
 	else if (!gone && s->answered == before)
 		sim_broken(s, "alive: no client gets an answer (alpha %s%s)",
@@ -55,6 +57,7 @@ static void tear_down(struct sim *s)
 	sim_drop_held(s);
 	ft_fake_guest_free(s->guest);
 	ft_fake_guest_free(s->b_guest);
+	forgetful_free(s->b_files);
 	ft_blob_free(&s->a_record);
 	ft_blob_free(&s->b_record);
 	ft_codec_free(sim_forge.cd);
@@ -71,7 +74,7 @@ const char *sim_mutant_name(enum sim_mutant m)
 {
 	static const char *const name[SIM_MUTANTS] = {
 		"honest", "ack-too-early", "half-an-epoch", "disarm-forged", "lease-ignored", "hasty-detector", "late-seal",
-		"dirty-bit-lost", "no-guard",
+		"dirty-bit-lost", "no-guard", "disk-write-lost",
 	};
 
 	return name[m];
@@ -91,6 +94,10 @@ void sim_run(uint64_t seed, enum sim_mutant mutant, bool trace_on, struct sim_re
 	s = (struct sim){ .rng = seed * 0x9e3779b97f4a7c15ull + 1, .mutant = mutant, .trace = trace_on, .res = out,
 			  .a_host_up = true, .open_allowed = true };
 	s.go_on = !sim_rnd(&s, 5);
+	s.journal = sim_rnd(&s, 2);
+	s.disk_seen = true;
+	s.b_files = forgetful_new();
+	ft_store_tuning.sync_ms = 0;    /* no thread: sim_store_syncs */
 	sim_wire_clear(&s.to_a);
 	sim_wire_clear(&s.to_b);
 	sim_store_a = (struct store){ .s = &s, .blob = &s.a_record, .owner = &s.a };

@@ -3,12 +3,12 @@
  * sim.h - two hosts, the links between them, a client and a chaos monkey in one process on a virtual clock.
  *
  * The protocol is the shipped one: ft_primary, ft_backup, the detector, the durable record, capture, codec,
- * encoder and image are linked unchanged; only what lies behind their ops is made up here. Everything is
+ * encoder, image and store are linked unchanged; only what lies behind their ops is made up here. Everything is
  * decided by one seeded generator, so a failing seed fails again in the same way.
  *
  * After each event these must hold (sim_check.c):
  *   released     no packet leaves the primary that no acknowledged epoch contains
- *   whole        what the backup starts is exactly one sealed epoch
+ *   whole        what the backup starts is exactly one sealed epoch, memory and disk
  *   one guest    once the backup runs the guest, nothing leaves the primary
  *   nothing lost the started guest knows every packet and every answer that anyone saw
  *   grow         a durable generation never shrinks
@@ -33,6 +33,7 @@ enum sim_mutant {
 	SIM_LATE_SEAL,                  /* packets sent after the resume count as the epoch before */
 	SIM_DIRTY_BIT_LOST,             /* a written page is not reported */
 	SIM_NO_GUARD,                   /* nobody beats while ft-protect is stalled */
+	SIM_DISK_WRITE_LOST,            /* what the disk wrote is in no epoch */
 	SIM_MUTANTS,
 };
 const char *sim_mutant_name(enum sim_mutant m);
@@ -40,7 +41,7 @@ const char *sim_mutant_name(enum sim_mutant m);
 struct sim_result {
 	bool ok;
 	char why[200];                  /* the invariant that broke, and when */
-	uint64_t epochs, takeovers, faults, released, answered;
+	uint64_t epochs, takeovers, faults, released, answered, disk_copies, disk_granules;
 };
 
 /* From now on all records go to @f too, as tests/protocol_check.py wants them. NULL: no more. */

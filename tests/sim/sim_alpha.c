@@ -153,6 +153,7 @@ static void remember_epoch(struct sim *s)
 	if (st.epoch >= EPOCHS_MAX)
 		return;
 	s->digest[st.epoch] = ft_fake_digest(s->guest);
+	s->disk_digest[st.epoch] = sim_disk_digest(s->disk);
 	s->sent_at[st.epoch] = ft_fake_sent(s->guest);
 }
 
@@ -269,9 +270,9 @@ void sim_protect_start(struct sim *s, uint64_t unused)
 	const struct ft_policy policy = { .interval_max_ms = 60, .dirty_max_mb = 32, .pause_budget_percent = 30,
 						 .in_flight_max = 4, .silence_ms = 300, .staging_mb = 1,
 					  .on_peer_loss = go_on(s) ? FT_LOSS_CONTINUE : FT_LOSS_FREEZE };
-	struct ft_encoder_config enc = { .nr_pages = PAGES, .shadow = true, .emit = a_send, .ctx = s };
+	struct ft_encoder_config enc = { .nr_pages = PAGES, .shadow = true, .emit = a_send, .disks = sim_encoder_disks, .ctx = s };
 	struct ft_primary_config cfg = {
-		.guest = "vm1", .peer = "beta", .nr_outputs = 1, .policy = policy, .vcpus = 1, .spec_text = "spec",
+		.guest = "vm1", .peer = "beta", .nr_outputs = 2, .policy = policy, .vcpus = 1, .spec_text = "spec",
 		.facts = "accel=tcg\n", .files = &sim_files_a, .state_dir = "/a", .output_shut = s->shut, .ops = &primary_ops, .ctx = s,
 	};
 
@@ -292,7 +293,9 @@ void sim_protect_start(struct sim *s, uint64_t unused)
 	cfg.vm = s->vm;
 	cfg.staging = s->staging;
 	cfg.encoder = s->encoder;
-	cfg.output[0] = &s->output;
+	s->mirror = cfg.mirror = sim_mirror_new(s);
+	cfg.output[0] = &s->mirror->output;
+	cfg.output[1] = &s->output;
 	if (ft_primary_new(&cfg, &s->primary))
 		abort();
 	sim_guard_start(s, 0);
@@ -309,6 +312,8 @@ void sim_protect_free(struct sim *s, bool killed)
 	s->a.life++;
 	ft_primary_free(s->primary);
 	ft_encoder_free(s->encoder);
+	s->mirror->ops->free(s->mirror);
+	s->mirror = NULL;
 	ft_staging_free(s->staging);
 	if (killed)
 		ft_fake_abandon(s->vm);

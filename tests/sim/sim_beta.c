@@ -4,7 +4,6 @@
 
 /* --- ops of the backup --- */
 
-
 static void b_tick(struct sim *s, uint64_t key);
 static uint64_t timer_key;              /* the newest setting is the one that counts */
 static void drill_done(struct sim *s, uint64_t life);
@@ -151,6 +150,12 @@ static enum ft_wire_reason b_could_prepare(void *ctx, char *why, size_t size)
 	return FT_REASON_OK;
 }
 
+static unsigned b_nr_disks(void *ctx)
+{
+	(void)ctx;
+	return 1;
+}
+
 static void b_watch_drill(void *ctx, int fd)
 {
 	struct sim *s = ctx;
@@ -183,6 +188,8 @@ static void check_takeover(struct sim *s)
 	ft_fake_on_send(s->b_guest, sim_beta_sends, s);
 	if (st.epoch >= EPOCHS_MAX || ft_fake_digest(s->b_guest) != s->digest[st.epoch])
 		sim_broken(s, "whole: beta starts something that is not sealed epoch %llu", (unsigned long long)st.epoch);
+	if (st.epoch < EPOCHS_MAX && sim_beta_disk_digest(s) != s->disk_digest[st.epoch])
+		sim_broken(s, "whole: the disk that beta starts with is not the one of epoch %llu", (unsigned long long)st.epoch);
 	if (s->was_alone)
 		sim_broken(s, "nothing lost: an old replica was started although the primary went on alone");
 	if (ft_fake_sent(s->b_guest) < s->out_max)
@@ -202,6 +209,7 @@ static void b_changed(void *ctx, enum ft_backup_state from, enum ft_backup_state
 		s->was_alone = false;   /* a full copy came after that: the replica is of today */
 		s->ever_armed = true;
 	}
+	s->promised = to == FT_BACKUP_DISARMED;
 	if (to == FT_BACKUP_RUNNING && !s->excuse)
 		sim_broken(s, "no panic: takeover (%s) although the primary's host, guest and network are well", why);
 	if (to == FT_BACKUP_RUNNING)
@@ -214,7 +222,8 @@ static const struct ft_backup_ops backup_ops = {
 	.now_ns = sim_op_now, .timer = b_timer, .send = b_send, .disconnect = b_disconnect, .random = b_random,
 	.silence_ms = b_silence_ms, .echo_start = b_echo_start, .echo_arm = b_echo_arm, .echo_stop = b_echo_stop,
 	.life = b_life, .silent = b_silent, .admit = b_admit, .runs_here = b_runs_here,
-	.could_prepare = b_could_prepare, .prepare = b_prepare, .watch_drill = b_watch_drill,
+	.could_prepare = b_could_prepare, .nr_disks = b_nr_disks,
+	.open_store = sim_open_store, .close_store = sim_close_store, .prepare = b_prepare, .watch_drill = b_watch_drill,
 	.took_over = b_took_over, .changed = b_changed,
 };
 
@@ -242,6 +251,7 @@ void sim_child_free(struct sim *s)
 	s->b.up = false;
 	s->b.life++;
 	ft_backup_free(s->backup);
+	forgetful_process_dies(s->b_files);
 	s->backup = NULL;
 	s->echoing = false;
 }
@@ -259,6 +269,7 @@ static void b_tick(struct sim *s, uint64_t key)
 	if (key != timer_key || !sim_awake(s, &s->b, b_tick, key))
 		return;
 	ft_backup_tick(s->backup);
+	sim_store_syncs(s);
 	sim_beta_settle(s);
 }
 

@@ -10,6 +10,7 @@ void sim_guests_run(struct sim *s, uint64_t unused)
 	if (s->a_host_up)
 		for (uint64_t n = sim_rnd(s, 4); n; n--)
 			ft_fake_step(s->guest);
+	sim_guest_writes(s);
 	if (s->b_guest)
 		ft_fake_step(s->b_guest);
 	sim_alpha_settle(s);
@@ -119,7 +120,7 @@ static void noticed(struct sim *s, uint64_t unused)
 
 static void fault_child_hangs(struct sim *s)
 {
-	if (!s->b.up || s->calm)
+	if (!s->b.up || s->calm || s->longer)   /* once in a life: it must be over when the dust settles */
 		return;
 	s->b.stalled_until = s->now + 12 * FT_S_NS;
 	s->longer = 12 * FT_S_NS;

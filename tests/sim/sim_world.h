@@ -12,7 +12,9 @@
 #include "ft/detector.h"
 #include "ft/fake.h"
 #include "ft/image.h"
+#include "ft/mirror.h"
 #include "ft/primary.h"
+#include "tests/lib/forgetful.h"
 #include <stdio.h>
 #define XXH_STATIC_LINKING_ONLY
 #include <xxhash.h>
@@ -22,6 +24,7 @@
 #define BEAT_NS (30 * FT_MS_NS)
 #define PAUSE_LIMIT_NS (1000 * FT_MS_NS)
 #define EPOCHS_MAX 8192u
+#define DISK_BYTES (8 * FT_GRANULE)
 
 /* --- the virtual clock: events in order of time, then of creation --- */
 
@@ -88,8 +91,16 @@ struct sim {
 	uint64_t paused_ns;
 	struct ft_blob a_record;
 
+	/* ... and its disk's export */
+	uint8_t disk[DISK_BYTES];
+	uint64_t disk_seq, disk_touched;        /* granules */
+	uint64_t disk_last[DISK_BYTES / FT_GRANULE];    /* the op that wrote to each last */
+	struct ft_disk_id disk_id;
+	bool disk_seen;                 /* what is written is seen without the mirror: a new generation */
+
 	/* ft-protect */
 	struct proc a;
+	struct ft_mirror *mirror;
 	struct ft_vm *vm;
 	struct ft_staging *staging;
 	struct ft_encoder *encoder;
@@ -116,9 +127,12 @@ struct sim {
 	struct ft_silence old_silence;
 	struct ft_fake_guest *b_guest;  /* took over */
 	struct ft_blob b_record;
+	struct forgetful *b_files;      /* its image, map and journal */
+	bool journal;                   /* durability of the store */
+	struct ft_store *store;         /* borrowed from backup */
 
 	/* what is known to the all-seeing */
-	uint64_t digest[EPOCHS_MAX], sent_at[EPOCHS_MAX];
+	uint64_t digest[EPOCHS_MAX], disk_digest[EPOCHS_MAX], sent_at[EPOCHS_MAX];
 	uint64_t epoch_base;            /* epochs of ft-protects that died */
 	uint64_t acked_sent;            /* packets contained in the newest acknowledged epoch */
 	uint64_t out_max;               /* newest packet that left alpha */
@@ -129,6 +143,7 @@ struct sim {
 	bool go_on;                     /* policy `continue` */
 	bool forced;                    /* the operator forced beta: what he risked is his */
 	bool b_ended;                   /* beta's guest powered off after its takeover: the guest is no more */
+	bool promised;                  /* beta has promised to stay down: protection was ended in order */
 	bool ever_armed;                /* before that beta can promise nothing */
 	bool was_alone;                 /* ... was needed: what beta has is old, and nobody may force it */
 	uint64_t fault_until;           /* one fault at a time */
@@ -169,6 +184,16 @@ void sim_wire_clear(struct wire *w);
 /* --- sim_disk.c --- */
 extern struct store sim_store_a, sim_store_b;
 extern const struct ft_file_ops sim_files_a, sim_files_b;
+
+/* --- sim_disks.c --- */
+uint64_t sim_disk_digest(const uint8_t *disk);
+uint64_t sim_beta_disk_digest(struct sim *s);
+void sim_guest_writes(struct sim *s);
+struct ft_mirror *sim_mirror_new(struct sim *s);
+int sim_encoder_disks(void *ctx, uint64_t upto, uint8_t *body, size_t *len);
+void sim_store_syncs(struct sim *s);
+void sim_close_store(void *ctx, struct ft_store *st);
+enum ft_wire_reason sim_open_store(void *ctx, const struct ft_disk_id *theirs, struct ft_store **out, char *why, size_t size);
 
 /* --- sim_kernel.c --- */
 void sim_alpha_sends(void *ctx, uint64_t seq, uint64_t id);

@@ -51,9 +51,12 @@ static uint64_t run_half(uint64_t first, uint64_t last)
 		total.takeovers += r.takeovers;
 		total.faults += r.faults;
 		total.released += r.released;
+		total.disk_copies += r.disk_copies;
+		total.disk_granules += r.disk_granules;
 	}
-	printf("# %llu takeovers, %llu faults, %llu packets released\n", (unsigned long long)total.takeovers,
-	       (unsigned long long)total.faults, (unsigned long long)total.released);
+	printf("# %llu takeovers, %llu faults, %llu packets released, %llu granules compared in %llu copies of the disk\n",
+	       (unsigned long long)total.takeovers, (unsigned long long)total.faults, (unsigned long long)total.released,
+	       (unsigned long long)total.disk_granules, (unsigned long long)total.disk_copies);
 	return 0;
 }
 

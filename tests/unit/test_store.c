@@ -96,14 +96,17 @@ static int random_op(struct world *w)
 	unsigned disk = rnd(w) % NR_DISKS;
 	struct ft_disk_op op = { ++w->seq[disk], rnd(w) % BYTES, 0, FT_DISK_WRITE };
 	uint32_t max = rnd(w) % 4 ? 3000 : 70000;
-	static uint8_t data[70000];
+	static uint8_t data[70008];
 
 	op.len = 1 + (uint32_t)(rnd(w) % max);
 	op.len = op.len < BYTES - op.offset ? op.len : (uint32_t)(BYTES - op.offset);
 	if (rnd(w) % 5 == 0)
 		op.op = FT_DISK_ZERO;
-	for (uint32_t i = 0; i < op.len; i++)
-		data[i] = op.op == FT_DISK_ZERO ? 0 : (uint8_t)(rnd(w) | 1);
+	for (uint32_t i = 0; i < op.len; i += 8) {
+		uint64_t v = op.op == FT_DISK_ZERO ? 0 : rnd(w) * 0x9e3779b97f4a7c15ull;
+
+		memcpy(data + i, &v, 8);
+	}
 	memcpy(w->now[disk] + op.offset, data, op.len);
 	return send_op(w, disk, op, data);
 }
