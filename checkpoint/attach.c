@@ -5,6 +5,7 @@
 
 #include <inttypes.h>
 #include <jansson.h>
+#include <poll.h>
 #include <stdio.h>
 #include <sys/pidfd.h>
 #include <sys/stat.h>
@@ -12,8 +13,8 @@
 
 #define ATTACH_TEXT_MAX 16384
 
-/* Field 22 of /proc/PID/stat, in clock ticks since boot; -ESRCH for a zombie. The name in field 2 may hold anything. */
-int ft_pid_start(pid_t pid, uint64_t *start)
+/* Field 22 of /proc/PID/stat, in clock ticks since boot. The name in field 2 may hold anything. */
+static int read_stat(pid_t pid, uint64_t *start, bool *zombie)
 {
 	struct ft_blob stat;
 	char path[64];
@@ -25,17 +26,24 @@ int ft_pid_start(pid_t pid, uint64_t *start)
 	if (rc)
 		return -ESRCH;
 	p = strrchr((const char *)stat.data, ')');
-	if (p && (!strncmp(p, ") Z", 3) || !strncmp(p, ") X", 3)))
-		rc = -ESRCH;
+	*zombie = p && (!strncmp(p, ") Z", 3) || !strncmp(p, ") X", 3));
 	for (int field = 2; p && field < 22; field++) {
 		p = strchr(p, ' ');
 		if (p)
 			p++;
 	}
-	if (!rc && (!p || sscanf(p, "%" SCNu64, start) != 1))
+	if (!p || sscanf(p, "%" SCNu64, start) != 1)
 		rc = -EIO;
 	ft_blob_free(&stat);
 	return rc;
+}
+
+int ft_pid_start(pid_t pid, uint64_t *start)
+{
+	bool zombie;
+	int rc = read_stat(pid, start, &zombie);
+
+	return !rc && zombie ? -ESRCH : rc;
 }
 
 int ft_attach_fill_pid(struct ft_attach *at, pid_t pid)
@@ -44,9 +52,18 @@ int ft_attach_fill_pid(struct ft_attach *at, pid_t pid)
 	return ft_pid_start(pid, &at->pid_start);
 }
 
+/* Its first thread may be a zombie while others still hold its files: readable is the pidfd when all have ended. */
+static bool has_ended(int pidfd)
+{
+	struct pollfd p = { .fd = pidfd, .events = POLLIN };
+
+	return poll(&p, 1, 0) == 1;
+}
+
 int ft_pid_open(pid_t pid, uint64_t start)
 {
 	uint64_t now;
+	bool zombie;
 	int fd, rc;
 
 	if (pid <= 0)
@@ -55,8 +72,8 @@ int ft_pid_open(pid_t pid, uint64_t start)
 	if (fd < 0)
 		return errno == ESRCH || errno == EINVAL ? -ESRCH : -errno;
 	/* Read after the pidfd is open: what it names can no longer change. */
-	rc = ft_pid_start(pid, &now);
-	if (!rc && now != start)
+	rc = read_stat(pid, &now, &zombie);
+	if (!rc && (now != start || has_ended(fd)))
 		rc = -ESRCH;
 	if (rc) {
 		close(fd);

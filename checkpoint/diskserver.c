@@ -109,6 +109,31 @@ static int save_pid(const struct server *s)
 	return rc;
 }
 
+static int dial(const char *path)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), rc;
+
+	if (fd < 0)
+		return -errno;
+	strcpy(a.sun_path, path);
+	if (!connect(fd, (struct sockaddr *)&a, sizeof(a)))
+		return fd;
+	rc = -errno;
+	close(fd);
+	return rc;
+}
+
+/* One that dies, or is about to end, has let go of its socket already, but not yet of the image. */
+static bool listens(const struct ft_attach_disk *d)
+{
+	int fd = dial(d->nbd);
+
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
+}
+
 /* --- the end of servers: all are told before one is waited for --- */
 
 static void wait_end(const char *guest, const struct ft_attach_disk *d, int fd, uint64_t end)
@@ -382,21 +407,6 @@ static int prepare(const void *ctx)
 
 /* --- until it serves --- */
 
-static int dial(const char *path)
-{
-	struct sockaddr_un a = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), rc;
-
-	if (fd < 0)
-		return -errno;
-	strcpy(a.sun_path, path);
-	if (!connect(fd, (struct sockaddr *)&a, sizeof(a)))
-		return fd;
-	rc = -errno;
-	close(fd);
-	return rc;
-}
-
 /* Take @len bytes, or -ECONNRESET: the other end is gone. */
 static int take(int fd, char *buf, size_t len, uint64_t end)
 {
@@ -531,12 +541,11 @@ int ft_disk_serve(struct ft_attach *at, unsigned n, bool parked)
 	uint64_t bytes;
 	int rc;
 
-	if (ft_disk_served(s.d))
-		return 0;
-	if (adopt(s.d, &other)) {
+	if (!ft_disk_served(s.d) && adopt(s.d, &other))
 		*s.d = other;
+	if (ft_disk_served(s.d) && listens(s.d))
 		return 0;
-	}
+	end_servers(at->guest, s.d, 1);
 	s.d->pid = 0;
 	rc = ft_disk_image_size(at->guest, s.d->image, s.d->read_only, &bytes);
 	if (!rc)

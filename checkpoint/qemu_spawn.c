@@ -85,13 +85,33 @@ static int become(const struct ft_spawn *x)
 	return -errno;
 }
 
-/* The status pipe carries the program's pid, then an errno if it could not be executed. */
-static void child(const struct ft_spawn *x, int status_fd, pid_t parent) __attribute__((noreturn));
-static void child(const struct ft_spawn *x, int status_fd, pid_t parent)
-{
-	pid_t pid;
-	int rc;
+/* Our ends, then theirs. */
+struct pipes {
+	int status_rd, go_wr;
+	int status_wr, go_rd;
+};
 
+/*
+ * Nobody's child begins only when nobody is its parent: nbdkit, as other programs do when systemd's protocol is spoken
+ * to them, asks to be ended with the parent that it finds.
+ */
+static void await_go(int go_rd)
+{
+	char none;
+
+	while (read(go_rd, &none, 1) < 0 && errno == EINTR)
+		;
+}
+
+/* The status pipe carries the program's pid, then an errno if it could not be executed. */
+static void child(const struct ft_spawn *x, const struct pipes *p, pid_t parent) __attribute__((noreturn));
+static void child(const struct ft_spawn *x, const struct pipes *p, pid_t parent)
+{
+	/* Out of the way of what prepare places. */
+	int status_fd = fcntl(p->status_wr, F_DUPFD_CLOEXEC, 64), rc;
+	pid_t pid;
+
+	close(p->go_wr);
 	setsid();
 	if (x->scratch) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -102,10 +122,10 @@ static void child(const struct ft_spawn *x, int status_fd, pid_t parent)
 		if (pid)
 			_exit(pid < 0 ? 125 : 0);
 	}
-	status_fd = fcntl(status_fd, F_DUPFD_CLOEXEC, 64);      /* out of the way of what prepare places */
 	pid = getpid();
 	if (write(status_fd, &pid, sizeof(pid)) != sizeof(pid))
 		_exit(125);
+	await_go(p->go_rd);
 	rc = become(x);
 	_exit(write(status_fd, &rc, sizeof(rc)) == sizeof(rc) ? 127 : 126);
 }
@@ -122,34 +142,64 @@ static bool read_int(int fd, int *v)
 	return n == sizeof(*v);
 }
 
-static int read_status(int fd, pid_t *pid)
+static void reap(pid_t pid)
 {
-	int rc;
+	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+		;
+}
 
-	if (!read_int(fd, pid))
-		return -EAGAIN;
-	return read_int(fd, &rc) ? rc : 0;
+static int make_pipes(struct pipes *p)
+{
+	int status[2], go[2], rc;
+
+	if (pipe2(status, O_CLOEXEC) < 0)
+		return -errno;
+	if (pipe2(go, O_CLOEXEC) < 0) {
+		rc = -errno;
+		close(status[0]);
+		close(status[1]);
+		return rc;
+	}
+	*p = (struct pipes){ .status_rd = status[0], .status_wr = status[1], .go_rd = go[0], .go_wr = go[1] };
+	return 0;
+}
+
+/* @pid is our child: the program, or who has made it and ends at once. */
+static int follow(const struct ft_spawn *x, const struct pipes *p, pid_t pid, pid_t *out)
+{
+	bool made = read_int(p->status_rd, out);
+	int rc = made ? 0 : -EAGAIN;
+
+	if (!x->scratch)
+		reap(pid);
+	close(p->go_wr);
+	if (made)
+		ft_ignore(!read_int(p->status_rd, &rc));        /* nothing more: it runs */
+	if (rc && x->scratch)
+		reap(pid);
+	return rc;
 }
 
 int ft_spawn(const struct ft_spawn *x, pid_t *out)
 {
 	pid_t parent = getpid(), pid;
-	int p[2], rc;
+	struct pipes p = { .status_rd = -1 };
+	int rc = make_pipes(&p);
 
 	*out = 0;
-	if (pipe2(p, O_CLOEXEC) < 0)
-		return -errno;
+	if (rc)
+		return rc;
 	pid = fork();
 	if (pid == 0)
-		child(x, p[1], parent);
+		child(x, &p, parent);
 	rc = pid < 0 ? -errno : 0;
-	close(p[1]);
-	if (!rc)
-		rc = read_status(p[0], out);
-	close(p[0]);
-	if (pid > 0 && (rc || !x->scratch))
-		while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
-			;
+	close(p.status_wr);
+	close(p.go_rd);
+	if (rc)
+		close(p.go_wr);
+	else
+		rc = follow(x, &p, pid, out);
+	close(p.status_rd);
 	return rc;
 }
 

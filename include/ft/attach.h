@@ -51,7 +51,7 @@ int ft_attach_remove(const char *guest);
 int ft_attach_fill_pid(struct ft_attach *at, pid_t pid) FT_MUST_CHECK;
 /* pidfd of the guest's QEMU after checking pid_start; -ESRCH when it is gone. Caller closes. */
 int ft_attach_pidfd(const struct ft_attach *at) FT_MUST_CHECK;
-/* The same of any process that was told apart by its start. */
+/* The same of any process: its start, and a pidfd unless all of its threads have ended. */
 int ft_pid_start(pid_t pid, uint64_t *start) FT_MUST_CHECK;
 int ft_pid_open(pid_t pid, uint64_t start) FT_MUST_CHECK;
 

@@ -39,7 +39,7 @@ static void make_file(const char *name, const char *text, unsigned mode)
 }
 
 /* Takes our arguments, serves the image with the file plugin, and leaves with its last client as our plugin does. */
-#define STAND_IN "#!/bin/sh\necho \"$*\" >>%s/args\nfor a; do case $a in image=*) i=${a#image=};; readonly=1) r=-r;; esac; done\n" \
+#define STAND_IN "#!/bin/sh\necho \"ppid=$PPID $*\" >>%s/args\nfor a; do case $a in image=*) i=${a#image=};; readonly=1) r=-r;; esac; done\n" \
 		 "exec nbdkit $r --foreground --filter=exitlast file \"$i\"\n"
 
 static void use_test_dirs(const char *disks)
@@ -133,6 +133,7 @@ TEST(a_server_gets_its_arguments_and_is_nobodys_child)
 	CHECK(ft_disk_served(&at.disk[0]));
 	CHECK_OK(stat(at.disk[0].nbd, &st));
 	CHECK_EQ(st.st_mode & 0777, 0600);
+	CHECK(file_has("args", "ppid=1 "));             /* from the first moment: it may ask to end with its parent */
 	CHECK(file_has("args", "parked=1 readonly=1"));
 	snprintf(expected, sizeof(expected), "map=%s/state/vm1.disk0.map control=%s/run/guests/vm1/disk0.ctl", dir, dir);
 	CHECK(file_has("args", expected));
