@@ -134,7 +134,8 @@ class Demo:
     def check_disk(self):
         """The guest ends in order; is its file system on beta in order, too?"""
         self.w.tell_guest('vm1', 'poweroff')
-        wait_for('the guest to power off', lambda: 'stopped' in self.w.beta.call('ft-guest status vm1').stdout, 60)
+        wait_for('the guest to power off', lambda: 'running' not in self.w.beta.call('ft-guest status vm1').stdout, 60)
+        wait_for("its disk's server to end", lambda: not self.w.beta.pids('nbdkit'), 30)
         done = self.w.beta.call(f'fsck.ext4 -fn {GUEST.image}', 60)
         say('beta', f'$ fsck.ext4 -fn {GUEST.image}: {"clean" if not done.returncode else done.stdout[-300:]}')
         self.tell(disk_consistent=not done.returncode)

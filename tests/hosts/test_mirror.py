@@ -40,9 +40,10 @@ def check_file_system(lab):
     """The guest's own view of its disk; then it ends in order, and the image is checked."""
     said = shell(lab, 'dmesg | grep -i -E "ext4-fs (error|warning)|I/O error|journal.*abort" || echo none')
     check(said.strip() == 'none', f'the guest complains about its disk: {said}')
-    host = lab.primary if lab.primary.init else lab.backup
+    host = next(h for h in (lab.backup, lab.primary) if h.init and 'running' in h.call('ft-guest status vm1').stdout)
     lab.w.tell_guest('vm1', 'poweroff')
-    wait_for('the guest to power off', lambda: 'stopped' in host.call('ft-guest status vm1').stdout, 60)
+    wait_for('the guest to power off', lambda: 'running' not in host.call('ft-guest status vm1').stdout, 60)
+    wait_for("its disk's server to end", lambda: not host.pids('nbdkit'), 30)
     done = host.call(f'fsck.ext4 -fn {IMAGE}', 120)
     check(not done.returncode, f'fsck: {done.stdout}{done.stderr}')
 
@@ -135,7 +136,7 @@ def a_server_that_is_killed_is_started_again_and_nothing_is_lost(lab):
 def the_file_system_is_clean_after_a_takeover_in_the_middle_of_writes(lab):
     lab.protected()
     shell(lab, '(while :; do for f in 1 2 3 4 5; do dd if=/dev/urandom of=/data/f$f bs=64k count=20 conv=fsync; rm /data/f$((6-f)); '
-               'done; done >/dev/null 2>&1) & echo ok')
+               'done; done) </dev/null >/dev/null 2>&1 & echo ok')
     time.sleep(random_wait(2, 4))
     at = lab.cut_power_of_primary()
     lab.check_client(since=at)
