@@ -174,7 +174,8 @@ check-root: all tests stage guest
 #: make soak         power cuts and the whole table of dying processes (SOAK_CUTS=50)
 SOAK_CUTS ?= 50
 soak: all tests stage guest
-	SOAK_CUTS=$(SOAK_CUTS) SOAK_TABLE=1 TEST_TIMEOUT=36000 tests/run.sh tests/hosts/test_power.py tests/hosts/test_processes.py
+	SOAK_CUTS=$(SOAK_CUTS) SOAK_DISK_CUTS=$(SOAK_CUTS) SOAK_TABLE=1 TEST_TIMEOUT=36000 \
+	tests/run.sh tests/hosts/test_power.py tests/hosts/test_mirror.py tests/hosts/test_processes.py
 
 # Every parser of foreign bytes has a fuzz_*.c. Library and fuzzers are built with clang into a tree of their own.
 FUZZ_CC   ?= clang
