@@ -9,12 +9,16 @@ comma   := ,
 BUILD   ?= build
 B       := $(BUILD)/$(if $(SAN),san-$(subst $(comma),-,$(SAN)),obj)
 
+# The Xen backend needs libxen-dev, of Xen 4.17 or later; XEN=0 leaves it out.
+XEN     := $(if $(filter 0,$(XEN)),,$(shell pkg-config --modversion xencontrol 2>/dev/null))
+NOT     := $(if $(XEN),checkpoint/xen_absent.c,$(filter-out checkpoint/xen_absent.c checkpoint/xen_pages.c,$(wildcard checkpoint/xen_*.c)))
+
 # Mains are <module>/main_<program>.c; preload.c becomes a shared object; the rest is the library.
 MAINS   := $(wildcard $(MODULES:%=%/main_*.c))
 PROGS   := $(patsubst main_%.c,$(B)/bin/%,$(notdir $(MAINS)))
 PRELOAD := $(if $(wildcard checkpoint/preload.c),$(B)/bin/ft-preload.so)
 SCRIPTS := $(patsubst replicator/%.sh,$(B)/bin/%,$(wildcard replicator/ft-*.sh))
-LIB     := $(patsubst %.c,$(B)/%.o,$(filter-out $(MAINS) checkpoint/preload.c,$(wildcard $(MODULES:%=%/*.c))))
+LIB     := $(patsubst %.c,$(B)/%.o,$(filter-out $(MAINS) $(NOT) checkpoint/preload.c,$(wildcard $(MODULES:%=%/*.c))))
 TESTS   := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 TESTLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib/*.c))
 SIMLIB  := $(patsubst %.c,$(B)/%.o,$(wildcard tests/sim/*.c))
@@ -28,13 +32,15 @@ CFLAGS  ?= -O2 -g
 override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIBEXEC='"$(LIBEXEC)"' -Iinclude -I. -MMD -MP \
            $(WARN) $(if $(filter 0,$(WERROR)),,-Werror) -fstack-protector-strong -pthread \
            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
-LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink -pthread
+LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink $(if $(XEN),-Wl$(comma)--as-needed -lxenctrl -lxenguest -lxenforeignmemory -lxenstore) -pthread
 
 # One short line a file; V=1 shows the commands.
 say      = $(if $(V),,@echo "  $(if $(filter %.o,$@),CC,LD)  $@";)
 
-.PHONY: all help bench deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint sim soak stage tests
-all: $(PROGS) $(PRELOAD) $(SCRIPTS)
+.PHONY: all xen-says help bench deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint sim soak stage tests
+all: $(PROGS) $(PRELOAD) $(SCRIPTS) | xen-says
+xen-says:
+	@echo "Xen backend: $(if $(XEN),Xen $(XEN),none (libxen-dev is not installed))"
 
 help:
 	@sed -n 's/^#: //p' Makefile

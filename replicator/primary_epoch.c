@@ -120,7 +120,7 @@ static void still_pausing(void *ctx)
 {
 	struct ft_primary *p = ctx;
 
-	if (!p->filling || primary_now(p) - p->chunk_ns <= 50 * FT_MS_NS)
+	if (!(p->filling || p->stopping) || primary_now(p) - p->chunk_ns <= 50 * FT_MS_NS)
 		return;
 	p->ops->pausing(p->cfg.ctx);
 	p->chunk_ns = primary_now(p);
@@ -213,7 +213,10 @@ static int paused_part(struct ft_primary *p, bool last, struct ft_blob *state)
 	int rc, resumed;
 
 	p->ops->pausing(p->cfg.ctx);
+	p->chunk_ns = start;
+	p->stopping = true;
 	rc = p->vm->ops->pause(p->vm);
+	p->stopping = false;
 	cpu_ns = p->vm->ops->cpu_time_ns(p->vm);
 	if (!rc) {
 		rc = seal_outputs(p, p->epoch + 1);

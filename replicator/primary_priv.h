@@ -52,6 +52,7 @@ struct ft_primary {
 	bool tracking;
 	struct ft_pacer pacer;
 	struct ft_chunk_sink sink;
+	bool stopping;                          /* the guest is being paused, which may take a while */
 	struct in_flight *filling;              /* the epoch being captured, for the sink */
 	uint64_t chunk_ns;                      /* the pause word was refreshed then */
 

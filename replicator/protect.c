@@ -520,10 +520,11 @@ static int load_guest(struct protect *pr)
 		ft_err("no guest '%s' on this host: there is no %s/%s.conf", pr->guest, ft_conf()->guests_dir, pr->guest);
 	if (rc)
 		return rc;
-	rc = ft_attach_load(pr->guest, &pr->attach);
+	rc = ft_hv_find(&pr->spec, &pr->attach);
 	if (rc) {
 		if (rc == -ENOENT || rc == -ESRCH)
-			ft_err("%s does not run here: start it with `ft-guest start %s`", pr->guest, pr->guest);
+			ft_err("%s does not run here: start it with `%s %s`", pr->guest,
+			       pr->spec.hypervisor == FT_HYPERVISOR_XEN ? "xl create" : "ft-guest start", pr->guest);
 		return rc;
 	}
 	rc = ft_spec_format(&pr->spec, pr->spec_text, sizeof(pr->spec_text));
@@ -652,11 +653,10 @@ static void watch(struct protect *pr)
 
 static int make_parts(struct protect *pr)
 {
-	const struct ft_qemu_options opt = { .tracker = pr->policy.tracker };
 	int rc = make_netbuf(pr);
 
 	if (!rc)
-		rc = ft_qemu_open(&pr->attach, &opt, &pr->vm);
+		rc = ft_hv_open(&pr->attach, pr->policy.tracker, &pr->vm);
 	if (!rc)
 		rc = make_data_path(pr);
 	if (!rc)
@@ -677,7 +677,7 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 
 	*pr = (struct protect){ .guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0) };
 	if (load_guest(pr) || take_lock(pr) || check_record(pr, log_obstacle, pr) || adopt_guard(pr) || ft_tls_check(&tls) ||
-	    ft_qemu_check(&pr->attach, log_obstacle, pr))
+	    ft_hv_check(&pr->spec, &pr->attach, log_obstacle, pr))
 		return FT_END_OBSTACLE;
 	ft_priority_raise();
 	ft_log_keep(why, sizeof(why));
@@ -869,7 +869,7 @@ int protect_check(struct protect *pr, const char *guest, const char *peer)
 		count_obstacle(&ck, "it is protected already by another ft-protect on this host (ft-ctl status names its peer)");
 		return ck.count;
 	}
-	(void)ft_qemu_check(&pr->attach, count_obstacle, &ck);  /* counted by the callback */
+	(void)ft_hv_check(&pr->spec, &pr->attach, count_obstacle, &ck);  /* counted by the callback */
 	netbuf_config(pr, &nb);
 	if (nb.nr_taps)
 		(void)ft_netbuf_check(&nb, count_obstacle, &ck);

@@ -385,7 +385,7 @@ static enum ft_wire_reason op_admit(void *ctx, const struct ft_wire_hello *h, co
 	/* A parked QEMU has been asked already, and a session that is resumed must not wait for QEMU's help text. */
 	if (ev_is_active(&sb->replica_event))
 		return FT_REASON_OK;
-	return hypervisor_reason(ft_qemu_replica_check(&sb->theirs, why, size));
+	return hypervisor_reason(ft_hv_replica_check(&sb->theirs, why, size));
 }
 
 static bool op_runs_here(void *ctx)
@@ -438,7 +438,7 @@ static enum ft_wire_reason op_could_prepare(void *ctx, char *why, size_t size)
 	if (check_bridges(sb, why, size))
 		return FT_REASON_INTERNAL;
 	ft_log_keep(why, size);
-	rc = ft_qemu_replica_room(&sb->spec);
+	rc = ft_hv_replica_room(&sb->spec);
 	ft_log_keep(NULL, 0);
 	return hypervisor_reason(rc);
 }
@@ -446,7 +446,7 @@ static enum ft_wire_reason op_could_prepare(void *ctx, char *why, size_t size)
 static enum ft_wire_reason op_prepare(void *ctx, struct ft_replica **out, char *why, size_t size)
 {
 	struct standby *sb = ctx;
-	int rc = ft_qemu_replica_prepare(&sb->spec, &sb->theirs, out, why, size);
+	int rc = ft_hv_replica_prepare(&sb->spec, &sb->theirs, out, why, size);
 
 	if (!rc && clear_the_way(sb, why, size)) {
 		(*out)->ops->destroy(*out);
@@ -521,13 +521,14 @@ static const struct ft_backup_ops backup_ops = {
 
 static json_t *status_json(struct standby *sb)
 {
-	const char *accel = !sb->theirs.memory ? NULL : sb->theirs.accel == FT_ACCEL_KVM ? "kvm" : "tcg";
+	bool xen = sb->theirs.hypervisor == FT_HYPERVISOR_XEN;
+	const char *accel = !sb->theirs.memory ? NULL : xen ? "hap" : sb->theirs.accel == FT_ACCEL_KVM ? "kvm" : "tcg";
 	struct ft_backup_status s;
 
 	ft_backup_get_status(sb->backup, &s);
 	return json_pack("{s:b, s:s, s:s, s:s, s:I, s:s, s:s, s:s?, s:I, s:I, s:I, s:b, s:b, s:I}",
 			 "ok", 1, "guest", sb->guest, "role", "backup", "state", ft_backup_state_name(s.state),
-			 "generation", (json_int_t)s.generation, "peer", s.peer, "backend", "qemu", "accel", accel,
+			 "generation", (json_int_t)s.generation, "peer", s.peer, "backend", xen ? "xen" : "qemu", "accel", accel,
 			 "epoch", (json_int_t)s.epoch, "acked_epoch", (json_int_t)s.epoch,
 			 "applied_epoch", (json_int_t)s.applied_epoch, "linked", s.linked, "drilling", s.drilling,
 			 "staging_bytes", (json_int_t)s.staging_bytes);
