@@ -23,7 +23,7 @@ struct mapper {
 	int err[BATCH];
 };
 
-/* Pages @nr at @at are to read as zeros again, or to be nobody's. */
+/* Pages that read as zeros, and are nobody's. Always whole mappings: the kernel does not split those of foreign memory. */
 static int put_zeros(uint8_t *at, uint64_t nr)
 {
 	void *p = mmap(at, nr * FT_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
@@ -31,36 +31,55 @@ static int put_zeros(uint8_t *at, uint64_t nr)
 	return p == MAP_FAILED ? -errno : 0;
 }
 
-static bool is_special(const struct mapper *m, uint64_t gfn)
+/* Map @nr frames from @first on; m->err says which of them there are not (those must not be touched). */
+static int map_run(struct mapper *m, uint64_t first, unsigned nr, uint8_t *at)
 {
-	return gfn == m->specials->store || gfn == m->specials->console;
+	for (unsigned i = 0; i < nr; i++)
+		m->gfn[i] = first + i;
+	if (xenforeignmemory_map2(m->d->mem, m->d->domid, at, m->prot, MAP_FIXED, nr, m->gfn, m->err))
+		return 0;
+	ft_err("%s: its memory from frame %" PRIx64 " on cannot be mapped: %s", m->d->guest, first, strerror(errno));
+	return -errno;
+}
+
+static unsigned run_length(const bool *there, unsigned from, unsigned nr)
+{
+	unsigned i = from;
+
+	while (i < nr && there[i])
+		i++;
+	return i - from;
 }
 
 /* A page that could not be mapped would be a SIGBUS; one of the domain's own connections is none of ours. */
-static int cover_holes(struct mapper *m, uint8_t *at, unsigned nr)
+static int map_present(struct mapper *m, uint64_t first, unsigned nr, const bool *there, uint8_t *at)
 {
-	int rc = 0;
+	int rc = put_zeros(at, nr);
 
 	for (unsigned i = 0; i < nr && !rc; i++) {
-		bool special = is_special(m, m->gfn[i]);
+		unsigned run = run_length(there, i, nr);
 
-		if (!m->err[i] && !special)
-			continue;
-		m->nr_missing += !special;
-		rc = put_zeros(at + (uint64_t)i * FT_PAGE_SIZE, 1);
+		if (run)
+			rc = map_run(m, first + i, run, at + (uint64_t)i * FT_PAGE_SIZE);
+		i += run;
 	}
 	return rc;
 }
 
 static int map_batch(struct mapper *m, uint64_t first, unsigned nr, uint8_t *at)
 {
-	for (unsigned i = 0; i < nr; i++)
-		m->gfn[i] = first + i;
-	if (!xenforeignmemory_map2(m->d->mem, m->d->domid, at, m->prot, MAP_FIXED, nr, m->gfn, m->err)) {
-		ft_err("%s: its memory from frame %" PRIx64 " on cannot be mapped: %s", m->d->guest, first, strerror(errno));
-		return -errno;
+	unsigned nr_there = 0;
+	bool there[BATCH];
+	int rc = map_run(m, first, nr, at);
+
+	for (unsigned i = 0; i < nr && !rc; i++) {
+		bool special = first + i == m->specials->store || first + i == m->specials->console;
+
+		there[i] = !m->err[i] && !special;
+		nr_there += there[i];
+		m->nr_missing += m->err[i] != 0 && !special;
 	}
-	return cover_holes(m, at, nr);
+	return rc || nr_there == nr ? rc : map_present(m, first, nr, there, at);
 }
 
 static int map_all(struct mapper *m, const struct xen_pages *map, uint8_t *ram)
@@ -94,6 +113,8 @@ int xen_map(const struct xen_dom *d, const struct xen_pages *map, const struct x
 	rc = map_all(&m, map, ram);
 	if (nr_missing)
 		*nr_missing = m.nr_missing;
+	if (rc)
+		ft_err("%s: its memory of %" PRIu64 " pages cannot be mapped: %s", d->guest, map->total, strerror(-rc));
 	if (rc && !*out)
 		munmap(ram, map->total * FT_PAGE_SIZE);
 	if (!rc)

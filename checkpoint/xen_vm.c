@@ -21,6 +21,7 @@ struct xen_vm {
 	struct xen_specials specials;
 	struct xen_state_buf state;
 	uint64_t tot_pages;             /* of the domain when it was mapped */
+	uint64_t shared_info;           /* the frame where the guest sees it: Xen writes there without logging it */
 	uint8_t *ram;
 
 	uint64_t nr_gfns;
@@ -127,8 +128,11 @@ static int map_again(struct xen_vm *v)
 	xc_domaininfo_t info;
 	int rc = xen_dom_info(&v->dom, &info);
 
-	if (rc || info.tot_pages == v->tot_pages)
+	if (rc)
 		return rc;
+	v->shared_info = info.shared_info_frame;
+	if (info.tot_pages == v->tot_pages)
+		return 0;
 	ft_info("%s: its memory has changed from %" PRIu64 " to %" PRIu64 " pages", v->at.guest, v->tot_pages, (uint64_t)info.tot_pages);
 	rc = xen_map(&v->dom, &v->map, &v->specials, false, &v->ram, NULL);
 	if (!rc)
@@ -139,6 +143,7 @@ static int map_again(struct xen_vm *v)
 static int xen_pause(struct ft_vm *vm)
 {
 	struct xen_vm *v = xen_of(vm);
+	uint64_t start = ft_now_ns();
 	int rc;
 
 	if (v->paused)
@@ -155,6 +160,7 @@ static int xen_pause(struct ft_vm *vm)
 	}
 	v->paused = true;
 	v->taken = false;
+	ft_debug("%s: suspended after %.1f ms", v->at.guest, (double)(ft_now_ns() - start) / 1e6);
 	return map_again(v);
 }
 
@@ -230,6 +236,7 @@ static int xen_take_dirty(struct ft_vm *vm, struct ft_bitmap *dirty)
 {
 	struct xen_vm *v = xen_of(vm);
 	unsigned mode = v->paused ? XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL : 0;
+	uint64_t page;
 	long long rc;
 
 	if (v->paused && v->taken)
@@ -241,6 +248,8 @@ static int xen_take_dirty(struct ft_vm *vm, struct ft_bitmap *dirty)
 	}
 	v->taken = v->paused;
 	xen_pages_fold(&v->map, v->dirty, v->nr_gfns, dirty);
+	if (v->paused && xen_pages_index(&v->map, v->shared_info, &page))
+		ft_bitmap_set(dirty, page);
 	return 0;
 }
 
@@ -329,8 +338,10 @@ static int alloc_dirty(struct xen_vm *v)
 	v->nr_gfns = nr;
 	v->dirty_pages = (unsigned)((nr / 8 + FT_PAGE_SIZE) / FT_PAGE_SIZE);
 	bits = xc_hypercall_buffer_alloc_pages(v->dom.xc, bits, (int)v->dirty_pages);
-	if (!bits)
+	if (!bits) {
+		ft_err("%s: no %u pages for Xen's dirty log: %s", v->at.guest, v->dirty_pages, strerror(errno));
 		return -ENOMEM;
+	}
 	v->dirty_buf = *HYPERCALL_BUFFER(bits);
 	v->dirty = bits;
 	return 0;
@@ -397,7 +408,7 @@ int ft_xen_open(const struct ft_attach *at, struct ft_vm **out)
 	if (!v)
 		return -ENOMEM;
 	*v = (struct xen_vm){
-		.vm = { .ops = &xen_vm_ops, .backend = "xen", .accel = "hap", .tracker = "log-dirty", .event_fd = -1 }, .at = *at,
+		.vm = { .ops = &xen_vm_ops, .backend = "xen", .accel = "hap", .tracker = "log-dirty", .event_fd = -1, .no_drill = true }, .at = *at,
 	};
 	rc = open_all(v);
 	if (rc) {

@@ -10,7 +10,7 @@
 
 #include "ft/image.h"
 
-#define CAPTURE_TIMEOUT_MS 2000         /* without a single chunk coming free */
+#define CAPTURE_SILENCES 7u             /* so long without a single chunk coming free */
 #define SLICE_PAGES 2048u               /* of the full copy, between two looks at the loop */
 #define LAST_ROUND_PAGES 512u           /* few enough to copy with the guest paused */
 #define ROUNDS_MAX 8u
@@ -185,7 +185,7 @@ static int capture(struct ft_primary *p, struct ft_blob *state)
 
 	p->filling = flight_push(p, p->epoch);
 	p->chunk_ns = primary_now(p);
-	rc = ft_capture_epoch(p->vm, p->cfg.staging, p->epoch, CAPTURE_TIMEOUT_MS, &p->dirty, &p->sink, state, &stats);
+	rc = ft_capture_epoch(p->vm, p->cfg.staging, p->epoch, p->cfg.policy.silence_ms * CAPTURE_SILENCES, &p->dirty, &p->sink, state, &stats);
 	p->filling = NULL;
 	p->last_dirty = stats.dirty_pages;
 	p->bytes_dirty += stats.bytes;
@@ -322,7 +322,7 @@ int ft_primary_sync_slice(struct ft_primary *p)
 	bool through = false;
 	int rc;
 
-	rc = ft_capture_round(p->vm, p->cfg.staging, p->epoch + 1, p->batch, CAPTURE_TIMEOUT_MS, &p->dirty, &p->cursor,
+	rc = ft_capture_round(p->vm, p->cfg.staging, p->epoch + 1, p->batch, p->cfg.policy.silence_ms * CAPTURE_SILENCES, &p->dirty, &p->cursor,
 			      SLICE_PAGES, &p->sink);
 	if (rc)
 		return rc;

@@ -9,7 +9,8 @@
 #include <unistd.h>
 
 #define SEND_BOUND (4u << 20)           /* bytes queued on the link: little, so that acknowledgements stay near */
-#define CONNECT_TIMEOUT_MS 3000
+#define PAUSE_LIMIT_MS 1000u
+#define CONNECT_SILENCES 10             /* hosts that are slow to be heard are slow to connect, too */
 #define CHECK_S 20.0                    /* the backup asks its QEMU */
 
 /* --- time --- */
@@ -94,13 +95,18 @@ static void link_down(void *ctx, int rc, const char *why)
 	ft_primary_link_down(pr->primary, rc, why);
 }
 
+static unsigned connect_timeout_ms(void)
+{
+	return ft_conf()->policy.silence_ms * CONNECT_SILENCES;
+}
+
 static int op_connect(void *ctx)
 {
 	const struct ft_conf *conf = ft_conf();
 	struct protect *pr = ctx;
 	struct ft_link_config cfg = {
 		.tls = { conf->tls_ca, conf->tls_cert, conf->tls_key },
-		.primary = true, .guest = pr->guest, .peer = pr->peer, .connect_timeout_ms = CONNECT_TIMEOUT_MS,
+		.primary = true, .guest = pr->guest, .peer = pr->peer, .connect_timeout_ms = connect_timeout_ms(),
 		.send_bound = SEND_BOUND, .on_up = link_up, .on_record = link_record, .on_down = link_down, .ctx = pr,
 	};
 
@@ -339,13 +345,21 @@ static void on_vm_event(struct ev_loop *loop, ev_io *w, int revents)
 	ft_primary_guest_event(pr->primary);
 }
 
+/* Hosts that may be silent for long may also pause for long. */
+static unsigned pause_limit_ms(const struct protect *pr)
+{
+	return pr->policy.silence_ms > PAUSE_LIMIT_MS ? pr->policy.silence_ms : PAUSE_LIMIT_MS;
+}
+
 /*
  * A guard that a dead ft-protect left comes before all else: it lets the guest run, which else would look like one
  * that somebody paused, and it gives back the socket that owns the gate.
  */
 static int adopt_guard(struct protect *pr)
 {
-	const struct ft_guard_config cfg = { .guest = pr->guest, .grace_ms = pr->policy.grace_ms, .owner_fd = -1 };
+	const struct ft_guard_config cfg = {
+		.guest = pr->guest, .pause_limit_ms = pause_limit_ms(pr), .grace_ms = pr->policy.grace_ms, .owner_fd = -1,
+	};
 	int rc = ft_guard_adopt(&cfg, &pr->owner_fd, &pr->guard);
 
 	return rc == -ENOENT ? 0 : rc;
@@ -355,7 +369,8 @@ static int adopt_guard(struct protect *pr)
 static int start_guard(struct protect *pr)
 {
 	struct ft_guard_config cfg = {
-		.guest = pr->guest, .grace_ms = pr->policy.grace_ms, .owner_fd = pr->netbuf ? ft_netbuf_owner_fd(pr->netbuf) : -1,
+		.guest = pr->guest, .pause_limit_ms = pause_limit_ms(pr), .grace_ms = pr->policy.grace_ms,
+		.owner_fd = pr->netbuf ? ft_netbuf_owner_fd(pr->netbuf) : -1,
 	};
 	int rc;
 
@@ -832,7 +847,7 @@ static void check_peer(struct check *ck)
 	const struct ft_conf *conf = ft_conf();
 	struct ft_link_config cfg = {
 		.tls = { conf->tls_ca, conf->tls_cert, conf->tls_key },
-		.primary = true, .guest = ck->pr->guest, .peer = ck->pr->peer, .connect_timeout_ms = CONNECT_TIMEOUT_MS,
+		.primary = true, .guest = ck->pr->guest, .peer = ck->pr->peer, .connect_timeout_ms = connect_timeout_ms(),
 		.send_bound = SEND_BOUND, .on_up = check_up, .on_record = check_answer, .on_down = check_down, .ctx = ck,
 	};
 	ev_timer late;

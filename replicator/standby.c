@@ -31,6 +31,7 @@
 #define IDLE_S 15.0                     /* nothing to keep and nobody here: end */
 #define TAKEN_S 2.0                     /* ... sooner once the guest is ours: what we know of it grows old */
 #define SEND_BOUND (1u << 20)
+#define CONNECT_SILENCES 16             /* a little longer than the primary waits */
 #define PREDECESSOR_S 20                /* a leaving child ends its links and its parked QEMU */
 
 struct standby;
@@ -203,7 +204,7 @@ static void serve(struct standby *sb, int fd)
 	const struct ft_conf *conf = ft_conf();
 	struct ft_link_config cfg = {
 		.tls = { conf->tls_ca, conf->tls_cert, conf->tls_key },
-		.guest = sb->guest, .connect_timeout_ms = 5000, .send_bound = SEND_BOUND,
+		.guest = sb->guest, .connect_timeout_ms = conf->policy.silence_ms * CONNECT_SILENCES, .send_bound = SEND_BOUND,
 		.on_up = conn_up, .on_record = conn_record, .on_down = conn_down,
 	};
 	struct conn *c = make_slot(sb);

@@ -36,6 +36,7 @@ struct ft_vm {
 	const uint8_t *ram;
 	uint64_t nr_pages;
 	int event_fd;           /* readable: call next_event until FT_VM_NONE */
+	bool no_drill;          /* a replica of this kind cannot be rehearsed: protection begins without */
 	/* The owner's, set before track: called now and then while a pause or take_dirty takes long. NULL: not wanted. */
 	void (*busy)(void *ctx);
 	void *busy_ctx;
