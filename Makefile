@@ -24,6 +24,7 @@ TESTLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib/*.c))
 SIMLIB  := $(patsubst %.c,$(B)/%.o,$(wildcard tests/sim/*.c))
 HOSTC   := $(patsubst tests/hosts/%.c,$(B)/hosts/%,$(wildcard tests/hosts/test_*.c))
 TOOLS   := $(patsubst tests/tools/%.c,$(B)/tools/%,$(wildcard tests/tools/*.c))
+XENTOOLS := $(if $(XEN),$(patsubst tests/xen/%.c,$(B)/xen/%,$(wildcard tests/xen/*.c)))
 BENCHES := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
 
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings \
@@ -32,12 +33,12 @@ CFLAGS  ?= -O2 -g
 override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIBEXEC='"$(LIBEXEC)"' -Iinclude -I. -MMD -MP \
            $(WARN) $(if $(filter 0,$(WERROR)),,-Werror) -fstack-protector-strong -pthread \
            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
-LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink $(if $(XEN),-Wl$(comma)--as-needed -lxenctrl -lxenguest -lxenforeignmemory -lxenstore) -pthread
+LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink $(if $(XEN),-Wl$(comma)--as-needed -lxenctrl -lxenguest -lxenforeignmemory -lxendevicemodel -lxenstore) -pthread
 
 # One short line a file; V=1 shows the commands.
 say      = $(if $(V),,@echo "  $(if $(filter %.o,$@),CC,LD)  $@";)
 
-.PHONY: all xen-says help bench deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint sim soak stage tests
+.PHONY: all xen-says help bench bench-xen check-xen deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint sim soak stage tests
 all: $(PROGS) $(PRELOAD) $(SCRIPTS) | xen-says
 xen-says:
 	@echo "Xen backend: $(if $(XEN),Xen $(XEN),none (libxen-dev is not installed))"
@@ -96,6 +97,10 @@ $(B)/hosts/%: tests/hosts/%.c $(TESTLIB) $(B)/libft.a
 $(B)/tools/%: tests/tools/%.c
 	@mkdir -p $(@D)
 	$(say) $(CC) $(CFLAGS) -o $@ $< $(LDFLAGS) -pthread
+
+$(B)/xen/%: tests/xen/%.c
+	@mkdir -p $(@D)
+	$(say) $(CC) $(CFLAGS) -o $@ $< $(LDFLAGS) $(LDLIBS)
 
 $(B)/bench/%: tests/bench/%.c $(B)/libft.a
 	@mkdir -p $(@D)
@@ -161,6 +166,19 @@ check-vm: tests
 #: make check-root   host tests on real guests only (root)
 check-root: all tests stage guest
 	tests/run.sh $(HOSTS)
+
+#: make check-xen    two real Xen hosts under emulation (root, libxen-dev; fetches some 100 MB once)
+XENTESTS ?= $(sort $(wildcard tests/xen/test_*.py))
+check-xen:
+	scripts/deps.sh build check xen
+	@$(MAKE) -s --no-print-directory all tests $(XENTOOLS) stage
+	TEST_TIMEOUT=3600 tests/run.sh $(XENTESTS)
+
+#: make bench-xen    the same hosts, ft against xl remus
+bench-xen:
+	scripts/deps.sh build check xen
+	@$(MAKE) -s --no-print-directory all tests $(XENTOOLS) stage
+	@tests/xen/bench.py
 
 #: make soak         power cuts and the whole table of dying processes (SOAK_CUTS=50)
 SOAK_CUTS ?= 50

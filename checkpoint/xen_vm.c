@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <unistd.h>
 #include <xen/sched.h>
+#include <xendevicemodel.h>
 
 #define EVENTS_MAX 4u
 #define MARK "/local/domain/%u/ft/protected"    /* a domain found suspended with this was left so by a dead ft-protect */
@@ -28,6 +29,13 @@ struct xen_vm {
 	uint64_t *dirty;                /* as Xen gives it: one bit a frame */
 	xc_hypercall_buffer_t dirty_buf;
 	unsigned dirty_pages;           /* of that buffer */
+
+	/*
+	 * `xl migrate` would take the dirty log from us without a word. So a frame that is never replicated is marked
+	 * dirty after each take, and not to find it so at the next one means that others have taken pages, too.
+	 */
+	xendevicemodel_handle *dm;
+	bool canary;                    /* it is marked */
 
 	bool tracking, marked;
 	bool paused;                    /* by us */
@@ -55,7 +63,7 @@ static void queue_event(struct xen_vm *v, enum ft_vm_event ev)
 
 static void ended(struct xen_vm *v, const char *how)
 {
-	if (v->off || v->gone)
+	if (v->off)
 		return;
 	ft_info("%s: the guest %s", v->at.guest, how);
 	v->off = true;
@@ -93,7 +101,9 @@ static void look(struct xen_vm *v)
 
 	if (rc == -ESRCH && !v->gone) {
 		v->gone = true;
-		if (!v->off)
+		if (v->foreign)
+			ended(v, "was suspended by somebody else, and its domain is gone: it was saved or migrated, and lives there");
+		else if (!v->off)
 			queue_event(v, FT_VM_GONE);
 	}
 	if (rc)
@@ -220,6 +230,29 @@ static int enable_log_dirty(struct xen_vm *v)
 	return -errno;
 }
 
+static void set_canary(struct xen_vm *v)
+{
+	v->canary = !xendevicemodel_modified_memory(v->dm, (domid_t)v->dom.domid, v->specials.console, 1);
+	if (!v->canary)
+		ft_debug("%s: frame %" PRIx64 " cannot be marked: %s", v->at.guest, v->specials.console, strerror(errno));
+}
+
+static bool canary_is_gone(struct xen_vm *v)
+{
+	uint64_t gfn = v->specials.console;
+
+	return v->canary && !(v->dirty[gfn / 64] >> (gfn % 64) & 1);
+}
+
+/* Nobody knows any more what was written: everything may have been. */
+static int log_was_taken(struct xen_vm *v, struct ft_bitmap *dirty, const char *how)
+{
+	ft_err("%s: %s: is it being saved or migrated? All of its memory is to be copied anew", v->at.guest, how);
+	ft_bitmap_fill(dirty);
+	v->canary = false;
+	return -EIO;
+}
+
 static int xen_track(struct ft_vm *vm)
 {
 	struct xen_vm *v = xen_of(vm);
@@ -243,9 +276,13 @@ static int xen_take_dirty(struct ft_vm *vm, struct ft_bitmap *dirty)
 		return 0;
 	rc = xc_logdirty_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_CLEAN, &v->dirty_buf, v->nr_gfns, mode, NULL);
 	if (rc < 0) {
-		ft_err("%s: Xen does not say which pages were written: %s", v->at.guest, strerror(errno));
-		return -EIO;
+		int again = enable_log_dirty(v);
+
+		return again ? again : log_was_taken(v, dirty, "somebody else has ended the log of written pages");
 	}
+	if (canary_is_gone(v))
+		return log_was_taken(v, dirty, "somebody else reads the log of written pages");
+	set_canary(v);
 	v->taken = v->paused;
 	xen_pages_fold(&v->map, v->dirty, v->nr_gfns, dirty);
 	if (v->paused && xen_pages_index(&v->map, v->shared_info, &page))
@@ -308,6 +345,8 @@ static void xen_close(struct ft_vm *vm)
 	if (v->dirty)
 		xc__hypercall_buffer_free_pages(v->dom.xc, &v->dirty_buf, (int)v->dirty_pages);
 	free(v->state.context);
+	if (v->dm)
+		xendevicemodel_close(v->dm);
 	xen_dom_close(&v->dom);
 	free(v);
 }
@@ -385,6 +424,11 @@ static int open_all(struct xen_vm *v)
 	int rc = xen_dom_open(&v->dom, v->at.guest, v->at.domid);
 
 	v->suspend.dom = &v->dom;
+	v->dm = rc ? NULL : xendevicemodel_open(NULL, 0);
+	if (!rc && !v->dm) {
+		rc = -errno;
+		ft_err("%s: Xen's device model interface cannot be opened: %s", v->at.guest, strerror(-rc));
+	}
 	if (!rc)
 		rc = end_old_suspend(v);
 	if (!rc)

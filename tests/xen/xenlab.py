@@ -23,7 +23,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), 'hosts'))
-from world import BUILD, OBJ, STAGE, TOP, Failure, Process, now, read_file, wait_for      # noqa: E402  pylint: disable=C0413
+from world import BUILD, CONTROL_PORT, OBJ, STAGE, TOP, Failure, Process, now, read_file, wait_for      # noqa: E402  pylint: disable=C0413
 
 XEN = os.path.join(BUILD, 'xen')
 RUNS = os.path.join(BUILD, 'xen-run')
@@ -257,6 +257,19 @@ class Host:
                       'xenstore-ls -f >/host/logs/xenstore; true', 30)
 
 
+class Local(Process):
+    """A program on this side: the client."""
+
+    def pid(self):
+        return self.popen.pid
+
+
+class Client:
+    def spawn(self, command, name):
+        popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
+        return Local(name, popen)
+
+
 # -- snapshots --
 
 def _make_ready(directory, state):
@@ -315,7 +328,7 @@ class Lab:
         self.dir = os.path.join(RUNS, str(os.getpid()))
         os.makedirs(self.dir, exist_ok=True)
         make_network()
-        self.hosts = []
+        self.hosts, self.client = [], Client()
         try:
             for name in hosts:
                 state = snapshot(self.dir, 'guest' if name == guest_on else 'ready')
@@ -357,7 +370,41 @@ class Lab:
         self.hosts = []
         shutil.rmtree(self.dir, ignore_errors=True)
 
+    # -- what world.py's clients want of a world --
+
+    def log_path(self, kind):
+        self.logs = getattr(self, 'logs', 0) + 1
+        return os.path.join(self.dir, f'{self.logs}-{kind}.log')
+
+    def ask(self, command, limit=10):
+        """One command to the guest's agent; its answer, or None."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.settimeout(limit)
+            try:
+                s.sendto(command.encode(), (GUEST_IP4, CONTROL_PORT))
+                return s.recv(512).decode()
+            except OSError:
+                return None
+
     # -- ft on the hosts --
+
+    def start_ftd(self, host):
+        host.run('kill $(pidof ftd) 2>/dev/null; ftd >>/ft/log/ftd.log 2>&1 &')
+
+    def protect(self):
+        """ft-protect on alpha; returns its job when vm1 is PROTECTED."""
+        job = self.alpha.begin('ft-protect vm1 beta >>/ft/log/protect.log 2>&1')
+        wait_for('PROTECTED', lambda: self.alpha.status(job) is not None or self.state() == 'PROTECTED', 300, 1)
+        if self.alpha.status(job) is not None:
+            raise Failure(f'ft-protect ended: {self.alpha.run("tail -5 /ft/log/protect.log")}')
+        return job
+
+    def status(self, host=None):
+        done = (host or self.alpha).call('ft-ctl status vm1 --json', 60)
+        return json.loads(done.stdout) if done.returncode == 0 and done.stdout.startswith('{') else {}
+
+    def state(self, host=None):
+        return self.status(host).get('state')
 
     def install(self):
         """Programs with the libraries that dom0 lacks, certificates, configuration."""
