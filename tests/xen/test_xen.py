@@ -89,7 +89,6 @@ def every_page_that_the_guest_writes_is_in_its_epoch(shared):
 def nothing_of_an_unacknowledged_epoch_is_seen_outside(shared):
     """IPv4, IPv6, ARP, VLAN and an ethertype that nobody knows, with the backup's acknowledgements withheld."""
     lab = shared.protected()
-    xenlab.sh('ip', 'neigh', 'replace', xenlab.GUEST_IP4, 'lladdr', xenlab.GUEST_MAC, 'dev', 'lan')
     check(lab.ask('stat', 60) is not None, 'the guest does not answer')
     watch = FrameWatch(lab, lab.client, xenlab.GUEST_MAC, ['alpha1'])
     child = lab.beta.run('pgrep -f "ftd --guest"').split()[0]
