@@ -23,10 +23,11 @@ static int save_found(const struct ft_attach *at)
 
 int ft_hv_find(const struct ft_spec *spec, struct ft_attach *out)
 {
-	int rc;
+	int rc = ft_attach_load(spec->name, out);
 
-	if (spec->hypervisor == FT_HYPERVISOR_QEMU)
-		return ft_attach_load(spec->name, out);
+	/* Of a domain that has been found before all is known; to look anew takes seconds that a guard may not wait. */
+	if (spec->hypervisor == FT_HYPERVISOR_QEMU || (!rc && on_xen(out)))
+		return rc;
 	rc = ft_xen_find(spec, out);
 	return rc ? rc : save_found(out);
 }

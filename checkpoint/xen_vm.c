@@ -40,6 +40,7 @@ struct xen_vm {
 	bool tracking, marked;
 	bool paused;                    /* by us */
 	bool taken;                     /* the dirty pages of this pause: nothing that counts was written since */
+	uint64_t suspended_ns;          /* when it was seen to stand still */
 	bool off, gone;
 	bool foreign;                   /* told that somebody else holds it */
 	enum ft_vm_event event[EVENTS_MAX];
@@ -170,7 +171,8 @@ static int xen_pause(struct ft_vm *vm)
 	}
 	v->paused = true;
 	v->taken = false;
-	ft_debug("%s: suspended after %.1f ms", v->at.guest, (double)(ft_now_ns() - start) / 1e6);
+	v->suspended_ns = ft_now_ns();
+	ft_debug("%s: suspended after %.1f ms", v->at.guest, (double)(v->suspended_ns - start) / 1e6);
 	return map_again(v);
 }
 
@@ -191,6 +193,7 @@ static int xen_resume(struct ft_vm *vm)
 	if (!rc)
 		rc = xen_suspend_end(&v->suspend);
 	v->paused = rc && rc != -ESRCH;
+	ft_debug("%s: was suspended for %.1f ms", v->at.guest, (double)(ft_now_ns() - v->suspended_ns) / 1e6);
 	return rc;
 }
 

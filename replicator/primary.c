@@ -49,20 +49,11 @@ static void sooner(uint64_t *at, uint64_t candidate)
 		*at = candidate;
 }
 
-/*
- * Staging is more than half full. A pause that begins now might have to wait for the network with the guest standing
- * still, and what is copied while it runs can wait at least as well.
- */
-static bool backlog(const struct ft_primary *p)
-{
-	return ft_staging_used(p->cfg.staging) > ft_staging_bound(p->cfg.staging) / 2;
-}
-
 static uint64_t unless_backlog(const struct ft_primary *p, uint64_t at, uint64_t now)
 {
 	uint64_t retry = now + BACKLOG_RETRY_NS;
 
-	return backlog(p) && at < retry ? retry : at;
+	return ft_primary_backlog(p) && at < retry ? retry : at;
 }
 
 static void arm(struct ft_primary *p)
@@ -886,7 +877,7 @@ void ft_primary_tick(struct ft_primary *p)
 	}
 	if (p->state == FT_PRIMARY_CUT_OFF)
 		cut_off_tick(p, now);
-	if (backlog(p))
+	if (ft_primary_backlog(p))
 		ft_debug("%s: staging is %zu bytes full: the link is slower than the guest", p->cfg.guest, ft_staging_used(p->cfg.staging));
 	else if (p->state == FT_PRIMARY_SYNCING)
 		sync_slice(p);

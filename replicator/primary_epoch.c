@@ -274,6 +274,15 @@ bool ft_primary_may_take_epoch(const struct ft_primary *p)
 	       p->nr_flight < (max && max < IN_FLIGHT_MAX ? max : IN_FLIGHT_MAX - 1);
 }
 
+/*
+ * Staging is more than half full. A pause that begins now might have to wait for the network with the guest standing
+ * still, and what is copied while it runs can wait at least as well.
+ */
+bool ft_primary_backlog(const struct ft_primary *p)
+{
+	return ft_staging_used(p->cfg.staging) > ft_staging_bound(p->cfg.staging) / 2;
+}
+
 int ft_primary_take_epoch(struct ft_primary *p, bool last)
 {
 	int rc = begin_delta(p);
@@ -296,10 +305,11 @@ int ft_primary_sync_begin(struct ft_primary *p, bool direct)
 	p->sync_total = p->vm->nr_pages;
 	p->batch = 2;           /* ft_capture_epoch uses 0 and 1; only a change counts */
 	p->round = 0;
+	p->sync_through = false;
 	return ft_encoder_begin(p->cfg.encoder, p->epoch + 1, 0, FT_EPOCH_FULL | (direct ? FT_EPOCH_DIRECT : 0));
 }
 
-static int next_round(struct ft_primary *p, bool *through)
+static int next_round(struct ft_primary *p)
 {
 	uint64_t left;
 	int rc;
@@ -308,29 +318,32 @@ static int next_round(struct ft_primary *p, bool *through)
 	if (rc)
 		return rc;
 	left = ft_bitmap_count(&p->dirty);
-	*through = left <= LAST_ROUND_PAGES || ++p->round >= ROUNDS_MAX;
+	p->sync_through = left <= LAST_ROUND_PAGES || ++p->round >= ROUNDS_MAX;
 	p->cursor = 0;
 	p->batch++;
-	if (!*through)
+	if (!p->sync_through)
 		p->sync_total += left;
 	return 0;
 }
 
-int ft_primary_sync_slice(struct ft_primary *p)
+static int copy_slice(struct ft_primary *p)
 {
 	uint64_t before = ft_bitmap_count(&p->dirty);
-	bool through = false;
 	int rc;
 
-	rc = ft_capture_round(p->vm, p->cfg.staging, p->epoch + 1, p->batch, p->cfg.policy.silence_ms * CAPTURE_SILENCES, &p->dirty, &p->cursor,
-			      SLICE_PAGES, &p->sink);
+	rc = ft_capture_round(p->vm, p->cfg.staging, p->epoch + 1, p->batch, p->cfg.policy.silence_ms * CAPTURE_SILENCES, &p->dirty,
+			      &p->cursor, SLICE_PAGES, &p->sink);
 	if (rc)
 		return rc;
 	p->sync_done += before - ft_bitmap_count(&p->dirty);
-	if (p->cursor < p->vm->nr_pages)
-		return 0;
-	rc = next_round(p, &through);
-	if (rc || !through)
+	return p->cursor < p->vm->nr_pages ? 0 : next_round(p);
+}
+
+int ft_primary_sync_slice(struct ft_primary *p)
+{
+	int rc = p->sync_through ? 0 : copy_slice(p);
+
+	if (rc || !p->sync_through || ft_primary_backlog(p))
 		return rc;
 	if (!p->holding) {
 		rc = ft_primary_hold(p);

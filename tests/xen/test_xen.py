@@ -91,7 +91,7 @@ def nothing_of_an_unacknowledged_epoch_is_seen_outside(shared):
     lab = shared.protected()
     check(lab.ask('stat', 60) is not None, 'the guest does not answer')
     watch = FrameWatch(lab, lab.client, xenlab.GUEST_MAC, ['alpha1'])
-    child = lab.beta.run('pgrep -f "ftd --guest"').split()[0]
+    child = lab.beta.run('ps | grep "[f]td --guest"').split()[0]
     lab.beta.run(f'kill -STOP {child}')
     time.sleep(1.5)                     # acknowledgements that were on their way have come
     begin = now()

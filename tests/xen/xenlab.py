@@ -257,7 +257,7 @@ class Host:
         if self.popen and self.popen.poll() is None:
             self.call('mkdir -p /host/logs; cp -r /var/log/xen /ft/log/* /run/ft/guests/*/*.log /host/logs/ 2>/dev/null; '
                       'dmesg | tail -50 >/host/logs/dmesg; xl dmesg | tail -50 >/host/logs/xl-dmesg; xl list >/host/logs/xl-list; '
-                      'xenstore-ls -f >/host/logs/xenstore; true', 30)
+                      'xenstore-ls -f >/host/logs/xenstore; true', 120)
 
 
 class Local(Process):
@@ -363,7 +363,7 @@ class Lab:
                 print(f'# {e}')
         kept = os.path.join(BUILD, 'xen-failed')
         shutil.rmtree(kept, ignore_errors=True)
-        ignore = shutil.ignore_patterns('ft.tar', 'guest', 'ctl.*', 'qmp')
+        ignore = shutil.ignore_patterns('ft.tar', 'guest', 'ctl.*', 'qmp', 'root', 'pki', 'make-*')
         shutil.copytree(self.dir, kept, ignore=ignore, dirs_exist_ok=True)
         print(f'# logs are kept in {kept}', flush=True)
 
@@ -399,7 +399,7 @@ class Lab:
 
     def protect(self):
         """ft-protect on alpha; returns its job when vm1 is PROTECTED."""
-        job = self.alpha.begin('ft-protect vm1 beta >>/ft/log/protect.log 2>&1')
+        job = self.alpha.begin('export FT_DEBUG=1; ft-protect vm1 beta >>/ft/log/protect.log 2>&1')
         wait_for('PROTECTED', lambda: self.alpha.status(job) is not None or self.state() == 'PROTECTED', 300, 1)
         if self.alpha.status(job) is not None:
             raise Failure(f'ft-protect ended: {self.alpha.run("tail -5 /ft/log/protect.log")}')
@@ -420,7 +420,7 @@ class Lab:
             host.run('tar -C / -xf /host/ft.tar && rm /host/ft.tar')
             host.run(f'cd /etc/ft/tls && mv {host.name}.pem cert.pem && mv {host.name}.key key.pem && chmod 600 key.pem')
             peer = 'beta' if host.name == 'alpha' else 'alpha'
-            host.write('/etc/ft/ft.conf', f'[ft]\nhost = {host.name}\n\n[policy]\nsilence-ms = 5000\nstaging-mb = 32\n\n'
+            host.write('/etc/ft/ft.conf', f'[ft]\nhost = {host.name}\n\n[policy]\nsilence-ms = 5000\nstaging-mb = 32\ngrace-ms = 60000\n\n'
                        f'[peer {peer}]\naddress = 10.78.0.{NUMBERS[peer]}\nguests = vm1\n')
             host.write('/etc/ft/guests/vm1.conf', GUEST_FILE)
 
