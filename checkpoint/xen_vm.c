@@ -235,14 +235,14 @@ static int enable_log_dirty(struct xen_vm *v)
 
 static void set_canary(struct xen_vm *v)
 {
-	v->canary = !xendevicemodel_modified_memory(v->dm, (domid_t)v->dom.domid, v->specials.console, 1);
+	v->canary = !xendevicemodel_modified_memory(v->dm, (domid_t)v->dom.domid, v->specials.store, 1);
 	if (!v->canary)
-		ft_debug("%s: frame %" PRIx64 " cannot be marked: %s", v->at.guest, v->specials.console, strerror(errno));
+		ft_debug("%s: frame %" PRIx64 " cannot be marked: %s", v->at.guest, v->specials.store, strerror(errno));
 }
 
 static bool canary_is_gone(struct xen_vm *v)
 {
-	uint64_t gfn = v->specials.console;
+	uint64_t gfn = v->specials.store;
 
 	return v->canary && !(v->dirty[gfn / 64] >> (gfn % 64) & 1);
 }
