@@ -9,6 +9,10 @@ comma   := ,
 BUILD   ?= build
 B       := $(BUILD)/$(if $(SAN),san-$(subst $(comma),-,$(SAN)),obj)
 
+# The Xen backend needs libxen-dev, of Xen 4.17 or later; XEN=0 leaves it out.
+override XEN := $(if $(filter 0,$(XEN)),,$(shell pkg-config --modversion xencontrol 2>/dev/null))
+NOT     := $(if $(XEN),checkpoint/xen_absent.c,$(filter-out checkpoint/xen_absent.c checkpoint/xen_pages.c,$(wildcard checkpoint/xen_*.c)))
+
 # Mains are <module>/main_<program>.c; preload.c and nbdkit's plugin become shared objects; the rest is the library.
 MAINS   := $(wildcard $(MODULES:%=%/main_*.c))
 PROGS   := $(patsubst main_%.c,$(B)/bin/%,$(notdir $(MAINS)))
@@ -16,12 +20,13 @@ PRELOAD := $(if $(wildcard checkpoint/preload.c),$(B)/bin/ft-preload.so)
 NBDKIT  := diskmirror/nbdkit-ft-plugin.c
 PLUGIN  := $(if $(shell $(CC) -DNBDKIT_API_VERSION=2 -include nbdkit-plugin.h -x c -E /dev/null >/dev/null 2>&1 && echo yes),$(B)/bin/nbdkit-ft-plugin.so)
 SCRIPTS := $(patsubst replicator/%.sh,$(B)/bin/%,$(wildcard replicator/ft-*.sh))
-LIB     := $(patsubst %.c,$(B)/%.o,$(filter-out $(MAINS) $(NBDKIT) checkpoint/preload.c,$(wildcard $(MODULES:%=%/*.c))))
+LIB     := $(patsubst %.c,$(B)/%.o,$(filter-out $(MAINS) $(NBDKIT) $(NOT) checkpoint/preload.c,$(wildcard $(MODULES:%=%/*.c))))
 TESTS   := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 TESTLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib/*.c))
 SIMLIB  := $(patsubst %.c,$(B)/%.o,$(wildcard tests/sim/*.c))
 HOSTC   := $(patsubst tests/hosts/%.c,$(B)/hosts/%,$(wildcard tests/hosts/test_*.c))
 TOOLS   := $(patsubst tests/tools/%.c,$(B)/tools/%,$(wildcard tests/tools/*.c))
+XENTOOLS := $(if $(XEN),$(patsubst tests/xen/%.c,$(B)/xen/%,$(wildcard tests/xen/*.c)))
 BENCHES := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
 
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings \
@@ -30,13 +35,15 @@ CFLAGS  ?= -O2 -g
 override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIBEXEC='"$(LIBEXEC)"' -Iinclude -I. -MMD -MP \
            $(WARN) $(if $(filter 0,$(WERROR)),,-Werror) -fstack-protector-strong -pthread \
            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
-LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink -pthread
+LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink $(if $(XEN),-Wl$(comma)--as-needed -lxenctrl -lxenguest -lxenforeignmemory -lxendevicemodel -lxenstore) -pthread
 
 # One short line a file; V=1 shows the commands.
 say      = $(if $(V),,@echo "  $(if $(filter %.o,$@),CC,LD)  $@";)
 
-.PHONY: all help bench deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint no-plugin sim soak stage tests
-all: $(PROGS) $(PRELOAD) $(or $(PLUGIN),no-plugin) $(SCRIPTS)
+.PHONY: all xen-says help bench bench-xen check-xen deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint no-plugin sim soak stage tests
+all: $(PROGS) $(PRELOAD) $(or $(PLUGIN),no-plugin) $(SCRIPTS) | xen-says
+xen-says:
+	@echo "Xen backend: $(if $(XEN),Xen $(XEN),none (libxen-dev is not installed))"
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -106,6 +113,10 @@ $(B)/tools/%: tests/tools/%.c
 	@mkdir -p $(@D)
 	$(say) $(CC) $(filter-out -fsanitize=%,$(CFLAGS)) -o $@ $< $(LDFLAGS) -pthread
 
+$(B)/xen/%: tests/xen/%.c
+	@mkdir -p $(@D)
+	$(say) $(CC) $(CFLAGS) -o $@ $< $(LDFLAGS) $(LDLIBS)
+
 $(B)/bench/%: tests/bench/%.c $(B)/libft.a
 	@mkdir -p $(@D)
 	$(say) $(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o %.a,$^) $(LDFLAGS) $(LDLIBS)
@@ -170,6 +181,19 @@ check-vm: tests
 #: make check-root   host tests on real guests only (root)
 check-root: all tests stage guest
 	tests/run.sh $(HOSTS)
+
+#: make check-xen    two real Xen hosts under emulation (root, libxen-dev; fetches some 100 MB once)
+XENTESTS ?= $(sort $(wildcard tests/xen/test_*.py))
+check-xen:
+	scripts/deps.sh build check xen
+	@$(MAKE) -s --no-print-directory all tests $(XENTOOLS) stage
+	TEST_TIMEOUT=3600 tests/run.sh $(XENTESTS)
+
+#: make bench-xen    the same hosts, ft against xl remus
+bench-xen:
+	scripts/deps.sh build check xen
+	@$(MAKE) -s --no-print-directory all tests $(XENTOOLS) stage
+	@tests/xen/bench.py
 
 #: make soak         power cuts and the whole table of dying processes (SOAK_CUTS=50)
 SOAK_CUTS ?= 50

@@ -2,6 +2,7 @@
 /* attach.c - see ft/attach.h. */
 #include "ft/attach.h"
 #include "ft/conf.h"
+#include "ft/hv.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -215,6 +216,30 @@ static void take_accel(struct reader *r, struct ft_attach *at)
 		bad(r, "accel", "kvm or tcg");
 }
 
+static void take_qemu(struct reader *r, struct ft_attach *at)
+{
+	at->pid = (pid_t)take_number(r, r->root, "pid", 1, INT32_MAX);
+	at->pid_start = take_number(r, r->root, "pid_start", 0, INT64_MAX);
+	take_path(r, r->root, "qmp", at->qmp, false);
+	take_path(r, r->root, "qmp_guard", at->qmp_guard, false);
+	take_path(r, r->root, "qmp_state", at->qmp_state, false);
+	take_path(r, r->root, "ram", at->ram, false);
+	take_path(r, r->root, "preload", at->preload, true);
+	take_accel(r, at);
+	take_text(r, r->root, "machine", at->machine, sizeof(at->machine));
+	take_text(r, r->root, "qemu_version", at->qemu_version, sizeof(at->qemu_version));
+	take_disks(r, at);
+}
+
+static void take_xen(struct reader *r, struct ft_attach *at)
+{
+	at->hypervisor = FT_HYPERVISOR_XEN;
+	at->domid = (uint32_t)take_number(r, r->root, "domid", 1, 0x7fef);
+	take_text(r, r->root, "uuid", at->uuid, sizeof(at->uuid));
+	take_text(r, r->root, "xen_version", at->xen_version, sizeof(at->xen_version));
+	take_text(r, r->root, "pages", at->pages, sizeof(at->pages));
+}
+
 static int read_record(const char *path, json_t *root, const char *guest, struct ft_attach *at)
 {
 	struct reader r = { .path = path, .root = root };
@@ -224,19 +249,12 @@ static int read_record(const char *path, json_t *root, const char *guest, struct
 		return r.rc;
 	}
 	take_text(&r, root, "guest", at->guest, sizeof(at->guest));
-	at->pid = (pid_t)take_number(&r, root, "pid", 1, INT32_MAX);
-	at->pid_start = take_number(&r, root, "pid_start", 0, INT64_MAX);
-	take_path(&r, root, "qmp", at->qmp, false);
-	take_path(&r, root, "qmp_guard", at->qmp_guard, false);
-	take_path(&r, root, "qmp_state", at->qmp_state, false);
-	take_path(&r, root, "ram", at->ram, false);
 	at->memory = take_number(&r, root, "memory", FT_PAGE_SIZE, 1ull << 40);
-	take_path(&r, root, "preload", at->preload, true);
-	take_accel(&r, at);
-	take_text(&r, root, "machine", at->machine, sizeof(at->machine));
-	take_text(&r, root, "qemu_version", at->qemu_version, sizeof(at->qemu_version));
-	take_disks(&r, at);
 	take_nics(&r, at);
+	if (json_object_get(root, "domid"))
+		take_xen(&r, at);
+	else
+		take_qemu(&r, at);
 	if (!r.rc && strcmp(at->guest, guest))
 		bad(&r, "guest", "the name of the directory");
 	if (!r.rc && at->memory % FT_PAGE_SIZE)
@@ -284,6 +302,8 @@ int ft_attach_load(const char *guest, struct ft_attach *out)
 	json_decref(root);
 	if (rc)
 		return rc;
+	if (out->hypervisor == FT_HYPERVISOR_XEN)
+		return ft_xen_alive(out) ? 0 : -ESRCH;
 	rc = ft_attach_pidfd(out);
 	if (rc < 0)
 		return rc;
@@ -322,7 +342,14 @@ static json_t *nics_json(const struct ft_attach *at)
 	return nics;
 }
 
-static json_t *attach_json(const struct ft_attach *at)
+static json_t *xen_json(const struct ft_attach *at)
+{
+	return json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:o}", "guest", at->guest, "memory", (json_int_t)at->memory,
+			 "domid", (json_int_t)at->domid, "uuid", at->uuid, "xen_version", at->xen_version, "pages", at->pages,
+			 "nics", nics_json(at));
+}
+
+static json_t *qemu_json(const struct ft_attach *at)
 {
 	return json_pack("{s:s, s:i, s:I, s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:o, s:o}",
 			 "guest", at->guest, "pid", (int)at->pid, "pid_start", (json_int_t)at->pid_start,
@@ -339,7 +366,7 @@ int ft_attach_save(const struct ft_attach *at)
 	int rc = attach_path(at->guest, path, sizeof(path));
 
 	if (!rc) {
-		root = attach_json(at);
+		root = at->hypervisor == FT_HYPERVISOR_XEN ? xen_json(at) : qemu_json(at);
 		text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
 		rc = text ? ft_write_file(path, text, strlen(text), 0600) : -ENOMEM;
 	}

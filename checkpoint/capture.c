@@ -2,6 +2,8 @@
 /* capture.c - copy an epoch out of the guest into bounded staging; see ft/capture.h. */
 #include "ft/capture.h"
 
+#define WAIT_TURN_MS 200u
+
 struct copier {
 	struct ft_vm *vm;
 	struct ft_staging *st;
@@ -35,10 +37,29 @@ static uint64_t fill_chunk(const struct copier *cp, struct ft_chunk *c, const st
 	return page;
 }
 
+/* Whoever watches that a pause of ours is not one of a dead ft-protect hears of us meanwhile. */
+static struct ft_chunk *wait_chunk(const struct copier *cp)
+{
+	unsigned left = cp->timeout_ms;
+
+	for (;;) {
+		unsigned turn = left < WAIT_TURN_MS ? left : WAIT_TURN_MS;
+		uint64_t start = ft_now_ns();
+		struct ft_chunk *c = ft_staging_get(cp->st, turn);
+
+		left -= turn;
+		/* Cancelled: it did not even wait. */
+		if (c || !left || ft_now_ns() - start < turn * FT_MS_NS / 2)
+			return c;
+		if (cp->vm->busy)
+			cp->vm->busy(cp->vm->busy_ctx);
+	}
+}
+
 /* A filled chunk of at most @max pages; NULL when staging stays empty. */
 static struct ft_chunk *next_chunk(const struct copier *cp, const struct ft_bitmap *set, uint64_t *cursor, uint64_t max)
 {
-	struct ft_chunk *c = ft_staging_get(cp->st, cp->timeout_ms);
+	struct ft_chunk *c = wait_chunk(cp);
 
 	if (c)
 		*cursor = fill_chunk(cp, c, set, *cursor, max);

@@ -190,6 +190,13 @@ static int start_locked(const struct ft_spec *spec, bool force)
 	return DONE;
 }
 
+/* Domains are the toolstack's: it starts them, and who stops one without it leaves half of it behind. */
+static int leave_to_xl(const char *guest, const char *verb)
+{
+	ft_err("guest %s is a Xen domain: 'xl %s' does that", guest, verb);
+	return REFUSED;
+}
+
 static int cmd_start(const struct options *o)
 {
 	struct ft_spec spec;
@@ -198,6 +205,8 @@ static int cmd_start(const struct options *o)
 
 	if (rc)
 		return rc == -ENOENT ? UNKNOWN : rc == -EINVAL ? USAGE : FAILED;
+	if (spec.hypervisor == FT_HYPERVISOR_XEN)
+		return leave_to_xl(o->guest, "create");
 	/* What runs here is not started, so nothing forbids it. */
 	rc = ft_attach_load(o->guest, &at) ? check_start(o->guest, o->force) : DONE;
 	if (rc)
@@ -270,6 +279,8 @@ static int stop_locked(const struct options *o)
 		ft_err("guest %s does not run here", o->guest);
 		return UNKNOWN;
 	}
+	if (at.hypervisor == FT_HYPERVISOR_XEN)
+		return leave_to_xl(o->guest, o->kill ? "destroy" : "shutdown");
 	pidfd = rc ? -1 : ft_attach_pidfd(&at);
 	if (pidfd >= 0) {
 		shut_down(&at, pidfd, o);
@@ -321,23 +332,26 @@ static json_t *guest_json(const char *guest, const struct guest_state *g)
 			      "role", ft_role_name(g->record.role), "generation", (json_int_t)g->record.generation,
 			      "peer", g->record.peer[0] ? g->record.peer : NULL);
 
-	if (!strcmp(g->state, "running"))
-		json_object_update_new(j, json_pack("{s:i, s:s, s:s, s:s, s:I}", "pid", (int)g->at.pid,
-						    "accel", ft_accel_name(g->at.accel), "machine", g->at.machine,
-						    "qemu_version", g->at.qemu_version, "memory", (json_int_t)g->at.memory));
+	if (!strcmp(g->state, "running") && g->at.hypervisor == FT_HYPERVISOR_XEN)
+		json_object_update_new(j, json_pack("{s:I, s:s, s:s, s:I}", "domid", (json_int_t)g->at.domid, "accel", "hap",
+						    "xen_version", g->at.xen_version, "memory", (json_int_t)g->at.memory));
+	else if (!strcmp(g->state, "running"))
+		json_object_update_new(j, json_pack("{s:i, s:s, s:s, s:s, s:I}", "pid", (int)g->at.pid, "accel", ft_accel_name(g->at.accel),
+						    "machine", g->at.machine, "qemu_version", g->at.qemu_version,
+						    "memory", (json_int_t)g->at.memory));
 	return j;
 }
 
 static void print_guest(const char *guest, const struct guest_state *g)
 {
 	char pid[16] = "-", memory[24] = "-";
-	bool runs = !strcmp(g->state, "running");
+	bool runs = !strcmp(g->state, "running"), xen = g->at.hypervisor == FT_HYPERVISOR_XEN;
 
 	if (runs) {
-		snprintf(pid, sizeof(pid), "%d", (int)g->at.pid);
+		snprintf(pid, sizeof(pid), xen ? "dom%d" : "%d", xen ? (int)g->at.domid : (int)g->at.pid);
 		snprintf(memory, sizeof(memory), "%" PRIu64 "M", g->at.memory >> 20);
 	}
-	printf("%-20s %-8s %8s %8s %-5s %-12s %s\n", guest, g->state, pid, memory, runs ? ft_accel_name(g->at.accel) : "-",
+	printf("%-20s %-8s %8s %8s %-5s %-12s %s\n", guest, g->state, pid, memory, !runs ? "-" : xen ? "hap" : ft_accel_name(g->at.accel),
 	       ft_role_name(g->record.role), g->record.peer[0] ? g->record.peer : "-");
 }
 

@@ -18,6 +18,10 @@ static const char *const accel_words[] = {
 	[FT_ACCEL_AUTO] = "auto", [FT_ACCEL_KVM] = "kvm", [FT_ACCEL_TCG] = "tcg", NULL
 };
 
+static const char *const hypervisor_words[] = {
+	[FT_HYPERVISOR_QEMU] = "qemu", [FT_HYPERVISOR_XEN] = "xen", NULL
+};
+
 static const char *const virtio_words[] = {
 	[FT_VIRTIO_LEGACY] = "legacy", [FT_VIRTIO_MODERN] = "modern", NULL
 };
@@ -126,6 +130,7 @@ static const struct ft_ini_key guest_keys[] = {
 	TEXT_KEY("name", FT_INI_NAME, name),
 	{ .key = "memory", .type = FT_INI_FUNC, .offset = offsetof(struct ft_spec, memory), .parse = parse_memory },
 	{ .key = "vcpus", .type = FT_INI_UINT, .offset = offsetof(struct ft_spec, vcpus), .min = 1, .max = VCPUS_MAX },
+	{ .key = "hypervisor", .type = FT_INI_WORD, .offset = offsetof(struct ft_spec, hypervisor), .words = hypervisor_words },
 	{ .key = "accel", .type = FT_INI_WORD, .offset = offsetof(struct ft_spec, accel), .words = accel_words },
 	{ .key = "machine", .type = FT_INI_FUNC, .offset = offsetof(struct ft_spec, machine), .parse = parse_machine },
 	{ .key = "cpu", .type = FT_INI_FUNC, .offset = offsetof(struct ft_spec, cpu), .parse = parse_cpu },
@@ -229,6 +234,12 @@ static int check_whole(const char *origin, const struct ft_spec *s)
 		return ft_ini_error(&at, "'initrd' needs a 'kernel'");
 	if (s->cmdline[0] && !s->kernel[0])
 		return ft_ini_error(&at, "'cmdline' needs a 'kernel'");
+	if (s->hypervisor == FT_HYPERVISOR_XEN && (s->accel != FT_ACCEL_AUTO || s->machine[0] || s->cpu[0]))
+		return ft_ini_error(&at, "'accel', 'machine' and 'cpu' are QEMU's: leave them out of the file of a Xen guest");
+	if (s->hypervisor == FT_HYPERVISOR_XEN && !s->kernel[0])
+		return ft_ini_error(&at, "a Xen guest needs a 'kernel': a domain of type pvh boots from nothing else");
+	if (s->hypervisor == FT_HYPERVISOR_XEN && s->nr_disks)
+		return ft_ini_error(&at, "a [disk] is mirrored under QEMU only: leave it out of the file of a Xen guest");
 	rc = check_disks(&at, s);
 	return rc ? rc : check_nics(&at, s);
 }
@@ -307,8 +318,11 @@ int ft_spec_format(const struct ft_spec *s, char *buf, size_t size)
 {
 	struct text t = { buf, size, 0 };
 
-	add(&t, "[guest]\nname = %s\nmemory = %" PRIu64 "M\nvcpus = %u\naccel = %s\n", s->name, s->memory / MIB, s->vcpus,
-	    ft_accel_name(s->accel));
+	add(&t, "[guest]\nname = %s\nmemory = %" PRIu64 "M\nvcpus = %u\n", s->name, s->memory / MIB, s->vcpus);
+	if (s->hypervisor == FT_HYPERVISOR_QEMU)
+		add_key(&t, "accel", accel_words[s->accel]);
+	else
+		add_key(&t, "hypervisor", hypervisor_words[s->hypervisor]);
 	add_key(&t, "machine", s->machine);
 	add_key(&t, "cpu", s->cpu);
 	add_key(&t, "kernel", s->kernel);
@@ -386,6 +400,8 @@ int ft_spec_compatible(const struct ft_spec *mine, const struct ft_spec *theirs,
 		return numbers_differ(why, size, "memory", mine->memory, theirs->memory);
 	if (mine->vcpus != theirs->vcpus)
 		return numbers_differ(why, size, "vcpus", mine->vcpus, theirs->vcpus);
+	if (mine->hypervisor != theirs->hypervisor)
+		return differs(why, size, "hypervisor", hypervisor_words[mine->hypervisor], hypervisor_words[theirs->hypervisor]);
 	if (mine->accel != theirs->accel)
 		return differs(why, size, "accel", ft_accel_name(mine->accel), ft_accel_name(theirs->accel));
 	if (strcmp(mine->machine, theirs->machine))

@@ -2,15 +2,15 @@
 /*
  * guard_process.c - the guard itself: one thread that polls, and a heartbeat thread. See ft/guard.h.
  *
- * In the order of a guard's life: it opens what it will need (QEMU's pidfd, a QMP connection of its own) before
- * anything goes wrong, is attached by ft-protect, watches the pause word, loses ft-protect, and in the end either
+ * In the order of a guard's life: it opens what it will need (a hold on the guest: QEMU's pidfd and a QMP connection of
+ * its own, or handles to Xen) before anything goes wrong, is attached by ft-protect, watches the pause word, loses ft-protect, and in the end either
  * is adopted by the next one or gives up.
  */
 #include "ft/guard.h"
-#include "checkpoint/qemu.h"
 #include "failover/guard_msg.h"
 #include "ft/attach.h"
 #include "ft/conf.h"
+#include "ft/hv.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -29,15 +29,13 @@
 #define IDLE_MS 1000
 #define SETTLE_NS FT_S_NS               /* a QMP stop of a dead ft-protect may still be on its way */
 #define ORPHAN_NS (20 * FT_S_NS)        /* nobody ever came */
-#define QMP_MS 1000
-#define QMP_START_MS 5000
 
 struct guard {
 	const char *guest;
-	struct ft_attach at;
-	int lock_fd, listen_fd, qemu_fd;        /* qemu_fd: a pidfd; -1 once QEMU is gone */
+	int lock_fd, listen_fd;
+	struct ft_hold *hold;
+	bool gone;                              /* QEMU, or the domain */
 	int pending_fd;                         /* connected, has not said anything yet */
-	struct ft_qmp *qmp;                     /* NULL: lost, opened again when needed */
 	int page_fd, held_fd;                   /* held_fd: the gate's socket */
 	struct guard_page *page;
 	struct ft_beat *beat;
@@ -50,8 +48,7 @@ struct guard {
 	uint64_t born_ns, lost_ns;              /* when the owner was lost */
 	uint64_t grace_left_ns;                 /* of the time without an owner since the last session began */
 	uint64_t settle_until_ns;
-	bool paused;                            /* QEMU says so */
-	bool complained;                        /* of a cont that failed, and is tried again */
+	bool complained;                        /* of a guest that could not be let run; it is tried again */
 
 	struct ft_silence loop;                 /* of the owner's loop */
 	uint64_t ticks;
@@ -71,68 +68,24 @@ static void close_fd(int *fd)
 	*fd = -1;
 }
 
-/* --- QEMU --- */
-
-static int qmp(struct guard *g, const char *command, json_t **ret)
+static bool paused(const struct guard *g)
 {
-	int rc = 0;
-
-	if (ret)
-		*ret = NULL;
-	if (!g->qmp)
-		rc = ft_qmp_open(g->at.qmp_guard, QMP_MS, &g->qmp);
-	if (!rc)
-		rc = ft_qmp_call(g->qmp, command, NULL, -1, QMP_MS, ret);
-	if (rc && rc != -EREMOTEIO) {
-		ft_qmp_close(g->qmp);
-		g->qmp = NULL;
-	}
-	return rc;
-}
-
-/* Two events an epoch come in: they must be read, and the last one tells. */
-static void read_events(struct guard *g)
-{
-	json_t *event;
-
-	while (g->qmp && (event = ft_qmp_event(g->qmp))) {
-		const char *name = json_string_value(json_object_get(event, "event"));
-
-		if (name && !strcmp(name, "STOP"))
-			g->paused = true;
-		else if (name && !strcmp(name, "RESUME"))
-			g->paused = false;
-		json_decref(event);
-	}
-}
-
-static void ask_paused(struct guard *g)
-{
-	json_t *ret;
-	const char *status;
-
-	read_events(g);
-	if (qmp(g, "query-status", &ret))
-		return;
-	status = json_string_value(json_object_get(ret, "status"));
-	g->paused = status && !strcmp(status, "paused");
-	json_decref(ret);
+	return g->hold->ops->paused(g->hold);
 }
 
 /* --- letting a paused guest run --- */
 
-/* The word says REVOKING. Tried again at each turn until QEMU has answered. */
+/* The word says REVOKING. Tried again at each turn until there is an answer. */
 static void let_run(struct guard *g)
 {
-	int rc = qmp(g, "cont", NULL);
+	char why[200] = "";
+	int rc = g->hold->ops->run(g->hold, why, sizeof(why));
 
-	if (rc && !g->complained)
-		ft_err("%s: cannot let the guest run: QMP cont: %s%s", g->guest, g->qmp ? ft_qmp_error(g->qmp) : strerror(-rc),
-		       rc == -EREMOTEIO ? "" : "; trying on");
-	g->complained = rc != 0;
+	if (rc && rc != -EAGAIN && !g->complained)
+		ft_err("%s: cannot let the guest run: %s%s", g->guest, why, rc == -EREMOTEIO ? "" : "; trying on");
+	g->complained = rc && rc != -EAGAIN;
 	if (rc && rc != -EREMOTEIO)
 		return;
-	read_events(g);
 	/* With no ft-protect there is no capture that could be void. */
 	atomic_store(&g->page->pause, guard_word(g->owner.fd >= 0 ? GUARD_REVOKED : GUARD_RUNNING, ft_now_ns()));
 }
@@ -148,8 +101,8 @@ static bool revoke_pause(struct guard *g, uint64_t word)
 static void watch_pause(struct guard *g)
 {
 	uint64_t word = atomic_load(&g->page->pause), now = ft_now_ns(), since = guard_word_since(word);
+	bool still = paused(g);         /* asked at each turn: events must be read */
 
-	read_events(g);
 	switch (guard_word_state(word)) {
 	case GUARD_PAUSED:
 		if (now > since + g->pause_limit_ns && revoke_pause(g, word))
@@ -160,11 +113,11 @@ static void watch_pause(struct guard *g)
 		let_run(g);
 		break;
 	case GUARD_REVOKED:             /* a stop that ft-protect sent before it was stopped itself came after our cont */
-		if (g->paused)
+		if (still)
 			(void)revoke_pause(g, word);
 		break;
 	case GUARD_RUNNING:
-		if (g->paused && now < g->settle_until_ns)
+		if (still && now < g->settle_until_ns)
 			(void)revoke_pause(g, word);
 		break;
 	}
@@ -183,7 +136,7 @@ static void owner_lost(struct guard *g, const char *how)
 	close_fd(&g->owner.fd);
 	close_fd(&g->owner.pidfd);
 	g->lost_ns = ft_now_ns();
-	if (g->qemu_fd < 0) {
+	if (g->gone) {
 		g->end = true;
 		return;
 	}
@@ -203,8 +156,7 @@ static void take_over_pause(struct guard *g)
 	uint64_t spent = ft_now_ns() - g->lost_ns;
 
 	g->grace_left_ns -= spent < g->grace_left_ns ? spent : g->grace_left_ns;
-	ask_paused(g);
-	if (g->paused) {
+	if (g->hold->ops->ask_paused(g->hold)) {
 		ft_info("%s: was paused: it runs on, mute, for the ft-protect that has come", g->guest);
 		atomic_store(&g->page->pause, guard_word(GUARD_REVOKING, ft_now_ns()));
 		let_run(g);
@@ -343,10 +295,10 @@ static void hear_listener(struct guard *g)
 static void give_up(struct guard *g)
 {
 	bool held = atomic_load(&g->page->held);
-	int rc = held ? qmp(g, "stop", NULL) : 0;
+	int rc = held ? g->hold->ops->stop(g->hold) : 0;
 
 	if (rc)
-		ft_err("%s: cannot pause the guest: QMP stop: %s; it runs on, mute", g->guest, strerror(-rc));
+		ft_err("%s: cannot pause the guest: %s; it runs on, mute", g->guest, strerror(-rc));
 	ft_warn("%s: no ft-protect came back in %llu ms: %s", g->guest, (unsigned long long)(g->grace_ns / FT_MS_NS),
 		held ? "the guest is paused and the backup may take over" :
 		       "the guest runs on as it is, and no backup takes over by itself");
@@ -382,10 +334,10 @@ static void watch_loop(struct guard *g)
 	close_fd(&g->owner.pidfd);              /* once; its socket tells when it is dead */
 }
 
-static void qemu_gone(struct guard *g)
+static void guest_gone(struct guard *g)
 {
-	ft_info("%s: QEMU has ended; no more heartbeats from here", g->guest);
-	close_fd(&g->qemu_fd);
+	ft_info("%s: the guest has ended; no more heartbeats from here", g->guest);
+	g->gone = true;
 	stop_beating(g);                        /* a crash, and nobody else to say so: silence does */
 	g->end |= g->owner.fd < 0;              /* a living ft-protect ends us when it has handed over */
 }
@@ -400,7 +352,7 @@ static int turn_ms(const struct guard *g)
 
 	if (alert)
 		return POLL_MS;
-	if (!g->beat || g->gave_up || g->qemu_fd < 0 || until > now + IDLE_MS * FT_MS_NS)
+	if (!g->beat || g->gave_up || g->gone || until > now + IDLE_MS * FT_MS_NS)
 		return IDLE_MS;
 	return until > now ? (int)((until - now) / FT_MS_NS) + 1 : 0;
 }
@@ -409,20 +361,20 @@ static void run(struct guard *g)
 {
 	while (!g->end) {
 		struct pollfd p[] = {
-			{ .fd = g->qemu_fd, .events = POLLIN },   { .fd = g->owner.fd, .events = POLLIN },
+			{ .fd = g->gone ? -1 : g->hold->fd, .events = POLLIN }, { .fd = g->owner.fd, .events = POLLIN },
 			{ .fd = g->owner.pidfd, .events = POLLIN }, { .fd = g->pending_fd, .events = POLLIN },
 			{ .fd = g->listen_fd, .events = POLLIN },
 		};
 
 		(void)poll(p, FT_ARRAY_LEN(p), turn_ms(g));
-		if (readable(g->qemu_fd))
-			qemu_gone(g);
+		if (!g->gone && readable(g->hold->fd) && g->hold->ops->gone(g->hold))
+			guest_gone(g);
 		hear_owner(g);
 		if (g->pending_fd >= 0)
 			hear_pending(g);
 		if (readable(g->listen_fd))
 			hear_listener(g);
-		if (g->qemu_fd < 0) {
+		if (g->gone) {
 			g->end |= g->owner.fd < 0;      /* nothing to guard, nobody to wait for */
 			continue;
 		}
@@ -480,21 +432,15 @@ static int make_page(struct guard *g)
 	return 0;
 }
 
-static int open_qemu(struct guard *g)
+static int open_hold(struct guard *g)
 {
-	int rc = ft_attach_load(g->guest, &g->at);
+	struct ft_attach at;
+	int rc = ft_attach_load(g->guest, &at);
 
-	if (!rc) {
-		g->qemu_fd = ft_attach_pidfd(&g->at);
-		rc = g->qemu_fd < 0 ? g->qemu_fd : 0;
-	}
-	if (rc) {
-		ft_err("%s: cannot guard it: %s", g->guest, rc == -ESRCH || rc == -ENOENT ? "it does not run here" : strerror(-rc));
-		return rc;
-	}
-	rc = ft_qmp_open(g->at.qmp_guard, QMP_START_MS, &g->qmp);
 	if (!rc)
-		ask_paused(g);
+		rc = ft_hv_hold(&at, &g->hold);
+	if (rc)
+		ft_err("%s: cannot guard it: %s", g->guest, rc == -ESRCH || rc == -ENOENT ? "it does not run here" : strerror(-rc));
 	return rc;
 }
 
@@ -503,12 +449,12 @@ static int open_guard(struct guard *g, const char *guest)
 	int rc;
 
 	*g = (struct guard){
-		.guest = guest, .lock_fd = -1, .listen_fd = -1, .qemu_fd = -1, .pending_fd = -1, .page_fd = -1, .held_fd = -1,
+		.guest = guest, .lock_fd = -1, .listen_fd = -1, .pending_fd = -1, .page_fd = -1, .held_fd = -1,
 		.owner = { -1, -1 }, .born_ns = ft_now_ns(),
 	};
 	rc = lock_guest(g);
 	if (!rc)
-		rc = open_qemu(g);
+		rc = open_hold(g);
 	if (!rc)
 		rc = make_page(g);
 	if (!rc)
@@ -523,14 +469,14 @@ static void close_guard(struct guard *g)
 	stop_beating(g);
 	if (g->listen_fd >= 0 && !guard_address(g->guest, &a))
 		(void)unlink(a.sun_path);
-	ft_qmp_close(g->qmp);
+	if (g->hold)
+		g->hold->ops->close(g->hold);
 	if (g->page)
 		munmap(g->page, sizeof(*g->page));
 	close_fd(&g->listen_fd);
 	close_fd(&g->pending_fd);
 	close_fd(&g->page_fd);
 	close_fd(&g->held_fd);
-	close_fd(&g->qemu_fd);
 	close_fd(&g->lock_fd);
 	close_fd(&g->owner.pidfd);
 	close_fd(&g->owner.fd);                 /* last: ft_guard_end waits for it */

@@ -13,6 +13,7 @@
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <net/if_arp.h>
+#include <stdio.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -23,7 +24,10 @@ struct announce {
 	ev_timer timer;
 	unsigned nr_sent;
 	int fd;
+	char tap[16];
+	uint8_t mac[6];
 	uint32_t bridge;
+	bool learned;           /* by our own bridge */
 	uint8_t frame[60];
 };
 
@@ -48,6 +52,30 @@ static void announce_free(struct announce *a)
 	free(a);
 }
 
+/*
+ * A bridge learns nothing behind a port without carrier: a vif has none before the guest has connected anew. The
+ * switches beyond can be told at once, and the bridge later.
+ */
+static int learn(struct announce *a)
+{
+	struct ft_rtnl_link link;
+	struct mnl_socket *nl;
+	int rc = ft_rtnl_open(&nl);
+
+	if (rc)
+		return rc;
+	rc = ft_rtnl_link(nl, a->tap, &link);
+	if (!rc && !link.master)
+		rc = -ENODEV;
+	if (!rc) {
+		a->bridge = link.master;
+		rc = ft_rtnl_fdb_move(nl, link.ifindex, a->mac);
+	}
+	mnl_socket_close(nl);
+	a->learned = !rc;
+	return rc == -EPERM ? 0 : rc;
+}
+
 static int send_one(struct announce *a)
 {
 	struct sockaddr_ll to = { .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_RARP),
@@ -64,6 +92,8 @@ static void on_timer(struct ev_loop *loop, ev_timer *t, int revents)
 	struct announce *a = t->data;
 	int rc = send_one(a);
 
+	if (!rc && !a->learned)
+		rc = learn(a);
 	if (rc)
 		ft_warn("announcement %u of %zu: %s", a->nr_sent + 1, FT_ARRAY_LEN(at_s), strerror(-rc));
 	if (++a->nr_sent == FT_ARRAY_LEN(at_s)) {
@@ -74,24 +104,6 @@ static void on_timer(struct ev_loop *loop, ev_timer *t, int revents)
 	ev_timer_start(loop, t);
 }
 
-static int learn(const char *tap, const uint8_t mac[6], uint32_t *bridge)
-{
-	struct ft_rtnl_link link;
-	struct mnl_socket *nl;
-	int rc = ft_rtnl_open(&nl);
-
-	if (rc)
-		return rc;
-	rc = ft_rtnl_link(nl, tap, &link);
-	if (!rc && !link.master)
-		rc = -ENODEV;
-	if (!rc)
-		rc = ft_rtnl_fdb_move(nl, link.ifindex, mac);
-	*bridge = link.master;
-	mnl_socket_close(nl);
-	return rc;
-}
-
 int ft_announce(struct ev_loop *loop, const char *tap, const uint8_t mac[6])
 {
 	struct announce *a = calloc(1, sizeof(*a));
@@ -100,8 +112,10 @@ int ft_announce(struct ev_loop *loop, const char *tap, const uint8_t mac[6])
 	if (!a)
 		return -ENOMEM;
 	a->loop = loop;
+	snprintf(a->tap, sizeof(a->tap), "%s", tap);
+	memcpy(a->mac, mac, 6);
 	a->fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);  /* protocol 0: receives nothing */
-	rc = a->fd < 0 ? -errno : learn(tap, mac, &a->bridge);
+	rc = a->fd < 0 ? -errno : learn(a);
 	if (rc) {
 		ft_err("%s: cannot announce the guest: %s (is it a port of a bridge?)", tap, strerror(-rc));
 		announce_free(a);

@@ -73,9 +73,13 @@ int ft_facts_format(const struct ft_spec *spec, const struct ft_attach *at, char
 	if (rc)
 		return rc;
 	cpu_vendor(vendor);
-	len = snprintf(buf, size, "accel=%s\nmachine=%s\nqemu=%s\nmemory=%llu\nkernel=%s\ninitrd=%s\ncpu_vendor=%s\n",
-		       ft_accel_name(at->accel), at->machine, at->qemu_version, (unsigned long long)at->memory,
-		       kernel, initrd, vendor);
+	if (at->hypervisor == FT_HYPERVISOR_XEN)
+		len = snprintf(buf, size, "hypervisor=xen\nxen=%s\npages=%s\nmemory=%llu\nkernel=%s\ninitrd=%s\ncpu_vendor=%s\n",
+			       at->xen_version, at->pages, (unsigned long long)at->memory, kernel, initrd, vendor);
+	else
+		len = snprintf(buf, size, "accel=%s\nmachine=%s\nqemu=%s\nmemory=%llu\nkernel=%s\ninitrd=%s\ncpu_vendor=%s\n",
+		       ft_accel_name(at->accel), at->machine, at->qemu_version,
+		       (unsigned long long)at->memory, kernel, initrd, vendor);
 	return len < (int)size ? 0 : -ENAMETOOLONG;
 }
 
@@ -115,32 +119,48 @@ static int same_vendor(const char *facts, const struct ft_attach *theirs, char *
 {
 	char there[VENDOR_TEXT], here[VENDOR_TEXT];
 
-	if (theirs->accel != FT_ACCEL_KVM)
+	if (theirs->hypervisor == FT_HYPERVISOR_QEMU && theirs->accel != FT_ACCEL_KVM)
 		return 0;
 	if (!fact(facts, "cpu_vendor", there, sizeof(there)))
 		return -EPROTO;
 	cpu_vendor(here);
 	if (!strcmp(here, there))
 		return 0;
-	snprintf(why, size, "the guest runs under KVM on a processor of %s, the backup has one of %s: set accel = tcg in both "
-		 "guest files, or use hosts of one maker", there, here);
+	snprintf(why, size, "the guest runs on a processor of %s, the backup has one of %s: use hosts of one maker%s", there, here,
+		 theirs->hypervisor == FT_HYPERVISOR_QEMU ? ", or set accel = tcg in both guest files" : "");
 	return -ENOEXEC;
+}
+
+static int qemu_facts(const char *facts, struct ft_attach *theirs)
+{
+	char accel[8];
+
+	if (!fact(facts, "accel", accel, sizeof(accel)) || !fact(facts, "machine", theirs->machine, sizeof(theirs->machine)) ||
+	    !fact(facts, "qemu", theirs->qemu_version, sizeof(theirs->qemu_version)))
+		return -EPROTO;
+	theirs->accel = !strcmp(accel, "kvm") ? FT_ACCEL_KVM : FT_ACCEL_TCG;
+	return strcmp(accel, theirs->accel == FT_ACCEL_KVM ? "kvm" : "tcg") ? -EPROTO : 0;
+}
+
+static int xen_facts(const char *facts, struct ft_attach *theirs)
+{
+	theirs->hypervisor = FT_HYPERVISOR_XEN;
+	return fact(facts, "xen", theirs->xen_version, sizeof(theirs->xen_version)) &&
+	       fact(facts, "pages", theirs->pages, sizeof(theirs->pages)) ? 0 : -EPROTO;
 }
 
 int ft_facts_check(const char *facts, const struct ft_spec *mine, struct ft_attach *theirs, char *why, size_t size)
 {
-	char accel[8], memory[24], *end;
+	char memory[24], *end;
 	int rc;
 
 	*why = 0;
 	*theirs = (struct ft_attach){ .pid = 0 };
-	if (!fact(facts, "accel", accel, sizeof(accel)) || !fact(facts, "machine", theirs->machine, sizeof(theirs->machine)) ||
-	    !fact(facts, "qemu", theirs->qemu_version, sizeof(theirs->qemu_version)) ||
-	    !fact(facts, "memory", memory, sizeof(memory)))
+	rc = mine->hypervisor == FT_HYPERVISOR_XEN ? xen_facts(facts, theirs) : qemu_facts(facts, theirs);
+	if (rc || !fact(facts, "memory", memory, sizeof(memory)))
 		return -EPROTO;
-	theirs->accel = !strcmp(accel, "kvm") ? FT_ACCEL_KVM : FT_ACCEL_TCG;
 	theirs->memory = strtoull(memory, &end, 10);
-	if (*end || strcmp(accel, ft_accel_name(theirs->accel)))
+	if (*end)
 		return -EPROTO;
 	rc = same_vendor(facts, theirs, why, size);
 	if (!rc)

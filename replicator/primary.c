@@ -15,6 +15,7 @@
 #define RELEASE_RETRY_NS (5 * FT_MS_NS)
 #define LOOK_NS (50 * FT_MS_NS)
 #define DISKS_NS (10 * FT_MS_NS)        /* the mirror wakes us; this is for what it cannot know, room in the encoder */
+#define BACKLOG_RETRY_NS (5 * FT_MS_NS)
 #define UNANSWERED_NS (10 * FT_S_NS)    /* pings go out; a backup that hangs, not one that is busy */
 #define UNPREPARED_NS (60 * FT_S_NS)    /* while it builds, or starts, the replica */
 
@@ -59,6 +60,13 @@ static uint64_t look_again(struct ft_primary *p, uint64_t now)
 	return p->look_ns;
 }
 
+static uint64_t unless_backlog(const struct ft_primary *p, uint64_t at, uint64_t now)
+{
+	uint64_t retry = now + BACKLOG_RETRY_NS;
+
+	return ft_primary_backlog(p) && at < retry ? retry : at;
+}
+
 static void arm(struct ft_primary *p)
 {
 	uint64_t now = primary_now(p), at = now + FT_S_NS;
@@ -74,9 +82,9 @@ static void arm(struct ft_primary *p)
 	if (p->standing)
 		sooner(&at, p->ping_ns);
 	if (p->state == FT_PRIMARY_SYNCING)
-		sooner(&at, p->disks_copying ? now + DISKS_NS : now);
+		sooner(&at, p->disks_copying ? now + DISKS_NS : unless_backlog(p, now, now));
 	if (ft_primary_may_take_epoch(p))
-		sooner(&at, ft_pacer_next_ns(&p->pacer));
+		sooner(&at, unless_backlog(p, ft_pacer_next_ns(&p->pacer), now));
 	if (p->release_waits)
 		sooner(&at, now + RELEASE_RETRY_NS);
 	if (p->breached)
@@ -644,7 +652,7 @@ static void settled(struct ft_primary *p)
 	if (p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch)
 		ft_primary_disks_adopted(p);
 	if (p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch && !p->drilling) {
-		if (p->first_drill_done)
+		if (p->first_drill_done || p->vm->no_drill)
 			set_state(p, FT_PRIMARY_PROTECTED, "full copy acknowledged");
 		else
 			start_drill(p);
@@ -946,7 +954,9 @@ void ft_primary_tick(struct ft_primary *p)
 	}
 	if (p->state == FT_PRIMARY_CUT_OFF)
 		cut_off_tick(p, now);
-	if (p->state == FT_PRIMARY_SYNCING)
+	if (ft_primary_backlog(p))
+		ft_debug("%s: staging is %zu bytes full: the link is slower than the guest", p->cfg.guest, ft_staging_used(p->cfg.staging));
+	else if (p->state == FT_PRIMARY_SYNCING)
 		sync_slice(p);
 	else if (ft_primary_may_take_epoch(p) && now >= ft_pacer_next_ns(&p->pacer))
 		next_epoch(p);

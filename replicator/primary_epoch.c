@@ -10,7 +10,7 @@
 
 #include "ft/image.h"
 
-#define CAPTURE_TIMEOUT_MS 2000         /* without a single chunk coming free */
+#define CAPTURE_SILENCES 7u             /* so long without a single chunk coming free */
 #define SLICE_PAGES 2048u               /* of the full copy, between two looks at the loop */
 #define LAST_ROUND_PAGES 512u           /* few enough to copy with the guest paused */
 #define ROUNDS_MAX 8u
@@ -120,7 +120,7 @@ static void still_pausing(void *ctx)
 {
 	struct ft_primary *p = ctx;
 
-	if (!p->filling || primary_now(p) - p->chunk_ns <= 50 * FT_MS_NS)
+	if (!(p->filling || p->stopping) || primary_now(p) - p->chunk_ns <= 50 * FT_MS_NS)
 		return;
 	p->ops->pausing(p->cfg.ctx);
 	p->chunk_ns = primary_now(p);
@@ -185,7 +185,7 @@ static int capture(struct ft_primary *p, struct ft_blob *state)
 
 	p->filling = flight_push(p, p->epoch);
 	p->chunk_ns = primary_now(p);
-	rc = ft_capture_epoch(p->vm, p->cfg.staging, p->epoch, CAPTURE_TIMEOUT_MS, &p->dirty, &p->sink, state, &stats);
+	rc = ft_capture_epoch(p->vm, p->cfg.staging, p->epoch, p->cfg.policy.silence_ms * CAPTURE_SILENCES, &p->dirty, &p->sink, state, &stats);
 	p->filling = NULL;
 	p->last_dirty = stats.dirty_pages;
 	p->bytes_dirty += stats.bytes;
@@ -213,7 +213,10 @@ static int paused_part(struct ft_primary *p, bool last, struct ft_blob *state)
 	int rc, resumed;
 
 	p->ops->pausing(p->cfg.ctx);
+	p->chunk_ns = start;
+	p->stopping = true;
 	rc = p->vm->ops->pause(p->vm);
+	p->stopping = false;
 	cpu_ns = p->vm->ops->cpu_time_ns(p->vm);
 	if (!rc) {
 		rc = seal_outputs(p, p->epoch + 1);
@@ -276,6 +279,15 @@ bool ft_primary_may_take_epoch(const struct ft_primary *p)
 	       p->nr_flight < (max && max < IN_FLIGHT_MAX ? max : IN_FLIGHT_MAX - 1);
 }
 
+/*
+ * Staging is more than half full. A pause that begins now might have to wait for the network with the guest standing
+ * still, and what is copied while it runs can wait at least as well.
+ */
+bool ft_primary_backlog(const struct ft_primary *p)
+{
+	return ft_staging_used(p->cfg.staging) > ft_staging_bound(p->cfg.staging) / 2;
+}
+
 int ft_primary_take_epoch(struct ft_primary *p, bool last)
 {
 	int rc = begin_delta(p);
@@ -298,10 +310,11 @@ int ft_primary_sync_begin(struct ft_primary *p, bool direct)
 	p->sync_total = p->vm->nr_pages;
 	p->batch = 2;           /* ft_capture_epoch uses 0 and 1; only a change counts */
 	p->round = 0;
+	p->sync_through = false;
 	return ft_encoder_begin(p->cfg.encoder, p->epoch + 1, 0, FT_EPOCH_FULL | (direct ? FT_EPOCH_DIRECT : 0));
 }
 
-static int next_round(struct ft_primary *p, bool *through)
+static int next_round(struct ft_primary *p)
 {
 	uint64_t left;
 	int rc;
@@ -310,31 +323,35 @@ static int next_round(struct ft_primary *p, bool *through)
 	if (rc)
 		return rc;
 	left = ft_bitmap_count(&p->dirty);
-	*through = left <= LAST_ROUND_PAGES || ++p->round >= ROUNDS_MAX;
+	p->sync_through = left <= LAST_ROUND_PAGES || ++p->round >= ROUNDS_MAX;
 	p->cursor = 0;
 	p->batch++;
-	if (!*through)
+	if (!p->sync_through)
 		p->sync_total += left;
 	return 0;
 }
 
-int ft_primary_sync_slice(struct ft_primary *p)
+static int copy_slice(struct ft_primary *p)
 {
 	uint64_t before = ft_bitmap_count(&p->dirty);
-	bool through = false;
+	int rc;
+
+	rc = ft_capture_round(p->vm, p->cfg.staging, p->epoch + 1, p->batch, p->cfg.policy.silence_ms * CAPTURE_SILENCES, &p->dirty,
+			      &p->cursor, SLICE_PAGES, &p->sink);
+	if (rc)
+		return rc;
+	p->sync_done += before - ft_bitmap_count(&p->dirty);
+	return p->cursor < p->vm->nr_pages ? 0 : next_round(p);
+}
+
+int ft_primary_sync_slice(struct ft_primary *p)
+{
 	int rc;
 
 	if (p->disks_copying)
 		return ft_primary_disks_slice(p);
-	rc = ft_capture_round(p->vm, p->cfg.staging, p->epoch + 1, p->batch, CAPTURE_TIMEOUT_MS, &p->dirty, &p->cursor,
-			      SLICE_PAGES, &p->sink);
-	if (rc)
-		return rc;
-	p->sync_done += before - ft_bitmap_count(&p->dirty);
-	if (p->cursor < p->vm->nr_pages)
-		return 0;
-	rc = next_round(p, &through);
-	if (rc || !through)
+	rc = p->sync_through ? 0 : copy_slice(p);
+	if (rc || !p->sync_through || ft_primary_backlog(p))
 		return rc;
 	if (!p->holding) {
 		rc = ft_primary_hold(p);

@@ -52,6 +52,8 @@ struct ft_primary {
 	bool tracking;
 	struct ft_pacer pacer;
 	struct ft_chunk_sink sink;
+	bool sync_through;                      /* the rounds of a full copy are over, its epoch is not */
+	bool stopping;                          /* the guest is being paused, which may take a while */
 	struct in_flight *filling;              /* the epoch being captured, for the sink */
 	uint64_t chunk_ns;                      /* the pause word was refreshed then */
 
@@ -101,6 +103,7 @@ int ft_primary_track(struct ft_primary *p) FT_MUST_CHECK;
 int ft_primary_sync_begin(struct ft_primary *p, bool direct) FT_MUST_CHECK;
 int ft_primary_sync_slice(struct ft_primary *p) FT_MUST_CHECK;         /* 1: the copy is through, the epoch was taken */
 /* One epoch; with @last the guest stays paused. */
+bool ft_primary_backlog(const struct ft_primary *p);
 int ft_primary_take_epoch(struct ft_primary *p, bool last) FT_MUST_CHECK;
 bool ft_primary_may_take_epoch(const struct ft_primary *p);
 void ft_primary_on_ack(struct ft_primary *p, uint64_t epoch);

@@ -11,7 +11,8 @@
 #include <unistd.h>
 
 #define SEND_BOUND (4u << 20)           /* bytes queued on the link: little, so that acknowledgements stay near */
-#define CONNECT_TIMEOUT_MS 3000
+#define PAUSE_LIMIT_MS 1000u
+#define CONNECT_SILENCES 10             /* hosts that are slow to be heard are slow to connect, too */
 #define CHECK_S 20.0                    /* the backup asks its QEMU */
 
 /* --- time --- */
@@ -96,13 +97,18 @@ static void link_down(void *ctx, int rc, const char *why)
 	ft_primary_link_down(pr->primary, rc, why);
 }
 
+static unsigned connect_timeout_ms(void)
+{
+	return ft_conf()->policy.silence_ms * CONNECT_SILENCES;
+}
+
 static int op_connect(void *ctx)
 {
 	const struct ft_conf *conf = ft_conf();
 	struct protect *pr = ctx;
 	struct ft_link_config cfg = {
 		.tls = { conf->tls_ca, conf->tls_cert, conf->tls_key },
-		.primary = true, .guest = pr->guest, .peer = pr->peer, .connect_timeout_ms = CONNECT_TIMEOUT_MS,
+		.primary = true, .guest = pr->guest, .peer = pr->peer, .connect_timeout_ms = connect_timeout_ms(),
 		.send_bound = SEND_BOUND, .on_up = link_up, .on_record = link_record, .on_down = link_down, .ctx = pr,
 	};
 
@@ -387,13 +393,21 @@ static void on_vm_event(struct ev_loop *loop, ev_io *w, int revents)
 	ft_primary_guest_event(pr->primary);
 }
 
+/* Hosts that may be silent for long may also pause for long. */
+static unsigned pause_limit_ms(const struct protect *pr)
+{
+	return pr->policy.silence_ms > PAUSE_LIMIT_MS ? pr->policy.silence_ms : PAUSE_LIMIT_MS;
+}
+
 /*
  * A guard that a dead ft-protect left comes before all else: it lets the guest run, which else would look like one
  * that somebody paused, and it gives back the socket that owns the gate.
  */
 static int adopt_guard(struct protect *pr)
 {
-	const struct ft_guard_config cfg = { .guest = pr->guest, .grace_ms = pr->policy.grace_ms, .owner_fd = -1 };
+	const struct ft_guard_config cfg = {
+		.guest = pr->guest, .pause_limit_ms = pause_limit_ms(pr), .grace_ms = pr->policy.grace_ms, .owner_fd = -1,
+	};
 	int rc = ft_guard_adopt(&cfg, &pr->owner_fd, &pr->guard);
 
 	return rc == -ENOENT ? 0 : rc;
@@ -403,7 +417,8 @@ static int adopt_guard(struct protect *pr)
 static int start_guard(struct protect *pr)
 {
 	struct ft_guard_config cfg = {
-		.guest = pr->guest, .grace_ms = pr->policy.grace_ms, .owner_fd = pr->netbuf ? ft_netbuf_owner_fd(pr->netbuf) : -1,
+		.guest = pr->guest, .pause_limit_ms = pause_limit_ms(pr), .grace_ms = pr->policy.grace_ms,
+		.owner_fd = pr->netbuf ? ft_netbuf_owner_fd(pr->netbuf) : -1,
 	};
 	int rc;
 
@@ -564,10 +579,11 @@ static int load_guest(struct protect *pr)
 		ft_err("no guest '%s' on this host: there is no %s/%s.conf", pr->guest, ft_conf()->guests_dir, pr->guest);
 	if (rc)
 		return rc;
-	rc = ft_attach_load(pr->guest, &pr->attach);
+	rc = ft_hv_find(&pr->spec, &pr->attach);
 	if (rc) {
 		if (rc == -ENOENT || rc == -ESRCH)
-			ft_err("%s does not run here: start it with `ft-guest start %s`", pr->guest, pr->guest);
+			ft_err("%s does not run here: start it with `%s %s`", pr->guest,
+			       pr->spec.hypervisor == FT_HYPERVISOR_XEN ? "xl create" : "ft-guest start", pr->guest);
 		return rc;
 	}
 	rc = ft_spec_format(&pr->spec, pr->spec_text, sizeof(pr->spec_text));
@@ -725,11 +741,10 @@ static void watch(struct protect *pr)
 
 static int make_parts(struct protect *pr)
 {
-	const struct ft_qemu_options opt = { .tracker = pr->policy.tracker };
 	int rc = make_netbuf(pr);
 
 	if (!rc)
-		rc = ft_qemu_open(&pr->attach, &opt, &pr->vm);
+		rc = ft_hv_open(&pr->attach, pr->policy.tracker, &pr->vm);
 	if (!rc)
 		rc = make_mirror(pr);
 	if (!rc)
@@ -754,7 +769,7 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 		.guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0),
 	};
 	if (load_guest(pr) || take_lock(pr) || check_record(pr, log_obstacle, pr) || adopt_guard(pr) || ft_tls_check(&tls) ||
-	    ft_qemu_check(&pr->attach, log_obstacle, pr))
+	    ft_hv_check(&pr->spec, &pr->attach, log_obstacle, pr))
 		return FT_END_OBSTACLE;
 	ft_priority_raise();
 	ft_log_keep(why, sizeof(why));
@@ -923,7 +938,7 @@ static void check_peer(struct check *ck)
 	const struct ft_conf *conf = ft_conf();
 	struct ft_link_config cfg = {
 		.tls = { conf->tls_ca, conf->tls_cert, conf->tls_key },
-		.primary = true, .guest = ck->pr->guest, .peer = ck->pr->peer, .connect_timeout_ms = CONNECT_TIMEOUT_MS,
+		.primary = true, .guest = ck->pr->guest, .peer = ck->pr->peer, .connect_timeout_ms = connect_timeout_ms(),
 		.send_bound = SEND_BOUND, .on_up = check_up, .on_record = check_answer, .on_down = check_down, .ctx = ck,
 	};
 	ev_timer late;
@@ -962,7 +977,7 @@ int protect_check(struct protect *pr, const char *guest, const char *peer)
 		count_obstacle(&ck, "it is protected already by another ft-protect on this host (ft-ctl status names its peer)");
 		return ck.count;
 	}
-	(void)ft_qemu_check(&pr->attach, count_obstacle, &ck);  /* counted by the callback */
+	(void)ft_hv_check(&pr->spec, &pr->attach, count_obstacle, &ck);  /* counted by the callback */
 	netbuf_config(pr, &nb);
 	if (nb.nr_taps)
 		(void)ft_netbuf_check(&nb, count_obstacle, &ck);

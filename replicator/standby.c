@@ -29,6 +29,7 @@
 #define IDLE_S 15.0                     /* nothing to keep and nobody here: end */
 #define TAKEN_S 2.0                     /* ... sooner once the guest is ours: what we know of it grows old */
 #define SEND_BOUND (1u << 20)
+#define CONNECT_SILENCES 16             /* a little longer than the primary waits */
 #define PREDECESSOR_S 20                /* a leaving child ends its links and its parked QEMU */
 
 struct standby;
@@ -208,7 +209,7 @@ static void serve(struct standby *sb, int fd)
 	const struct ft_conf *conf = ft_conf();
 	struct ft_link_config cfg = {
 		.tls = { conf->tls_ca, conf->tls_cert, conf->tls_key },
-		.guest = sb->guest, .connect_timeout_ms = 5000, .send_bound = SEND_BOUND,
+		.guest = sb->guest, .connect_timeout_ms = conf->policy.silence_ms * CONNECT_SILENCES, .send_bound = SEND_BOUND,
 		.on_up = conn_up, .on_record = conn_record, .on_down = conn_down,
 	};
 	struct conn *c = make_slot(sb);
@@ -390,7 +391,7 @@ static enum ft_wire_reason op_admit(void *ctx, const struct ft_wire_hello *h, co
 	/* A parked QEMU has been asked already, and a session that is resumed must not wait for QEMU's help text. */
 	if (ev_is_active(&sb->replica_event))
 		return FT_REASON_OK;
-	return hypervisor_reason(ft_qemu_replica_check(&sb->theirs, why, size));
+	return hypervisor_reason(ft_hv_replica_check(&sb->theirs, why, size));
 }
 
 static bool op_runs_here(void *ctx)
@@ -442,7 +443,7 @@ static enum ft_wire_reason op_could_prepare(void *ctx, char *why, size_t size)
 	if (check_bridges(sb, why, size))
 		return FT_REASON_INTERNAL;
 	ft_log_keep(why, size);
-	rc = ft_qemu_replica_room(&sb->spec);
+	rc = ft_hv_replica_room(&sb->spec);
 	ft_log_keep(NULL, 0);
 	return hypervisor_reason(rc);
 }
@@ -450,7 +451,7 @@ static enum ft_wire_reason op_could_prepare(void *ctx, char *why, size_t size)
 static enum ft_wire_reason op_prepare(void *ctx, struct ft_replica **out, char *why, size_t size)
 {
 	struct standby *sb = ctx;
-	int rc = ft_qemu_replica_prepare(&sb->spec, &sb->theirs, out, why, size);
+	int rc = ft_hv_replica_prepare(&sb->spec, &sb->theirs, out, why, size);
 
 	if (!rc && clear_the_way(sb, why, size)) {
 		(*out)->ops->destroy(*out);
@@ -589,7 +590,8 @@ static const struct ft_backup_ops backup_ops = {
 
 static json_t *status_json(struct standby *sb)
 {
-	const char *accel = sb->theirs.memory ? ft_accel_name(sb->theirs.accel) : NULL;
+	bool xen = sb->theirs.hypervisor == FT_HYPERVISOR_XEN;
+	const char *accel = !sb->theirs.memory ? NULL : xen ? "hap" : ft_accel_name(sb->theirs.accel);
 	struct ft_store_status disks = { 0 };
 	struct ft_backup_status s;
 	json_t *j;
@@ -599,7 +601,7 @@ static json_t *status_json(struct standby *sb)
 		ft_store_get_status(s.store, &disks);
 	j = json_pack("{s:b, s:s, s:s, s:s, s:I, s:s, s:s, s:s?, s:I, s:I, s:I, s:b, s:b, s:I}",
 			 "ok", 1, "guest", sb->guest, "role", "backup", "state", ft_backup_state_name(s.state),
-			 "generation", (json_int_t)s.generation, "peer", s.peer, "backend", "qemu", "accel", accel,
+			 "generation", (json_int_t)s.generation, "peer", s.peer, "backend", xen ? "xen" : "qemu", "accel", accel,
 			 "epoch", (json_int_t)s.epoch, "acked_epoch", (json_int_t)s.epoch,
 			 "applied_epoch", (json_int_t)s.applied_epoch, "linked", s.linked, "drilling", s.drilling,
 			 "staging_bytes", (json_int_t)s.staging_bytes);

@@ -3,6 +3,7 @@
 # deps.sh SET... - install distribution packages. The one place where dependencies are listed.
 #   build  compile and link        run   what a protected host needs
 #   check  tests and demo          lint  static analysis     debian13  the trixie tree
+#   xen    the Xen backend (optional: without it ft is built for QEMU only) and its lab
 # Does nothing, and needs no network, when everything is already there. DEPS_PRINT=1 prints instead.
 set -eu
 build="gcc make pkg-config libc6-dev libev-dev libjansson-dev liblz4-dev libxxhash-dev libssl-dev
@@ -12,6 +13,7 @@ check="$run qemu-utils redis-server redis-tools busybox-static cpio python3 proc
  clang libclang-rt-dev"
 lint="clang-tidy cppcheck clang-format"
 debian13="debootstrap"
+xen="libxen-dev pkg-config zstd binutils"
 
 want=
 for set in "$@"; do
@@ -21,7 +23,8 @@ for set in "$@"; do
 	check) want="$want $check" ;;
 	lint) want="$want $lint" ;;
 	debian13) want="$want $debian13" ;;
-	*) echo "deps.sh: no package set '$set' (build, run, check, lint, debian13)" >&2; exit 2 ;;
+	xen) want="$want $xen" ;;
+	*) echo "deps.sh: no package set '$set' (build, run, check, lint, debian13, xen)" >&2; exit 2 ;;
 	esac
 done
 if [ "${DEPS_PRINT:-}" ]; then

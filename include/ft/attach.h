@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
- * attach.h - the attach record: how to reach a running QEMU guest. Written by ft-guest (or another
+ * attach.h - the attach record: how to reach a running guest. Written by ft-guest (or another
  * launcher) to /run/ft/guests/NAME/attach, JSON, one object, all keys required, unknown keys refused.
+ * Of a Xen guest ft itself writes it, from what xenstore says of the domain; its object has other keys.
  */
 #ifndef FT_ATTACH_H
 #define FT_ATTACH_H
@@ -19,30 +20,41 @@ struct ft_attach_disk {                 /* see ft/diskserver.h */
 	uint64_t pid_start;
 };
 
+#define FT_ATTACH_PAGES_MAX 512
+
 struct ft_attach {
 	char guest[FT_NAME_MAX + 1];
+	enum ft_hypervisor hypervisor;
+	uint64_t memory;                 /* bytes to replicate; QEMU: equals the RAM file's size */
+	unsigned nr_nics;
+	struct {
+		uint8_t mac[6];
+		char tap[16];            /* or vif */
+		char bridge[16];
+	} nic[FT_SPEC_NICS_MAX];
+
+	/* Xen */
+	uint32_t domid;
+	char uuid[37];                   /* a domid used again is not our guest */
+	char xen_version[16];            /* "4.17" */
+	char pages[FT_ATTACH_PAGES_MAX]; /* the frames that make up memory, as checkpoint/xen_pages.h writes them */
+
+	/* QEMU */
 	pid_t pid;                       /* of QEMU */
 	uint64_t pid_start;              /* field 22 of /proc/PID/stat: a recycled pid is not our guest */
 	char qmp[FT_SPEC_PATH_MAX];      /* QMP socket for the replicator */
 	char qmp_guard[FT_SPEC_PATH_MAX];/* QMP socket for the guard */
 	char qmp_state[FT_SPEC_PATH_MAX];/* QMP socket for the replicator's state command alone (see ft_qmp_arm) */
 	char ram[FT_SPEC_PATH_MAX];      /* RAM file, shared mapping */
-	uint64_t memory;                 /* bytes; equals the file's size */
 	char preload[FT_SPEC_PATH_MAX];  /* shared page of the preload (struct ft_preload_page), or empty */
 	enum ft_accel accel;             /* what really runs: KVM or TCG, never AUTO */
 	char machine[64];                /* resolved versioned machine type */
 	char qemu_version[32];           /* "7.2.22" as QMP reports it */
 	unsigned nr_disks;
 	struct ft_attach_disk disk[FT_DISKS_MAX];
-	unsigned nr_nics;
-	struct {
-		uint8_t mac[6];
-		char tap[16];
-		char bridge[16];
-	} nic[FT_SPEC_NICS_MAX];
 };
 
-/* -ENOENT: no record, -ESRCH: its QEMU is gone (@out is filled): both silent. -EINVAL: logged. */
+/* -ENOENT: no record, -ESRCH: its QEMU or domain is gone (@out is filled): both silent. -EINVAL: logged. */
 int ft_attach_load(const char *guest, struct ft_attach *out) FT_MUST_CHECK;
 /* The guest's run directory must exist. */
 int ft_attach_save(const struct ft_attach *at) FT_MUST_CHECK;

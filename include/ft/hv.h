@@ -3,8 +3,8 @@
  * hv.h - what a checkpoint needs from a hypervisor, and what a replica needs from one.
  *
  * Two ops tables, one for the running guest on the primary (struct ft_vm), one for the replica on the
- * backup (struct ft_replica). Backends: qemu (checkpoint/qemu_*.c), fake (ft/fake.h: a
- * deterministic guest in process, for tests and the simulation). xen has its own issue.
+ * backup (struct ft_replica). Backends: qemu (checkpoint/qemu_*.c), xen (checkpoint/xen_*.c), fake (ft/fake.h: a
+ * deterministic guest in process, for tests and the simulation).
  * All members are set; int ones return 0 or -errno; every call has a bound on its time inside.
  */
 #ifndef FT_HV_H
@@ -26,13 +26,18 @@ enum ft_vm_event {
 /* Backends embed this as their first member. */
 struct ft_vm {
 	const struct ft_hv_ops *ops;
-	const char *backend;    /* "qemu", "fake" */
-	const char *accel;      /* "kvm", "tcg", "fake" */
-	const char *tracker;    /* "uffd-wp-async", "soft-dirty", "compare", "fake" */
-	const uint8_t *ram;     /* guest RAM in RAM-file order, as pages are to be copied; track may change it */
+	const char *backend;    /* "qemu", "xen", "fake" */
+	const char *accel;      /* "kvm", "tcg", "hap", "fake" */
+	const char *tracker;    /* "uffd-wp-async", "soft-dirty", "compare", "log-dirty", "fake" */
+	/*
+	 * Guest RAM without its holes, as pages are to be copied: in RAM-file order, or in that of the page map
+	 * (struct ft_attach.pages). track may change it.
+	 */
+	const uint8_t *ram;
 	uint64_t nr_pages;
 	int event_fd;           /* readable: call next_event until FT_VM_NONE */
-	/* The owner's, set before track: called now and then while a take_dirty takes long. NULL: not wanted. */
+	bool no_drill;          /* a replica of this kind cannot be rehearsed: protection begins without */
+	/* The owner's, set before track: called now and then while a pause or take_dirty takes long. NULL: not wanted. */
 	void (*busy)(void *ctx);
 	void *busy_ctx;
 };
@@ -45,7 +50,10 @@ struct ft_vm {
 struct ft_hv_ops {
 	/* Start dirty tracking. Everything written from here on is reported by some take_dirty. */
 	int (*track)(struct ft_vm *vm);
-	/* Returns once vCPUs stand still and devices have stopped writing RAM (QMP stop has returned). */
+	/*
+	 * Returns once vCPUs stand still and devices have stopped writing RAM that counts (QMP stop has returned; a domain
+	 * has suspended: what back ends still write then, front ends forget when they connect anew).
+	 */
 	int (*pause)(struct ft_vm *vm);
 	/* Start serialising vCPU and device state; returns at once so that pages are copied meanwhile. */
 	int (*state_begin)(struct ft_vm *vm);
@@ -138,5 +146,55 @@ int ft_qemu_replica_room(const struct ft_spec *spec) FT_MUST_CHECK;
  */
 int ft_qemu_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out,
 			    char *why, size_t size) FT_MUST_CHECK;
+
+/* --- Xen: a build without libxen-dev has them too; they say so and fail with -ENOTSUP --- */
+
+bool ft_xen_built(void);
+/* Fill @out from the running domain that is called as the guest. -ENOENT: there is none (silent). Else logged. */
+int ft_xen_find(const struct ft_spec *spec, struct ft_attach *out) FT_MUST_CHECK;
+bool ft_xen_alive(const struct ft_attach *at);          /* the domain of the record still exists */
+int ft_xen_open(const struct ft_attach *at, struct ft_vm **out) FT_MUST_CHECK;
+int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx);
+int ft_xen_replica_check(const struct ft_attach *theirs, char *why, size_t size) FT_MUST_CHECK;
+int ft_xen_replica_room(const struct ft_spec *spec) FT_MUST_CHECK;
+int ft_xen_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out,
+			   char *why, size_t size) FT_MUST_CHECK;
+
+/* --- whichever the guest runs on --- */
+
+/* The attach record of the running guest: QEMU's is on disk, a domain's is made now, and saved. As ft_attach_load. */
+int ft_hv_find(const struct ft_spec *spec, struct ft_attach *out) FT_MUST_CHECK;
+int ft_hv_open(const struct ft_attach *at, const char *tracker, struct ft_vm **out) FT_MUST_CHECK;
+int ft_hv_check(const struct ft_spec *spec, const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx);
+int ft_hv_replica_check(const struct ft_attach *theirs, char *why, size_t size) FT_MUST_CHECK;
+int ft_hv_replica_room(const struct ft_spec *spec) FT_MUST_CHECK;
+int ft_hv_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out,
+			  char *why, size_t size) FT_MUST_CHECK;
+
+/*
+ * What a guard needs of a hypervisor: to see whether the guest stands still, and to let it run or stop it. A
+ * connection of its own, opened before anything goes wrong. One thread.
+ */
+struct ft_hold {
+	const struct ft_hold_ops *ops;
+	int fd;                 /* readable: ask gone() */
+};
+
+struct ft_hold_ops {
+	bool (*gone)(struct ft_hold *h);
+	bool (*paused)(struct ft_hold *h);      /* as far as it has been told; never blocks for long */
+	bool (*ask_paused)(struct ft_hold *h);  /* asks */
+	/*
+	 * Let it run, also when the pause of a dead ft-protect is still on its way. 0: it has answered, or -EREMOTEIO: it
+	 * refused, @why says. Anything else: try again.
+	 */
+	int (*run)(struct ft_hold *h, char *why, size_t size);
+	int (*stop)(struct ft_hold *h);
+	void (*close)(struct ft_hold *h);
+};
+
+int ft_hv_hold(const struct ft_attach *at, struct ft_hold **out) FT_MUST_CHECK;
+int ft_qemu_hold(const struct ft_attach *at, struct ft_hold **out) FT_MUST_CHECK;
+int ft_xen_hold(const struct ft_attach *at, struct ft_hold **out) FT_MUST_CHECK;
 
 #endif

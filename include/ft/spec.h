@@ -3,7 +3,7 @@
  * spec.h - the guest file: what a guest is, as data with a checked schema.
  *
  * The same file lies on both hosts (/etc/ft/guests/NAME.conf). Each host builds its own QEMU command
- * line from its own copy; a peer sends its spec only to be compared, never to be executed. INI syntax
+ * line, or Xen domain, from its own copy; a peer sends its spec only to be compared, never to be executed. INI syntax
  * (ini.h): a [guest] section, then one [disk] section per disk and one [nic] section per interface.
  */
 #ifndef FT_SPEC_H
@@ -20,6 +20,7 @@
 
 enum ft_accel { FT_ACCEL_AUTO, FT_ACCEL_KVM, FT_ACCEL_TCG };
 const char *ft_accel_name(enum ft_accel a);     /* "auto", "kvm", "tcg" */
+enum ft_hypervisor { FT_HYPERVISOR_QEMU, FT_HYPERVISOR_XEN };
 
 /*
  * Legacy is the default: the modern interface alone makes 45 KB of device state per nic or disk (QEMU keeps room for
@@ -43,6 +44,7 @@ struct ft_spec {
 	char name[FT_NAME_MAX + 1];
 	uint64_t memory;                /* bytes, a multiple of 2 MiB */
 	unsigned vcpus;                 /* 1..64 */
+	enum ft_hypervisor hypervisor;  /* under Xen a PVH domain: accel, machine, cpu and virtio say nothing then */
 	enum ft_accel accel;
 	char machine[64];               /* versioned QEMU machine type, or empty: the default */
 	char cpu[64];                   /* QEMU CPU model, or empty: the default of the accelerator */

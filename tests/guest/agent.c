@@ -2,6 +2,8 @@
 /*
  * agent.c - runs in the test guest (static, one file): does on request what a protected guest may do.
  *
+ *	agent [TICK_MS]     how often it looks whether there is something to do: more where each interrupt is dear
+ *
  * UDP port 7001, one command a datagram, answered with one line "ok ..." or "error ...":
  *	dirty MB RATE       keep writing RATE pages a second, all over MB megabytes (0 0 stops)
  *	burn N              N CPU-bound threads
@@ -36,13 +38,13 @@
 #include <unistd.h>
 
 #define PAGE 4096ul
-#define TICK_MS 2
 #define BURNERS_MAX 8
 #define CONTROL_PORT 7001
 #define ECHO_PORT 7002
 #define FRAMES_PORT 7003
 
 static const char nic[] = "eth0";
+static unsigned tick_ms = 2;
 static _Atomic uint64_t pages_written, rounds_burnt[BURNERS_MAX];
 static _Atomic unsigned dirty_rate, nr_burners;
 static uint64_t echoes;
@@ -112,7 +114,7 @@ static void *dirtier(void *arg)
 		pthread_mutex_unlock(&dirty_lock);
 		if (!dirty_area)
 			due = 0;
-		sleep_ms(TICK_MS);
+		sleep_ms(tick_ms);
 	}
 	return arg;
 }
@@ -144,7 +146,7 @@ static void *burner(void *arg)
 
 	for (;;) {
 		if (me >= nr_burners) {
-			sleep_ms(20);
+			sleep_ms(10 * tick_ms);
 			continue;
 		}
 		for (int i = 0; i < 100000; i++)
@@ -379,11 +381,13 @@ static void serve(int fd, void (*act)(const char *request, char *out, size_t siz
 	sendto(fd, out, strlen(out), 0, (struct sockaddr *)&from, len);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	struct pollfd fd[2] = { { listen_udp(CONTROL_PORT), POLLIN, 0 }, { listen_udp(ECHO_PORT), POLLIN, 0 } };
 	pthread_t t;
 
+	if (argc > 1)
+		tick_ms = (unsigned)atoi(argv[1]);
 	pthread_create(&t, NULL, dirtier, NULL);
 	for (uintptr_t i = 0; i < BURNERS_MAX; i++)
 		pthread_create(&t, NULL, burner, (void *)i);

@@ -3,12 +3,13 @@
 # mkguest.sh DIR - make DIR/vmlinuz and DIR/initrd.img, the guest of the demo and of the host tests, and
 # DIR/initrd-disk.img for guests with disks, which also has e2fsprogs and sqlite3 (and takes longer to unpack).
 # From distribution packages only: Debian's cloud kernel, busybox-static, Redis ...; and tests/guest/.
+# GUEST_KERNEL=amd64 GUEST_MODULES="..." make it for another kernel, with other drivers.
 set -eu
 src=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:?usage: mkguest.sh DIR}
 # A dependency comes before what needs it. What is built into the kernel has no file and is left out.
-modules="virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover
- virtio_net virtio_blk crc16 crc32c_generic mbcache jbd2 ext4 ipv6 evdev button"
+modules="${GUEST_MODULES:-virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover
+ virtio_net virtio_blk} crc16 crc32c_generic mbcache jbd2 ext4 ipv6 evdev button"
 
 need() {
 	command -v "$1" >/dev/null || { echo "mkguest.sh: $1 is missing; run scripts/deps.sh check" >&2; exit 1; }
@@ -42,7 +43,7 @@ pack() {
 
 PATH=$PATH:/usr/sbin:/sbin
 for tool in busybox redis-server cpio cc mke2fs e2fsck sqlite3; do need $tool; done
-kernel=$("$src/kernel.sh")
+kernel=$("$src/kernel.sh" "${GUEST_KERNEL:-cloud-amd64}")
 
 mkdir -p "$out"
 root=$(mktemp -d "$out/root.XXXXXX")

@@ -791,7 +791,7 @@ TEST(qemu_dies_under_a_living_ft_protect_then_the_guard_waits_for_it)
 	int fd = guard_pidfd(&pid);
 
 	CHECK_OK(kill(qemu_pid, SIGKILL));
-	EVENTUALLY(guard_said("QEMU has ended"));
+	EVENTUALLY(guard_said("the guest has ended"));
 	CHECK_EQ(does(&p, "a"), 'y');
 	CHECK_EQ(does(&p, "e"), '0');
 	CHECK(ended(fd, 10000));

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * xen.h - internal: what the files of the Xen backend share.
+ *
+ * Only calls that Xen 4.17 and 4.20 have in common are used, so one source serves both.
+ */
+#ifndef FT_CHECKPOINT_XEN_H
+#define FT_CHECKPOINT_XEN_H
+
+#include "checkpoint/xen_pages.h"
+#include "ft/hv.h"
+
+#include <xenctrl.h>
+#include <xenforeignmemory.h>
+#include <xenstore.h>
+
+/* --- xen_dom.c: handles, domains, xenstore --- */
+
+struct xen_dom {
+	char guest[FT_NAME_MAX + 1];
+	uint32_t domid;
+	xc_interface *xc;
+	struct xs_handle *xs;
+	xenforeignmemory_handle *mem;
+};
+
+int xen_dom_open(struct xen_dom *d, const char *guest, uint32_t domid) FT_MUST_CHECK;
+void xen_dom_close(struct xen_dom *d);                                  /* takes half-opened ones */
+int xen_dom_info(const struct xen_dom *d, xc_domaininfo_t *info);       /* -ESRCH: there is none */
+void xen_dom_uuid(const xc_domaininfo_t *info, char uuid[37]);
+/* The domain called @name. -ENOENT. */
+int xen_dom_find(struct xs_handle *xs, const char *name, uint32_t *domid) FT_MUST_CHECK;
+/* A node below /local/domain/DOMID (@dom) or at @fmt; NULL when there is none. The caller frees. */
+char *xen_read(struct xs_handle *xs, const char *fmt, ...) FT_PRINTF(2, 3);
+int xen_write(struct xs_handle *xs, const char *value, const char *fmt, ...) FT_PRINTF(3, 4) FT_MUST_CHECK;
+int xen_dom_nics(const struct xen_dom *d, struct ft_attach *at) FT_MUST_CHECK;
+
+static inline bool xen_is_shut_down(const xc_domaininfo_t *info, unsigned reason)
+{
+	return info->flags & XEN_DOMINF_shutdown &&
+	       (info->flags >> XEN_DOMINF_shutdownshift & XEN_DOMINF_shutdownmask) == reason;
+}
+
+/* Frames that belong to the domain's own connections (xenstore, console): each host's are its own, and not replicated. */
+struct xen_specials {
+	uint64_t store, console;
+};
+int xen_dom_specials(const struct xen_dom *d, struct xen_specials *out) FT_MUST_CHECK;
+
+/* --- xen_tool.c: the toolstack does what is not urgent --- */
+
+/* Run `xl ARG...` (NULL at the end). 0, -ETIMEDOUT, or -EIO: logged with the last thing it said. */
+int xen_xl(const char *guest, unsigned timeout_s, const char *const *arg) FT_MUST_CHECK;
+/* Dead at once, then cleaned up. Idempotent. */
+int xen_destroy(const struct xen_dom *d) FT_MUST_CHECK;
+
+/* --- xen_suspend.c: a domain is asked to suspend, and is told that it was not moved --- */
+
+struct xen_suspend {
+	const struct xen_dom *dom;      /* borrowed; watches are on its xenstore connection */
+	bool late;                      /* asked, and then not waited for any longer: it may suspend yet */
+	void (*busy)(void *ctx);
+	void *busy_ctx;
+};
+
+int xen_suspend_watch(struct xen_suspend *s) FT_MUST_CHECK;
+/* -ETIMEDOUT; -ESRCH: gone; -ESHUTDOWN: ended otherwise; -EBUSY: somebody else holds or ends it. Logged, but for the last three. */
+int xen_suspend_begin(struct xen_suspend *s) FT_MUST_CHECK;
+int xen_suspend_end(struct xen_suspend *s) FT_MUST_CHECK;
+void xen_suspend_drain(struct xen_suspend *s);          /* forget events that have come */
+
+/* --- xen_state.c: all of a domain but its memory --- */
+
+struct xen_state_buf {                  /* kept from epoch to epoch */
+	uint8_t *context;
+	uint32_t size;
+};
+int xen_state_init(const struct xen_dom *d, struct xen_state_buf *b) FT_MUST_CHECK;
+int xen_state_save(const struct xen_dom *d, struct xen_state_buf *b, struct ft_blob *out) FT_MUST_CHECK;
+/* @state comes from the peer. Nothing is changed when it does not fit. */
+int xen_state_load(const struct xen_dom *d, const struct ft_blob *state) FT_MUST_CHECK;
+/* What must be equal on both sides, once a session. */
+int xen_params_save(const struct xen_dom *d, struct ft_blob *out) FT_MUST_CHECK;
+int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs) FT_MUST_CHECK;
+
+/* --- xen_memory.c --- */
+
+/*
+ * The frames of @map in one piece of address space; frames without memory, and @specials, read as zeros and are never
+ * the guest's. *@nr_missing: how many have no memory (NULL: not of interest).
+ */
+int xen_map(const struct xen_dom *d, const struct xen_pages *map, const struct xen_specials *specials, bool writable,
+	    uint8_t **out, uint64_t *nr_missing) FT_MUST_CHECK;
+void xen_unmap(uint8_t *ram, const struct xen_pages *map);
+/* Find the frames that have memory. */
+int xen_find_pages(const struct xen_dom *d, struct xen_pages *out) FT_MUST_CHECK;
+/* Give memory to those of @map that have none. */
+int xen_populate(const struct xen_dom *d, const struct xen_pages *map) FT_MUST_CHECK;
+
+#endif

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/* xen_dom.c - handles, domains, xenstore. See checkpoint/xen.h. */
+#include "checkpoint/xen.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <unistd.h>
+#include <xen/hvm/params.h>
+
+/* --- handles --- */
+
+int xen_dom_open(struct xen_dom *d, const char *guest, uint32_t domid)
+{
+	*d = (struct xen_dom){ .domid = domid };
+	snprintf(d->guest, sizeof(d->guest), "%s", guest);
+	d->xc = xc_interface_open(NULL, NULL, 0);
+	d->xs = d->xc ? xs_open(0) : NULL;
+	d->mem = d->xs ? xenforeignmemory_open(NULL, 0) : NULL;
+	if (d->mem)
+		return 0;
+	ft_err("%s: %s cannot be reached: %s: is this dom0 of a Xen host, and are you root?", guest,
+	       d->xc ? d->xs ? "guest memory" : "xenstore" : "the hypervisor", strerror(errno));
+	xen_dom_close(d);
+	return -ENOTCONN;
+}
+
+void xen_dom_close(struct xen_dom *d)
+{
+	if (d->mem)
+		xenforeignmemory_close(d->mem);
+	if (d->xs)
+		xs_close(d->xs);
+	if (d->xc)
+		xc_interface_close(d->xc);
+	*d = (struct xen_dom){ .domid = d->domid };
+}
+
+/* --- domains --- */
+
+int xen_dom_info(const struct xen_dom *d, xc_domaininfo_t *info)
+{
+	int n = xc_domain_getinfolist(d->xc, d->domid, 1, info);
+
+	if (n < 0)
+		return -errno;
+	return n == 1 && info->domain == d->domid && !(info->flags & XEN_DOMINF_dying) ? 0 : -ESRCH;
+}
+
+void xen_dom_uuid(const xc_domaininfo_t *info, char uuid[37])
+{
+	const uint8_t *b = (const uint8_t *)info->handle;
+
+	for (unsigned i = 0; i < 16; i++)
+		uuid += sprintf(uuid, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", b[i]);
+}
+
+int xen_dom_find(struct xs_handle *xs, const char *name, uint32_t *domid)
+{
+	unsigned nr = 0;
+	char **ids = xs_directory(xs, XBT_NULL, "/local/domain", &nr);
+	int rc = ids ? -ENOENT : -errno;
+
+	for (unsigned i = 0; i < nr && rc == -ENOENT; i++) {
+		char *other = xen_read(xs, "/local/domain/%s/name", ids[i]);
+
+		if (other && !strcmp(other, name) && strcmp(ids[i], "0")) {
+			*domid = (uint32_t)strtoul(ids[i], NULL, 10);
+			rc = 0;
+		}
+		free(other);
+	}
+	free(ids);
+	return rc;
+}
+
+int xen_dom_specials(const struct xen_dom *d, struct xen_specials *out)
+{
+	if (!xc_hvm_param_get(d->xc, d->domid, HVM_PARAM_STORE_PFN, &out->store) &&
+	    !xc_hvm_param_get(d->xc, d->domid, HVM_PARAM_CONSOLE_PFN, &out->console))
+		return 0;
+	ft_err("%s: the frames of its xenstore and console connections cannot be asked for: %s", d->guest, strerror(errno));
+	return -errno;
+}
+
+/* --- xenstore --- */
+
+char *xen_read(struct xs_handle *xs, const char *fmt, ...)
+{
+	char path[256];
+	unsigned len;
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(path, sizeof(path), fmt, ap);
+	va_end(ap);
+	return xs_read(xs, XBT_NULL, path, &len);
+}
+
+int xen_write(struct xs_handle *xs, const char *value, const char *fmt, ...)
+{
+	char path[256];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(path, sizeof(path), fmt, ap);
+	va_end(ap);
+	return xs_write(xs, XBT_NULL, path, value, (unsigned)strlen(value)) ? 0 : -errno;
+}
+
+/* --- network interfaces --- */
+
+static bool parse_mac(const char *text, uint8_t mac[6])
+{
+	unsigned b[6];
+
+	if (!text || sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5]) != 6)
+		return false;
+	for (unsigned i = 0; i < 6; i++)
+		mac[i] = (uint8_t)b[i];
+	return true;
+}
+
+static bool is_vif(const char *name)
+{
+	char path[80];
+
+	snprintf(path, sizeof(path), "/sys/class/net/%s", name);
+	return *name && access(path, F_OK) == 0;
+}
+
+/* Interface @id of the domain: false: it is not served by this dom0, or not as a port of a bridge. */
+static bool read_nic(const struct xen_dom *d, const char *id, struct ft_attach *at)
+{
+	char back[64];
+	unsigned i = at->nr_nics++;
+	char *mac, *bridge, *name;
+	bool ok;
+
+	snprintf(back, sizeof(back), "/local/domain/0/backend/vif/%u/%s", d->domid, id);
+	mac = xen_read(d->xs, "%s/mac", back);
+	bridge = xen_read(d->xs, "%s/bridge", back);
+	name = xen_read(d->xs, "%s/vifname", back);
+	snprintf(at->nic[i].bridge, sizeof(at->nic[i].bridge), "%s", bridge ? bridge : "");
+	if (name)
+		snprintf(at->nic[i].tap, sizeof(at->nic[i].tap), "%s", name);
+	else
+		snprintf(at->nic[i].tap, sizeof(at->nic[i].tap), "vif%u.%s", d->domid, id);
+	ok = parse_mac(mac, at->nic[i].mac) && at->nic[i].bridge[0] && is_vif(at->nic[i].tap);
+	free(name);
+	free(bridge);
+	free(mac);
+	return ok;
+}
+
+int xen_dom_nics(const struct xen_dom *d, struct ft_attach *at)
+{
+	char path[64];
+	unsigned nr = 0;
+	char **ids;
+	int rc = 0;
+
+	snprintf(path, sizeof(path), "/local/domain/%u/device/vif", d->domid);
+	ids = xs_directory(d->xs, XBT_NULL, path, &nr);
+	at->nr_nics = 0;
+	for (unsigned i = 0; i < nr && !rc; i++) {
+		rc = i == FT_SPEC_NICS_MAX ? -E2BIG : read_nic(d, ids[i], at) ? 0 : -ENODEV;
+		if (rc)
+			ft_err("%s: its network interface %s is not a vif on a bridge of this dom0: what it sends could not be held", d->guest, ids[i]);
+	}
+	free(ids);
+	return rc;
+}

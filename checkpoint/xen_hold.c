@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/* xen_hold.c - how a guard sees, lets run and stops a domain; see struct ft_hold. */
+#include "checkpoint/xen.h"
+
+#include <stdio.h>
+#include <xen/sched.h>
+
+#define LATE_NS (5 * FT_S_NS)           /* a request that a dead ft-protect has made may be answered as late as that */
+
+struct xen_hold {
+	struct ft_hold hold;
+	struct xen_dom dom;
+	struct xen_suspend suspend;
+	bool stopped;                   /* by us */
+	uint64_t run_since_ns;          /* when run was first asked for; 0: it is not */
+};
+
+static struct xen_hold *xen_of(struct ft_hold *hold)
+{
+	return ft_container_of(hold, struct xen_hold, hold);
+}
+
+static bool suspended(const struct xen_hold *h)
+{
+	xc_domaininfo_t info;
+
+	return !xen_dom_info(&h->dom, &info) && xen_is_shut_down(&info, SHUTDOWN_suspend);
+}
+
+static bool xen_gone(struct ft_hold *hold)
+{
+	struct xen_hold *h = xen_of(hold);
+	xc_domaininfo_t info;
+
+	xen_suspend_drain(&h->suspend);
+	return xen_dom_info(&h->dom, &info) == -ESRCH;
+}
+
+static bool xen_paused(struct ft_hold *hold)
+{
+	return suspended(xen_of(hold));
+}
+
+/* What ft-protect asked for last has been taken by the guest, or the node would still say so: it suspends, maybe now. */
+static bool taken_back(const struct xen_hold *h)
+{
+	char path[64], *now;
+	unsigned len;
+	bool ours;
+
+	snprintf(path, sizeof(path), "/local/domain/%u/control/shutdown", h->dom.domid);
+	now = xs_read(h->dom.xs, XBT_NULL, path, &len);
+	ours = now && !strcmp(now, "suspend");
+	free(now);
+	return ours && xs_write(h->dom.xs, XBT_NULL, path, "", 0);
+}
+
+static int unpause(struct xen_hold *h, char *why, size_t size)
+{
+	if (h->stopped && xc_domain_unpause(h->dom.xc, h->dom.domid)) {
+		snprintf(why, size, "Xen does not unpause it: %s", strerror(errno));
+		return -EIO;
+	}
+	h->stopped = false;
+	return 0;
+}
+
+static int xen_run(struct ft_hold *hold, char *why, size_t size)
+{
+	struct xen_hold *h = xen_of(hold);
+	uint64_t now = ft_now_ns();
+	int rc = unpause(h, why, size);
+
+	if (rc)
+		return rc;
+	if (!h->run_since_ns)
+		h->run_since_ns = now;
+	if (suspended(h)) {
+		rc = xen_suspend_end(&h->suspend);
+		if (rc)
+			snprintf(why, size, "Xen does not resume it: %s", strerror(-rc));
+	} else if (!taken_back(h) && now - h->run_since_ns < LATE_NS && !xen_gone(hold)) {
+		snprintf(why, size, "it may suspend yet");
+		return -EAGAIN;
+	}
+	if (!rc)
+		h->run_since_ns = 0;
+	return rc;
+}
+
+static int xen_stop(struct ft_hold *hold)
+{
+	struct xen_hold *h = xen_of(hold);
+
+	if (h->stopped)
+		return 0;
+	if (xc_domain_pause(h->dom.xc, h->dom.domid))
+		return -errno;
+	h->stopped = true;
+	return 0;
+}
+
+static void xen_hold_close(struct ft_hold *hold)
+{
+	struct xen_hold *h = xen_of(hold);
+
+	xen_dom_close(&h->dom);
+	free(h);
+}
+
+static const struct ft_hold_ops xen_hold_ops = {
+	.gone = xen_gone,
+	.paused = xen_paused,
+	.ask_paused = xen_paused,
+	.run = xen_run,
+	.stop = xen_stop,
+	.close = xen_hold_close,
+};
+
+int ft_xen_hold(const struct ft_attach *at, struct ft_hold **out)
+{
+	struct xen_hold *h = calloc(1, sizeof(*h));
+	int rc;
+
+	if (!h)
+		return -ENOMEM;
+	h->hold.ops = &xen_hold_ops;
+	rc = xen_dom_open(&h->dom, at->guest, at->domid);
+	h->suspend.dom = &h->dom;
+	if (!rc)
+		rc = xen_suspend_watch(&h->suspend);
+	if (rc) {
+		xen_hold_close(&h->hold);
+		return rc;
+	}
+	h->hold.fd = xs_fileno(h->dom.xs);
+	*out = &h->hold;
+	return 0;
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * xen_suspend.c - asking a domain to suspend, and telling it that it was not moved. See checkpoint/xen.h.
+ *
+ * A guest with Xen's front ends must know of each epoch: one that is started elsewhere connects anew to xenstore, event
+ * channels and back ends, and does so only when its own call to suspend returns. So xenstore's control/shutdown asks it,
+ * as xl does, and the call returns 1 here (nothing has changed) and 0 on the host that takes over.
+ */
+#include "checkpoint/xen.h"
+
+#include <poll.h>
+#include <stdio.h>
+#include <xen/sched.h>
+#include <xenguest.h>
+
+#define ACK_NS (10 * FT_S_NS)           /* until the guest has taken the request */
+#define SUSPEND_NS (30 * FT_S_NS)       /* ... and until it stands still; it has promised by then */
+#define TURN_MS 50
+
+static const char token[] = "ft";
+
+static void control_path(const struct xen_suspend *s, char path[64])
+{
+	snprintf(path, 64, "/local/domain/%u/control/shutdown", s->dom->domid);
+}
+
+int xen_suspend_watch(struct xen_suspend *s)
+{
+	if (xs_watch(s->dom->xs, "@releaseDomain", token))
+		return 0;
+	ft_err("%s: xenstore cannot be watched: %s", s->dom->guest, strerror(errno));
+	return -errno;
+}
+
+void xen_suspend_drain(struct xen_suspend *s)
+{
+	char **event;
+
+	while ((event = xs_check_watch(s->dom->xs)))
+		free(event);
+}
+
+/* Somebody asked it to power off, or is about to save it: not now. */
+static int request(struct xen_suspend *s)
+{
+	char path[64], *now;
+	unsigned len;
+	int rc = 0;
+
+	control_path(s, path);
+	now = xs_read(s->dom->xs, XBT_NULL, path, &len);
+	if (now && *now)
+		rc = -EBUSY;
+	free(now);
+	if (!rc && !xs_write(s->dom->xs, XBT_NULL, path, "suspend", 7)) {
+		rc = -errno;
+		ft_err("%s: %s cannot be written: %s", s->dom->guest, path, strerror(-rc));
+	}
+	return rc;
+}
+
+/* Take back a request that the guest has not taken. False: it has, at the last moment, and will suspend. */
+static bool withdraw(struct xen_suspend *s)
+{
+	char path[64], *now;
+	bool taken, done = false;
+	unsigned len;
+
+	control_path(s, path);
+	while (!done) {
+		xs_transaction_t t = xs_transaction_start(s->dom->xs);
+
+		if (t == XBT_NULL)
+			return false;
+		now = xs_read(s->dom->xs, t, path, &len);
+		taken = !now || strcmp(now, "suspend") != 0;
+		free(now);
+		if (!taken && !xs_write(s->dom->xs, t, path, "", 0))
+			taken = true;
+		done = xs_transaction_end(s->dom->xs, t, taken) || errno != EAGAIN;
+	}
+	return !taken;
+}
+
+static int look(const struct xen_suspend *s, bool *suspended)
+{
+	xc_domaininfo_t info;
+	int rc = xen_dom_info(s->dom, &info);
+
+	*suspended = false;
+	if (rc)
+		return rc;
+	if (!(info.flags & XEN_DOMINF_shutdown))
+		return 0;
+	*suspended = xen_is_shut_down(&info, SHUTDOWN_suspend);
+	return *suspended ? 0 : -ESHUTDOWN;
+}
+
+/* Events are hints only: each makes us look. */
+static int wait_suspended(struct xen_suspend *s, uint64_t until)
+{
+	struct pollfd p = { .fd = xs_fileno(s->dom->xs), .events = POLLIN };
+	bool suspended;
+	int rc;
+
+	for (;;) {
+		rc = look(s, &suspended);
+		if (rc || suspended)
+			return rc;
+		if (ft_now_ns() >= until)
+			return -ETIMEDOUT;
+		if (poll(&p, 1, TURN_MS) > 0)
+			xen_suspend_drain(s);
+		if (s->busy)
+			s->busy(s->busy_ctx);
+	}
+}
+
+static int begin(struct xen_suspend *s)
+{
+	uint64_t start = ft_now_ns();
+	int rc;
+
+	rc = wait_suspended(s, start + ACK_NS);
+	if (rc != -ETIMEDOUT)
+		return rc;
+	if (withdraw(s)) {
+		ft_err("%s: the guest does not answer the request to suspend: has it a Linux with Xen's PV drivers, and does it run?", s->dom->guest);
+		return rc;
+	}
+	rc = wait_suspended(s, start + SUSPEND_NS);
+	s->late = rc == -ETIMEDOUT;
+	if (rc == -ETIMEDOUT)
+		ft_err("%s: the guest took the request to suspend and does not suspend: look at its console", s->dom->guest);
+	return rc;
+}
+
+int xen_suspend_begin(struct xen_suspend *s)
+{
+	xc_domaininfo_t info;
+	int rc = xen_dom_info(s->dom, &info);
+
+	if (!rc && info.flags & XEN_DOMINF_shutdown)
+		rc = xen_is_shut_down(&info, SHUTDOWN_suspend) ? -EBUSY : -ESHUTDOWN;
+	if (!rc && info.flags & XEN_DOMINF_paused)
+		rc = -EBUSY;
+	if (!rc)
+		rc = request(s);
+	return rc ? rc : begin(s);
+}
+
+int xen_suspend_end(struct xen_suspend *s)
+{
+	s->late = false;
+	if (xc_domain_resume(s->dom->xc, s->dom->domid, 1)) {
+		int rc = -errno;
+		bool suspended;
+
+		if (look(s, &suspended))
+			return -ESRCH;
+		ft_err("%s: cannot be resumed: %s", s->dom->guest, strerror(-rc));
+		return rc ? rc : -EIO;
+	}
+	if (!xs_resume_domain(s->dom->xs, s->dom->domid))
+		ft_warn("%s: xenstored was not told that the domain goes on: %s", s->dom->guest, strerror(errno));
+	return 0;
+}

@@ -1,0 +1,467 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/* xen_vm.c - the running domain on the primary: what an epoch needs of it. See ft/hv.h and checkpoint/xen.h. */
+#include "checkpoint/xen.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <unistd.h>
+#include <xen/sched.h>
+#include <xendevicemodel.h>
+
+#define EVENTS_MAX 4u
+#define MARK "/local/domain/%u/ft/protected"    /* a domain found suspended with this was left so by a dead ft-protect */
+
+struct xen_vm {
+	struct ft_vm vm;
+	struct ft_attach at;
+	struct xen_dom dom;
+	struct xen_suspend suspend;
+	struct xen_pages map;
+	struct xen_specials specials;
+	struct xen_state_buf state;
+	uint64_t tot_pages;             /* of the domain when it was mapped */
+	uint64_t shared_info;           /* the frame where the guest sees it: Xen writes there without logging it */
+	uint8_t *ram;
+
+	uint64_t nr_gfns;
+	uint64_t *dirty;                /* as Xen gives it: one bit a frame */
+	xc_hypercall_buffer_t dirty_buf;
+	unsigned dirty_pages;           /* of that buffer */
+
+	/*
+	 * `xl migrate` would take the dirty log from us without a word. So a frame that is never replicated is marked
+	 * dirty after each take, and not to find it so at the next one means that others have taken pages, too.
+	 */
+	xendevicemodel_handle *dm;
+	bool canary;                    /* it is marked */
+
+	bool tracking, marked;
+	bool paused;                    /* by us */
+	bool taken;                     /* the dirty pages of this pause: nothing that counts was written since */
+	uint64_t suspended_ns;          /* when it was seen to stand still */
+	bool off, gone;
+	bool foreign;                   /* told that somebody else holds it */
+	enum ft_vm_event event[EVENTS_MAX];
+	unsigned nr_events;
+};
+
+static struct xen_vm *xen_of(struct ft_vm *vm)
+{
+	return ft_container_of(vm, struct xen_vm, vm);
+}
+
+/* --- events --- */
+
+static void queue_event(struct xen_vm *v, enum ft_vm_event ev)
+{
+	for (unsigned i = 0; i < v->nr_events; i++)
+		if (v->event[i] == ev)
+			return;
+	v->event[v->nr_events++] = ev;
+}
+
+static void ended(struct xen_vm *v, const char *how)
+{
+	if (v->off)
+		return;
+	ft_info("%s: the guest %s", v->at.guest, how);
+	v->off = true;
+	queue_event(v, FT_VM_SHUTDOWN);
+}
+
+static void note_shutdown(struct xen_vm *v, unsigned reason)
+{
+	switch (reason) {
+	case SHUTDOWN_suspend:
+		if (v->paused)
+			return;
+		if (v->suspend.late)
+			ft_ignore(xen_suspend_end(&v->suspend));        /* logged; ours, after we gave up waiting */
+		else if (!v->foreign)
+			queue_event(v, FT_VM_PAUSED_BY_OTHER);
+		v->foreign = true;
+		return;
+	case SHUTDOWN_reboot:
+		ended(v, "reboots: under Xen that is a new domain, and this one is over");
+		return;
+	case SHUTDOWN_crash:
+		ended(v, "has crashed by itself (its console says why)");
+		return;
+	default:
+		ended(v, "has powered off");
+	}
+}
+
+/* A domain that is destroyed without having ended by itself is a crash of this host's making: the backup goes on. */
+static void look(struct xen_vm *v)
+{
+	xc_domaininfo_t info;
+	int rc = xen_dom_info(&v->dom, &info);
+
+	if (rc == -ESRCH && !v->gone) {
+		v->gone = true;
+		if (v->foreign)
+			ended(v, "was suspended by somebody else, and its domain is gone: it was saved or migrated, and lives there");
+		else if (!v->off)
+			queue_event(v, FT_VM_GONE);
+	}
+	if (rc)
+		return;
+	if (info.flags & XEN_DOMINF_shutdown)
+		note_shutdown(v, info.flags >> XEN_DOMINF_shutdownshift & XEN_DOMINF_shutdownmask);
+	else
+		v->foreign = false;
+}
+
+static enum ft_vm_event xen_next_event(struct ft_vm *vm)
+{
+	struct xen_vm *v = xen_of(vm);
+	enum ft_vm_event ev;
+
+	if (!v->nr_events) {
+		xen_suspend_drain(&v->suspend);
+		look(v);
+	}
+	if (!v->nr_events)
+		return FT_VM_NONE;
+	ev = v->event[0];
+	memmove(v->event, v->event + 1, --v->nr_events * sizeof(v->event[0]));
+	return ev;
+}
+
+/* --- pause and resume --- */
+
+/* Frames that came since would still be zeros here, and those that went would still be theirs. */
+static int map_again(struct xen_vm *v)
+{
+	xc_domaininfo_t info;
+	int rc = xen_dom_info(&v->dom, &info);
+
+	if (rc)
+		return rc;
+	v->shared_info = info.shared_info_frame;
+	if (info.tot_pages == v->tot_pages)
+		return 0;
+	ft_info("%s: its memory has changed from %" PRIu64 " to %" PRIu64 " pages", v->at.guest, v->tot_pages, (uint64_t)info.tot_pages);
+	rc = xen_map(&v->dom, &v->map, &v->specials, false, &v->ram, NULL);
+	if (!rc)
+		v->tot_pages = info.tot_pages;
+	return rc;
+}
+
+static int xen_pause(struct ft_vm *vm)
+{
+	struct xen_vm *v = xen_of(vm);
+	uint64_t start = ft_now_ns();
+	int rc;
+
+	if (v->paused)
+		return 0;
+	v->suspend.busy = vm->busy;
+	v->suspend.busy_ctx = vm->busy_ctx;
+	rc = xen_suspend_begin(&v->suspend);
+	if (rc == -EBUSY && !v->foreign)
+		queue_event(v, FT_VM_PAUSED_BY_OTHER);
+	v->foreign = rc == -EBUSY;
+	if (rc) {
+		look(v);
+		return rc;
+	}
+	v->paused = true;
+	v->taken = false;
+	v->suspended_ns = ft_now_ns();
+	ft_debug("%s: suspended after %.1f ms", v->at.guest, (double)(v->suspended_ns - start) / 1e6);
+	return map_again(v);
+}
+
+static int xen_resume(struct ft_vm *vm)
+{
+	struct xen_vm *v = xen_of(vm);
+	xc_domaininfo_t info;
+	int rc;
+
+	if (!v->paused)
+		return 0;
+	v->paused = false;
+	rc = xen_dom_info(&v->dom, &info);
+	if (!rc && !(info.flags & XEN_DOMINF_shutdown)) {
+		ft_warn("%s: somebody else let the guest run on while it was suspended", v->at.guest);
+		return -ECANCELED;
+	}
+	if (!rc)
+		rc = xen_suspend_end(&v->suspend);
+	v->paused = rc && rc != -ESRCH;
+	ft_debug("%s: was suspended for %.1f ms", v->at.guest, (double)(ft_now_ns() - v->suspended_ns) / 1e6);
+	return rc;
+}
+
+/* --- state --- */
+
+static int xen_state_begin(struct ft_vm *vm)
+{
+	return 0;               /* one hypercall, which gains nothing by being begun before */
+}
+
+static int xen_state_end(struct ft_vm *vm, struct ft_blob *out)
+{
+	struct xen_vm *v = xen_of(vm);
+
+	return xen_state_save(&v->dom, &v->state, out);
+}
+
+static int xen_firmware(struct ft_vm *vm, struct ft_blob *out)
+{
+	return xen_params_save(&xen_of(vm)->dom, out);
+}
+
+/* --- tracking --- */
+
+static int enable_log_dirty(struct xen_vm *v)
+{
+	int rc = xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY, NULL, 0);
+
+	if (rc < 0 && errno == EINVAL) {        /* it is on: an ft-protect that was killed left it so */
+		(void)xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
+		rc = xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY, NULL, 0);
+	}
+	if (rc >= 0)
+		return 0;
+	ft_err("%s: Xen does not log which pages the domain writes: %s%s", v->at.guest, strerror(errno),
+	       errno == EBUSY ? ": is it being saved or migrated?" : "");
+	return -errno;
+}
+
+static void set_canary(struct xen_vm *v)
+{
+	v->canary = !xendevicemodel_modified_memory(v->dm, (domid_t)v->dom.domid, v->specials.store, 1);
+	if (!v->canary)
+		ft_debug("%s: frame %" PRIx64 " cannot be marked: %s", v->at.guest, v->specials.store, strerror(errno));
+}
+
+static bool canary_is_gone(struct xen_vm *v)
+{
+	uint64_t gfn = v->specials.store;
+
+	return v->canary && !(v->dirty[gfn / 64] >> (gfn % 64) & 1);
+}
+
+/* Nobody knows any more what was written: everything may have been. */
+static int log_was_taken(struct xen_vm *v, struct ft_bitmap *dirty, const char *how)
+{
+	ft_err("%s: %s: is it being saved or migrated? All of its memory is to be copied anew", v->at.guest, how);
+	ft_bitmap_fill(dirty);
+	v->canary = false;
+	return -EIO;
+}
+
+static int xen_track(struct ft_vm *vm)
+{
+	struct xen_vm *v = xen_of(vm);
+	int rc = xen_write(v->dom.xs, "1", MARK, v->dom.domid);
+
+	v->marked = !rc;
+	if (!rc)
+		rc = enable_log_dirty(v);
+	v->tracking = !rc;
+	return rc;
+}
+
+static int xen_take_dirty(struct ft_vm *vm, struct ft_bitmap *dirty)
+{
+	struct xen_vm *v = xen_of(vm);
+	unsigned mode = v->paused ? XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL : 0;
+	uint64_t page;
+	long long rc;
+
+	if (v->paused && v->taken)
+		return 0;
+	rc = xc_logdirty_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_CLEAN, &v->dirty_buf, v->nr_gfns, mode, NULL);
+	if (rc < 0) {
+		int again = enable_log_dirty(v);
+
+		return again ? again : log_was_taken(v, dirty, "somebody else has ended the log of written pages");
+	}
+	if (canary_is_gone(v))
+		return log_was_taken(v, dirty, "somebody else reads the log of written pages");
+	set_canary(v);
+	v->taken = v->paused;
+	xen_pages_fold(&v->map, v->dirty, v->nr_gfns, dirty);
+	if (v->paused && xen_pages_index(&v->map, v->shared_info, &page))
+		ft_bitmap_set(dirty, page);
+	return 0;
+}
+
+static uint64_t xen_cpu_time_ns(struct ft_vm *vm)
+{
+	struct xen_vm *v = xen_of(vm);
+	uint64_t busiest = 0;
+	xc_domaininfo_t info;
+	xc_vcpuinfo_t cpu;
+
+	if (xen_dom_info(&v->dom, &info))
+		return 0;
+	if (!info.max_vcpu_id)
+		return info.cpu_time;
+	for (unsigned i = 0; i <= info.max_vcpu_id; i++)
+		if (!xc_vcpu_getinfo(v->dom.xc, v->dom.domid, i, &cpu) && cpu.cpu_time > busiest)
+			busiest = cpu.cpu_time;
+	return busiest;
+}
+
+/* --- ending --- */
+
+static int xen_vm_destroy(struct ft_vm *vm)
+{
+	struct xen_vm *v = xen_of(vm);
+	int rc = xen_destroy(&v->dom);
+
+	v->gone = true;
+	return rc ? rc : ft_attach_remove(v->at.guest);
+}
+
+/* The toolstack's own watcher ended when it saw the first suspend, so nobody else clears away what is over. */
+static void release_domain(struct xen_vm *v)
+{
+	if (v->paused)
+		ft_ignore(xen_resume(&v->vm));          /* logged */
+	if (v->tracking)
+		(void)xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
+	if (v->marked) {
+		char path[64];
+
+		snprintf(path, sizeof(path), MARK, v->dom.domid);
+		xs_rm(v->dom.xs, XBT_NULL, path);
+	}
+	if (v->off && !xen_destroy(&v->dom))
+		ft_ignore(ft_attach_remove(v->at.guest));
+}
+
+static void xen_close(struct ft_vm *vm)
+{
+	struct xen_vm *v = xen_of(vm);
+
+	if (v->dom.mem && !v->gone)
+		release_domain(v);
+	xen_unmap(v->ram, &v->map);
+	if (v->dirty)
+		xc__hypercall_buffer_free_pages(v->dom.xc, &v->dirty_buf, (int)v->dirty_pages);
+	free(v->state.context);
+	if (v->dm)
+		xendevicemodel_close(v->dm);
+	xen_dom_close(&v->dom);
+	free(v);
+}
+
+static const struct ft_hv_ops xen_vm_ops = {
+	.track = xen_track,
+	.pause = xen_pause,
+	.state_begin = xen_state_begin,
+	.state_end = xen_state_end,
+	.take_dirty = xen_take_dirty,
+	.resume = xen_resume,
+	.firmware = xen_firmware,
+	.next_event = xen_next_event,
+	.cpu_time_ns = xen_cpu_time_ns,
+	.destroy = xen_vm_destroy,
+	.close = xen_close,
+};
+
+/* --- opening --- */
+
+static int alloc_dirty(struct xen_vm *v)
+{
+	DECLARE_HYPERCALL_BUFFER(uint64_t, bits);
+	xen_pfn_t nr;
+
+	if (xc_domain_nr_gpfns(v->dom.xc, v->dom.domid, &nr))
+		return -errno;
+	v->nr_gfns = nr;
+	v->dirty_pages = (unsigned)((nr / 8 + FT_PAGE_SIZE) / FT_PAGE_SIZE);
+	bits = xc_hypercall_buffer_alloc_pages(v->dom.xc, bits, (int)v->dirty_pages);
+	if (!bits) {
+		ft_err("%s: no %u pages for Xen's dirty log: %s", v->at.guest, v->dirty_pages, strerror(errno));
+		return -ENOMEM;
+	}
+	v->dirty_buf = *HYPERCALL_BUFFER(bits);
+	v->dirty = bits;
+	return 0;
+}
+
+/* An ft-protect that died together with its guard left it so; who saves a domain does not leave our mark on it. */
+static int end_old_suspend(struct xen_vm *v)
+{
+	char *mark = xen_read(v->dom.xs, MARK, v->dom.domid);
+	xc_domaininfo_t info;
+	int rc = xen_dom_info(&v->dom, &info);
+
+	if (!rc && mark && xen_is_shut_down(&info, SHUTDOWN_suspend)) {
+		ft_info("%s: was left suspended: it runs on", v->at.guest);
+		rc = xen_suspend_end(&v->suspend);
+	}
+	free(mark);
+	return rc;
+}
+
+static int map_memory(struct xen_vm *v)
+{
+	xc_domaininfo_t info;
+	int rc = xen_pages_parse(v->at.pages, &v->map);
+
+	if (!rc)
+		rc = xen_dom_specials(&v->dom, &v->specials);
+	if (!rc)
+		rc = xen_dom_info(&v->dom, &info);
+	if (rc)
+		return rc;
+	v->tot_pages = info.tot_pages;
+	v->vm.nr_pages = v->map.total;
+	rc = xen_map(&v->dom, &v->map, &v->specials, false, &v->ram, NULL);
+	v->vm.ram = v->ram;
+	return rc;
+}
+
+static int open_all(struct xen_vm *v)
+{
+	int rc = xen_dom_open(&v->dom, v->at.guest, v->at.domid);
+
+	v->suspend.dom = &v->dom;
+	v->dm = rc ? NULL : xendevicemodel_open(NULL, 0);
+	if (!rc && !v->dm) {
+		rc = -errno;
+		ft_err("%s: Xen's device model interface cannot be opened: %s", v->at.guest, strerror(-rc));
+	}
+	if (!rc)
+		rc = end_old_suspend(v);
+	if (!rc)
+		rc = map_memory(v);
+	if (!rc)
+		rc = alloc_dirty(v);
+	if (!rc)
+		rc = xen_state_init(&v->dom, &v->state);
+	if (!rc)
+		rc = xen_suspend_watch(&v->suspend);
+	v->vm.event_fd = rc ? -1 : xs_fileno(v->dom.xs);
+	return rc;
+}
+
+int ft_xen_open(const struct ft_attach *at, struct ft_vm **out)
+{
+	struct xen_vm *v = calloc(1, sizeof(*v));
+	int rc;
+
+	*out = NULL;
+	if (!v)
+		return -ENOMEM;
+	*v = (struct xen_vm){
+		.vm = { .ops = &xen_vm_ops, .backend = "xen", .accel = "hap", .tracker = "log-dirty", .event_fd = -1, .no_drill = true }, .at = *at,
+	};
+	rc = open_all(v);
+	if (rc) {
+		xen_close(&v->vm);
+		return rc;
+	}
+	*out = &v->vm;
+	return 0;
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * xen_watch.c - a descriptor that becomes readable when a domain is gone, and not before: xenstore tells of the end of any
+ * domain, so a thread of its own looks which one it was. See checkpoint/xen_watch.h.
+ */
+#include "checkpoint/xen_watch.h"
+#include "checkpoint/xen.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+struct xen_watch {
+	struct xen_dom dom;
+	pthread_t thread;
+	bool started;
+	int gone_fd, stop_fd;
+};
+
+static bool gone(struct xen_watch *w)
+{
+	xc_domaininfo_t info;
+	char **event;
+
+	while ((event = xs_check_watch(w->dom.xs)))
+		free(event);
+	return xen_dom_info(&w->dom, &info) == -ESRCH;
+}
+
+static void *watch(void *arg)
+{
+	struct xen_watch *w = arg;
+	struct pollfd p[] = { { .fd = xs_fileno(w->dom.xs), .events = POLLIN }, { .fd = w->stop_fd, .events = POLLIN } };
+
+	while (!p[1].revents) {
+		if (gone(w)) {
+			eventfd_write(w->gone_fd, 1);
+			break;
+		}
+		(void)poll(p, 2, -1);
+	}
+	return NULL;
+}
+
+static int start(struct xen_watch *w, const char *guest, uint32_t domid)
+{
+	int rc = xen_dom_open(&w->dom, guest, domid);
+
+	if (rc)
+		return rc;
+	w->gone_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	w->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (w->gone_fd < 0 || w->stop_fd < 0 || !xs_watch(w->dom.xs, "@releaseDomain", "ft"))
+		return -errno;
+	rc = -pthread_create(&w->thread, NULL, watch, w);
+	w->started = !rc;
+	return rc;
+}
+
+int xen_watch_new(const char *guest, uint32_t domid, struct xen_watch **out)
+{
+	struct xen_watch *w = calloc(1, sizeof(*w));
+	int rc;
+
+	*out = NULL;
+	if (!w)
+		return -ENOMEM;
+	w->gone_fd = w->stop_fd = -1;
+	rc = start(w, guest, domid);
+	if (rc)
+		xen_watch_free(w);
+	else
+		*out = w;
+	return rc;
+}
+
+int xen_watch_fd(const struct xen_watch *w)
+{
+	return w->gone_fd;
+}
+
+void xen_watch_free(struct xen_watch *w)
+{
+	if (!w)
+		return;
+	if (w->started) {
+		eventfd_write(w->stop_fd, 1);
+		pthread_join(w->thread, NULL);
+	}
+	if (w->gone_fd >= 0)
+		close(w->gone_fd);
+	if (w->stop_fd >= 0)
+		close(w->stop_fd);
+	xen_dom_close(&w->dom);
+	free(w);
+}

@@ -1,0 +1,186 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A Xen guest protected from one real Xen host to another: P1, P2, P4, and what a toolstack may do meanwhile."""
+import os
+import socket
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'hosts'))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import xenlab                                                           # noqa: E402  pylint: disable=C0413
+from lab import check, main, soak, test                                 # noqa: E402  pylint: disable=C0413
+from world import FrameWatch, IncrClient, now, wait_for                 # noqa: E402  pylint: disable=C0413
+
+EPOCHS = soak('XEN_EPOCHS', 20)
+
+
+class Shared:
+    """The lab that the tests of this file share; a test that ruins it closes it."""
+
+    def __init__(self):
+        self.lab = self.job = None
+
+    def open(self):
+        if not self.lab:
+            self.lab = xenlab.Lab()
+            self.lab.start_ftd(self.lab.beta)
+            self.job = None
+        return self.lab
+
+    def protected(self):
+        lab = self.open()
+        if self.job is None or lab.alpha.status(self.job) is not None:
+            self.job = lab.protect()
+        else:
+            wait_for('PROTECTED', lambda: lab.state() == 'PROTECTED', 120, 1)
+        return lab
+
+    def close(self):
+        if self.lab:
+            self.lab.close()
+        self.lab = self.job = None
+
+    def explain(self, name):
+        if not self.lab:
+            return []
+        self.lab.keep_logs()
+        lines = []
+        for host, log in ((self.lab.alpha, 'protect'), (self.lab.beta, 'ftd')):
+            try:
+                lines += [f'{host.name}: {line}' for line in host.call(f'tail -12 /ft/log/{log}.log', 30).stdout.splitlines()]
+            except xenlab.Failure as e:
+                lines.append(str(e))
+        return lines
+
+
+def who_has(address):
+    """An ARP question to the guest, asked past this host's own cache."""
+    own = bytes.fromhex(link_address('lan').replace(':', ''))
+    frame = b'\xff' * 6 + own + bytes.fromhex('0806' '0001' '0800' '06' '04' '0001') + own + socket.inet_aton('10.77.0.100') + \
+        bytes(6) + socket.inet_aton(address)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
+        s.bind(('lan', 0))
+        s.send(frame)
+
+
+def link_address(name):
+    return xenlab.sh('ip', '-o', 'link', 'show', name).split('link/ether ')[1].split()[0]
+
+
+@test(limit=900)
+def every_page_that_the_guest_writes_is_in_its_epoch(shared):
+    """The replica's memory is compared with the suspended guest's, all of it, in EPOCHS epochs of a guest that writes."""
+    lab = shared.protected()
+    check(lab.ask('dirty 16 300', 60) is not None, 'the guest does not answer')
+    first = lab.status()['epoch']
+    for n in range(EPOCHS):
+        done = lab.alpha.call('ft-ctl verify vm1', 120)
+        check(done.returncode == 0, f'comparison {n + 1}: {done.stdout.strip()}')
+    status = lab.status()
+    check(status['epoch'] >= first + EPOCHS, f'only {status["epoch"] - first} epochs')
+    print(f'# {EPOCHS} comparisons in epochs {first} to {status["epoch"]}; last: {done.stdout.strip()}; '
+          f'{status["dirty_pages"]} pages written in the last epoch, pause {status["pause_us"]["p50"] / 1000:.0f} ms')
+    lab.ask('dirty 0 0', 60)
+
+
+@test(limit=400)
+def nothing_of_an_unacknowledged_epoch_is_seen_outside(shared):
+    """IPv4, IPv6, ARP, VLAN and an ethertype that nobody knows, with the backup's acknowledgements withheld."""
+    lab = shared.protected()
+    check(lab.ask('stat', 60) is not None, 'the guest does not answer')
+    watch = FrameWatch(lab, lab.client, xenlab.GUEST_MAC, ['alpha1'])
+    child = lab.beta.run('ps | grep "[f]td --guest"').split()[0]
+    lab.beta.run(f'kill -STOP {child}')
+    time.sleep(1.5)                     # acknowledgements that were on their way have come
+    begin = now()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.sendto(b'frames 10 50', (xenlab.GUEST_IP4, xenlab.CONTROL_PORT))
+    who_has(xenlab.GUEST_IP4)
+    time.sleep(2.5)
+    leaked = watch.frames(since=begin)
+    lab.beta.run(f'kill -CONT {child}')
+    check(not leaked, f'{len(leaked)} frames were seen while nothing was acknowledged: {leaked[:3]}')
+    kinds = ('0800', '86dd', '0806', '88b5')
+    wait_for('held frames of each kind', lambda: {f[2] for f in watch.frames(since=begin)} >= set(kinds), 120, 0.2)
+    print(f'# nothing for 2.5 s, then {len(watch.frames(since=begin))} frames of the kinds {sorted({f[2] for f in watch.frames(since=begin)})}')
+    watch.stop()
+
+
+@test(limit=400)
+def a_killed_ft_protect_does_not_leave_the_guest_suspended(shared):
+    lab = shared.protected()
+    domid = lab.alpha.run('xl domid vm1').strip()
+    inside = 0
+    for delay in (0, 2000, 20000):
+        pid = lab.alpha.run('pidof ft-protect').split()[0]
+        inside += 'suspended' in lab.alpha.run(f'kill_suspended {domid} {pid} {delay}')
+        before = cpu_seconds(lab.alpha)
+        wait_for('the guest to run on', lambda: cpu_seconds(lab.alpha) > before, 60, 0.5)
+        states = lab.alpha.run('xl list vm1').splitlines()[-1].split()[-2]
+        shared.job = lab.protect()
+    check(inside, 'no kill hit a suspended guest')
+    check('s' not in states, f'the guest is {states}')
+    check(lab.ask('stat', 120) is not None, 'the guest does not answer')
+    print(f'# {inside} of 3 kills hit the suspended guest')
+
+
+def cpu_seconds(host):
+    return float(host.run('xl list vm1').splitlines()[-1].split()[-1])
+
+
+@test(limit=600)
+def a_killed_host_loses_nothing_and_the_connection_survives(shared):
+    lab = shared.protected()
+    incr = IncrClient(lab, xenlab.GUEST_IP4, 'demo')
+    incr.wait_replies(10, 120)
+    lab.alpha.cut()
+    at = lab.alpha.killed_at
+    wait_for('a reply after the cut', lambda: incr.reply_after(at + 0.2) or incr.broken(), 120)
+    incr.wait_replies(50, 120)
+    v = incr.verdict()
+    incr.stop()
+    check(v['survived'], "the client's connection broke")
+    check(not v['lost'] and not v['repeated'], f'{v["lost"]} lost, {v["repeated"]} repeated')
+    log = lab.beta.run('cat /ft/log/ftd.log; xl list')
+    check('vm1--replica' not in log.splitlines()[-1] and log.splitlines()[-1].startswith('vm1 '), f'xl list says {log.splitlines()[-1]}')
+    ready = next(line for line in log.splitlines() if 'after the command' in line)
+    print(f'# client gap {incr.reply_after(at + 0.2) - at:.2f} s with 5 s of silence awaited; {ready.split("ftd: ")[-1]}; {v["acked"]} acknowledged')
+    shared.close()
+
+
+@test(limit=600)
+def a_domain_that_the_toolstack_destroys_goes_on_at_the_backup(shared):
+    lab = shared.protected()
+    lab.alpha.run('xl destroy vm1')
+    wait_for('the takeover', lambda: 'RUNNING here' in lab.beta.run('cat /ft/log/ftd.log'), 120, 1)
+    check(lab.ask('stat', 120) is not None, 'the guest does not answer')
+    shared.close()
+
+
+@test(limit=600)
+def a_backup_without_room_or_with_a_domain_of_that_name_refuses(shared):
+    lab = shared.open()
+    lab.beta.write('/ft/other.cfg', xenlab.XL_CFG)
+    lab.beta.run('xl create -p /ft/other.cfg', 120)
+    done = lab.alpha.call('ft-protect vm1 beta', 120)
+    check(done.returncode and 'a domain of this name is on this host already' in done.stdout, done.stdout)
+    lab.beta.run('xl destroy vm1')
+    free = int(lab.beta.run("xl info | sed -n 's/^free_memory *: //p'"))
+    lab.beta.write('/ft/other.cfg', xenlab.XL_CFG.replace('"vm1"', '"big"').replace(f'memory = {xenlab.MEMORY}', f'memory = {free - 100}'))
+    lab.beta.run('xl create -p /ft/other.cfg', 120)
+    done = lab.alpha.call('ft-protect vm1 beta', 120)
+    check(done.returncode and 'no room for its memory' in done.stdout, done.stdout)
+    lab.beta.run('xl destroy big')
+    check(lab.alpha.run('xl list vm1').splitlines()[-1].split()[-2].count('s') == 0, 'the guest does not run')
+
+
+if __name__ == '__main__':
+    if os.geteuid():
+        print('1..0 # SKIP hosts are made of namespaces: run as root')
+        sys.exit(77)
+    if subprocess.run(['pkg-config', '--exists', 'xencontrol'], check=False).returncode:
+        print('1..0 # SKIP ft was built without Xen: install libxen-dev')
+        sys.exit(77)
+    main(Shared())
