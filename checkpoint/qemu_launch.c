@@ -688,6 +688,8 @@ void ft_qemu_cleanup(const struct ft_attach *at)
 	ft_disk_end(at);
 	if (ours && has_successor(at, dir))
 		return;
+	if (ours)
+		ft_disk_end_left(at->guest, dir);       /* one that was started again since @at was read */
 	remove_ram(at);
 	if (ours)
 		remove_dir_files(dir);

@@ -216,7 +216,7 @@ static int new_generation(struct ft_export *e)
 	return rc;
 }
 
-static int make_generation(struct ft_export *e)
+int ft_export_make_generation(struct ft_export *e)
 {
 	int rc = 0;
 
@@ -286,7 +286,7 @@ static int may_change(struct ft_export *e)
 {
 	if (e->read_only || e->fenced)
 		return -EROFS;
-	return make_generation(e);
+	return ft_export_make_generation(e);
 }
 
 /* Durable before the image changes. Under the least number that the op can get; see export_order.c. */

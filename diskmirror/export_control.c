@@ -196,6 +196,19 @@ static int cmd_held(struct ft_export *e, client *c, const uint8_t *body, size_t 
 	return 0;
 }
 
+static int cmd_seen(struct ft_export *e, client *c, const uint8_t *body, size_t len)
+{
+	struct ft_range whole;
+	int rc;
+
+	ft_export_order_all(e, &whole);
+	rc = ft_export_make_generation(e);
+	ft_export_settle(e, &whole);
+	if (rc)
+		ft_export_fail(e, "its map cannot be written: %s", strerror(-rc));
+	return rc;
+}
+
 static int begin_elide(struct ft_export *e)
 {
 	int rc = ft_map_set_unsafe(e->map, true);
@@ -295,6 +308,7 @@ static const struct command {
 	{ FT_EXPORT_COMPARE,  16, 16 + FT_REGION_GRANULES * FT_HASH_LEN, true, cmd_compare },
 	{ FT_EXPORT_DURABLE,  8,  8,                   true,  cmd_durable },
 	{ FT_EXPORT_HELD,     0,  0,                   true,  cmd_held },
+	{ FT_EXPORT_SEEN,     0,  0,                   true,  cmd_seen },
 	{ FT_EXPORT_ELIDE,    4,  4,                   true,  cmd_elide },
 	{ FT_EXPORT_ADOPTED,  0,  0,                   true,  cmd_adopted },
 	{ FT_EXPORT_LEAVE,    0,  0,                   false, cmd_leave },

@@ -83,6 +83,7 @@ void ft_export_durable(struct ft_export *e, uint64_t seq);
 /* --- image --- */
 int ft_export_open_image(struct ft_export *e) FT_MUST_CHECK;   /* lock it, open its map if there is one */
 int ft_export_make_map(struct ft_export *e) FT_MUST_CHECK;
+int ft_export_make_generation(struct ft_export *e) FT_MUST_CHECK;      /* if one is due */
 int ft_export_sync(struct ft_export *e) FT_MUST_CHECK;
 /* Flushes are honoured from here on, and what was answered without is made good. */
 int ft_export_end_elide(struct ft_export *e) FT_MUST_CHECK;

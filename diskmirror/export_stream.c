@@ -82,6 +82,7 @@ static void end_stream(struct ft_export *e, bool hang_up)
 		return;
 	if (hang_up)
 		shutdown(e->stream->fd, SHUT_RDWR);
+	e->page->sent = FT_EXPORT_ENDED;
 	munmap(e->page, sizeof(*e->page));
 	e->page = NULL;
 	e->stream = NULL;

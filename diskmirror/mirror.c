@@ -80,6 +80,14 @@ static void mirror_describe(struct ft_mirror *api, unsigned disk, struct ft_disk
 	assert(disk < m->nr_disks);
 	ft_ignore(ft_mirror_up(m, d, RECONNECT_MS));    /* logged; copy will refuse */
 	pthread_mutex_lock(&m->lock);
+	if (d->command && d->done && !m->discarded) {   /* a LEAVE that nobody waits for any more */
+		d->command = 0;
+		m->teardown_until_ns = 0;
+	}
+	/* The id that the session will have: while the guest is seen, its next write must not change it. */
+	if (!m->held)
+		ft_ignore(ft_mirror_say(m, d, FT_EXPORT_SEEN, NULL, 0, false));
+	ft_ignore(ask_id(m, d));        /* no room: wait_here, or copy, finds it out */
 	wait_here(m, d);
 	*out = d->id;
 	pthread_mutex_unlock(&m->lock);
@@ -130,6 +138,7 @@ static int copy_disk(struct mirror *m, struct mirror_disk *d, bool all)
 	int rc;
 
 	ft_mirror_copy_reset(m, d);
+	ft_mirror_forget_durable(d);
 	ft_put32(body, all);
 	rc = ft_mirror_say(m, d, FT_EXPORT_COPY, body, sizeof(body), false);
 	if (!rc)
@@ -216,6 +225,10 @@ static int read_pages(struct mirror *m, uint64_t *bound)
 		bound[i] = d->page ? atomic_load_explicit(&d->page->sent, memory_order_acquire) : 0;
 		if (!d->streaming)
 			return -EIO;
+		if (bound[i] == FT_EXPORT_ENDED) {      /* the reader has not come to the end yet */
+			ft_mirror_break(m, "%s: disk %u (%s): its nbdkit no longer mirrors it", m->guest, i, d->control);
+			return -EIO;
+		}
 		if (bound[i] < d->sealed) {
 			ft_mirror_break(m, "%s: disk %u (%s): its export counts backwards", m->guest, i, d->control);
 			return -EIO;
@@ -244,11 +257,15 @@ static int mirror_seal(struct ft_output *o, uint64_t epoch)
 static int mirror_commit(struct ft_output *o, uint64_t epoch)
 {
 	struct mirror *m = mirror_of_output(o);
+	bool broken;
 
 	ft_dlog_commit(m->log, epoch);
 	if (ft_dlog_untidy(m->log))
 		ft_mirror_poke(m);
-	return 0;
+	pthread_mutex_lock(&m->lock);
+	broken = m->broken;
+	pthread_mutex_unlock(&m->lock);
+	return broken ? -EIO : 0;       /* what broke may have been in an epoch that was acknowledged since */
 }
 
 static int mirror_rewind(struct ft_mirror *api, uint64_t whole)

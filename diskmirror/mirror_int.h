@@ -120,6 +120,8 @@ void ft_mirror_poke(struct mirror *m);                          /* the reader lo
 int ft_mirror_up(struct mirror *m, struct mirror_disk *d, unsigned wait_ms) FT_MUST_CHECK;
 /* Queue a message; a disk that is not connected swallows it. @first: before all others. */
 int ft_mirror_say(struct mirror *m, struct mirror_disk *d, uint32_t type, const void *body, size_t len, bool first);
+/* One that waits is of an earlier session, and must not be joined by what this one says. */
+void ft_mirror_forget_durable(struct mirror_disk *d);
 /* Say the disk's command where that is still due, connecting only for it if need be. */
 void ft_mirror_command(struct mirror *m, struct mirror_disk *d);
 

@@ -132,6 +132,12 @@ static void unqueue(struct mirror_disk *d, uint32_t type)
 	d->out_end = at;
 }
 
+void ft_mirror_forget_durable(struct mirror_disk *d)
+{
+	unqueue(d, FT_EXPORT_DURABLE);
+	d->durable = NULL;
+}
+
 static struct message *message_new(uint32_t type, const void *body, size_t len)
 {
 	struct message *msg = malloc(sizeof(*msg) + MSG_HDR + len);

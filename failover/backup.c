@@ -296,7 +296,7 @@ static void keep_machine(struct ft_backup *b, const char *spec, const char *fact
 	if (machine)
 		snprintf(machine, len, "%s%s", spec, facts);
 	/* Another guest by the same name: nothing here can serve it. */
-	if (b->replica && (!machine || !b->machine || strcmp(machine, b->machine)))
+	if ((b->replica || b->store) && (!machine || !b->machine || strcmp(machine, b->machine)))
 		destroy_replica(b);
 	free(b->machine);
 	b->machine = machine;
@@ -413,15 +413,21 @@ static enum ft_wire_reason build_replica(struct ft_backup *b, char *why, size_t 
 static int tell_map(struct ft_backup *b, unsigned disk, uint64_t regions)
 {
 	struct ft_wire_disk_at at = { .disk = disk };
-	uint8_t body[FT_WIRE_DISK_AT_LEN + 8];
-	uint64_t word;
+	uint8_t body[FT_WIRE_DISK_AT_LEN + 8 * FT_WIRE_MAP_WORDS];
+	uint64_t word, next = ft_store_next_word(b->store, disk, 0, &word);
 	int rc = 0;
 
-	for (; !rc && (at.at = ft_store_next_word(b->store, disk, at.at, &word)) < regions; at.at++) {
-		size_t len = ft_wire_pack_disk_at(&at, body);
+	while (!rc && next < regions) {
+		size_t len = FT_WIRE_DISK_AT_LEN;
 
-		ft_put64(body + len, word);
-		rc = b->ops->send(b->cfg.ctx, FT_REC_DISK_MAP, body, len + 8);
+		at.at = next;
+		do {                    /* neighbours in one record */
+			ft_put64(body + len, word);
+			len += 8;
+			next = ft_store_next_word(b->store, disk, at.at + (len - FT_WIRE_DISK_AT_LEN) / 8, &word);
+		} while (next == at.at + (len - FT_WIRE_DISK_AT_LEN) / 8 && next < regions && len < sizeof(body));
+		ft_wire_pack_disk_at(&at, body);
+		rc = b->ops->send(b->cfg.ctx, FT_REC_DISK_MAP, body, len);
 	}
 	return rc;
 }
@@ -716,6 +722,20 @@ static void on_verify(struct ft_backup *b, const uint8_t *body, size_t len)
 
 /* --- the promise --- */
 
+/* What was acknowledged is on the images, synced, and they are of the primary's generation: a next copy is short. */
+static void leave_disks_whole(struct ft_backup *b)
+{
+	struct ft_drill_result ignored;
+
+	if (!b->store || !usable(b) || !b->session_whole)
+		return;
+	if (b->drilling)
+		stop_drill(b, &ignored);
+	discard_partial(b);
+	if (commit(b) || ft_store_release(b->store))
+		ft_warn("%s: the images here lack what was written last: the next copy compares more", b->cfg.guest);
+}
+
 static void on_disarm(struct ft_backup *b, uint64_t generation)
 {
 	uint8_t body[8];
@@ -728,12 +748,13 @@ static void on_disarm(struct ft_backup *b, uint64_t generation)
 		part(b, FT_REASON_INTERNAL, "the promise could not be made durable");
 		return;
 	}
-	destroy_replica(b);
-	memset(b->session, 0, sizeof(b->session));
-	set_state(b, FT_BACKUP_DISARMED, "the primary ended protection in order");
 	ft_put64(body, generation);
 	if (b->ops->send(b->cfg.ctx, FT_REC_DISARMED, body, sizeof(body)))
 		drop_link(b);
+	leave_disks_whole(b);           /* the primary need not wait for that */
+	destroy_replica(b);
+	memset(b->session, 0, sizeof(b->session));
+	set_state(b, FT_BACKUP_DISARMED, "the primary ended protection in order");
 }
 
 /* --- takeover --- */

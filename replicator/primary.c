@@ -292,6 +292,12 @@ static void go_alone(struct ft_primary *p)
 	set_state(p, FT_PRIMARY_ALONE, "peer lost, policy is `continue`: the guest runs UNPROTECTED");
 }
 
+static bool was_whole(const struct ft_primary *p)
+{
+	return p->state == FT_PRIMARY_PROTECTED || p->state == FT_PRIMARY_DISARMING || p->state == FT_PRIMARY_HANDING_OVER ||
+	       (p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch);
+}
+
 static void lost(struct ft_primary *p, const char *why)
 {
 	uint64_t now = primary_now(p);
@@ -305,7 +311,8 @@ static void lost(struct ft_primary *p, const char *why)
 	p->reconnect_delay_ns = p->reconnect_delay_ns * 2 < RECONNECT_MAX_NS ? p->reconnect_delay_ns * 2 : RECONNECT_MAX_NS;
 	if (p->state == FT_PRIMARY_ALONE)
 		return;
-	if (p->state != FT_PRIMARY_CUT_OFF)
+	/* A backup that greets and gets no further is no backup: since the last one that was. */
+	if (was_whole(p) || !p->cut_ns)
 		p->cut_ns = now;
 	set_state(p, FT_PRIMARY_CUT_OFF, why);
 }

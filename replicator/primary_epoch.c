@@ -99,6 +99,9 @@ void ft_primary_on_ack(struct ft_primary *p, uint64_t epoch)
 		flight_shift(p);
 	}
 	p->acked = epoch;
+	/* Frees the mirror's log; nothing of it is seen, so this needs no right to speak. What is wrong, the release finds. */
+	if (p->cfg.mirror)
+		ft_ignore(p->cfg.mirror->output.ops->commit(&p->cfg.mirror->output, epoch));
 	ft_primary_try_release(p);
 }
 

@@ -102,6 +102,25 @@ static unsigned connect_timeout_ms(void)
 	return ft_conf()->policy.silence_ms * CONNECT_SILENCES;
 }
 
+/* QEMU holds the guest's requests back until the disk is served again. */
+static void serve_again(struct protect *pr)
+{
+	int fd = pr->attach.nr_disks ? ft_attach_pidfd(&pr->attach) : -ESRCH;
+
+	if (fd < 0)                     /* servers end with their guest */
+		return;
+	close(fd);
+	for (unsigned i = 0; i < pr->attach.nr_disks; i++) {
+		struct ft_attach_disk *d = &pr->attach.disk[i];
+
+		if (ft_disk_served(d) || ft_disk_serve(&pr->attach, i, false))
+			continue;
+		ft_warn("%s: the server of %s had ended; started another", pr->guest, d->image);
+		if (ft_attach_save(&pr->attach))
+			ft_err("%s: its attach record could not be written", pr->guest);
+	}
+}
+
 static int op_connect(void *ctx)
 {
 	const struct ft_conf *conf = ft_conf();
@@ -113,6 +132,7 @@ static int op_connect(void *ctx)
 	};
 
 	op_disconnect(pr);
+	serve_again(pr);
 	return ft_link_connect(pr->loop, &cfg, pr->address, conf->port, &pr->link);
 }
 
@@ -362,27 +382,12 @@ static void mirror_wake(void *ctx)
 	ft_primary_tick(pr->primary);
 }
 
-/* QEMU holds the guest's requests back until the disk is served again. */
-static void serve_again(struct protect *pr)
-{
-	for (unsigned i = 0; i < pr->attach.nr_disks; i++) {
-		struct ft_attach_disk *d = &pr->attach.disk[i];
-
-		if (ft_disk_served(d) || ft_disk_serve(&pr->attach, i, false))
-			continue;
-		ft_warn("%s: the server of %s had ended; started another", pr->guest, d->image);
-		if (ft_attach_save(&pr->attach))
-			ft_err("%s: its attach record could not be written", pr->guest);
-	}
-}
-
 static void mirror_broken(void *ctx, const char *why)
 {
 	struct protect *pr = ctx;
 
+	serve_again(pr);                /* first: QEMU answers nothing while a request of the guest waits for its disk */
 	ft_primary_mirror_broken(pr->primary, why);
-	if (!pr->ended)
-		serve_again(pr);
 }
 
 static void on_vm_event(struct ev_loop *loop, ev_io *w, int revents)

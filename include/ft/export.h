@@ -79,6 +79,7 @@ enum ft_export_msg {
 	FT_EXPORT_FENCE    = 11,        /* this instance must never write again: FENCED */
 	FT_EXPORT_ACTIVATE = 12,        /* a parked one: lock and open the image for real, a new generation before the first
 					   write. ACTIVE */
+	FT_EXPORT_SEEN     = 13,        /* the guest is seen: a generation that is due is made now, not at its next write */
 	/* export -> client */
 	FT_EXPORT_HERE     = 32,        /* packed ft_disk_id, le64 last seq */
 	FT_EXPORT_OP       = 33,        /* packed ft_disk_op, data */
@@ -90,8 +91,13 @@ enum ft_export_msg {
 	FT_EXPORT_FAILED   = 39,        /* text: the mirror is no longer complete; the connection closes */
 };
 
+#define FT_EXPORT_ENDED UINT64_MAX
 struct ft_export_page {                 /* in the memfd of START; one page */
-	_Atomic uint64_t sent;          /* seq of the last op that is in the stream, for good, before its completion */
+	/*
+	 * seq of the last op that is in the stream, for good, before its completion. FT_EXPORT_ENDED from before the
+	 * completion of the first change that is not in it any more.
+	 */
+	_Atomic uint64_t sent;
 };
 
 #endif

@@ -29,7 +29,7 @@ static void check_alive(struct sim *s)
 	if (s->a.up)
 		ft_primary_get_status(s->primary, &st);
 	sim_run_until(s, s->now + FT_S_NS);
-	if (s->b_ended)
+	if (s->b_ended || (s->crashed && !s->b_guest))
 		return;                 /* and alpha stayed silent, or sim_seen knows */
 	if (s->was_alone && !s->b_guest && (gone || !ft_fake_running(s->guest)))
 		return;                 /* two failures, the second one while unprotected: nothing was promised */

@@ -168,6 +168,7 @@ void sim_power_off_alpha(struct sim *s, uint64_t unused)
 	s->g.up = false;
 	s->g.life++;
 	s->shut = false;
+	s->crashed |= !s->ever_armed;   /* nobody had promised anything yet */
 	ft_fake_event(s->guest, FT_VM_GONE);
 	if (s->go_on)
 		sim_after(s, FT_S_NS, operator_forces, 0);
@@ -195,6 +196,7 @@ static void fault_alpha_power(struct sim *s)
 static void fault_guest_crashes(struct sim *s)
 {
 	s->excuse = true;
+	s->crashed |= !s->ever_armed;   /* nobody had promised anything yet */
 	ft_fake_event(s->guest, FT_VM_GONE);
 	if (s->go_on)
 		sim_after(s, 2 * FT_S_NS, operator_forces, 0);

@@ -198,7 +198,7 @@ TEST(every_request_of_a_guest_reaches_image_and_mirror)
 		     "-c 'read -P 2 3076k 60k' -c 'read -P 0 5M 128k' 2>&1", d.dir), 0);
 	CHECK(!strstr(out, "failed"));
 	FOLLOWER_UNTIL(f, f->closed);
-	CHECK_EQ(f->seq, f->page->sent);
+	CHECK_EQ(f->page->sent, FT_EXPORT_ENDED);
 	CHECK_EQ(f->zeros, 3);
 	read_image(&d, image);
 	CHECK(!memcmp(image, f->replica, DISK));
