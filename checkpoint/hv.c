@@ -39,7 +39,8 @@ int ft_hv_open(const struct ft_attach *at, const char *tracker, struct ft_vm **o
 	return on_xen(at) ? ft_xen_open(at, out) : ft_qemu_open(at, &opt, out);
 }
 
-int ft_hv_check(const struct ft_spec *spec, const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx)
+int ft_hv_check(const struct ft_spec *spec, const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line),
+		void *ctx)
 {
 	return on_xen(at) ? ft_xen_check(spec, at, obstacle, ctx) : ft_qemu_check(at, obstacle, ctx);
 }

@@ -41,7 +41,8 @@ static inline bool xen_is_shut_down(const xc_domaininfo_t *info, unsigned reason
 	       (info->flags >> XEN_DOMINF_shutdownshift & XEN_DOMINF_shutdownmask) == reason;
 }
 
-/* Frames that belong to the domain's own connections (xenstore, console): each host's are its own, and not replicated. */
+/* Frames that belong to the domain's own connections (xenstore, console): each host's are its own, and not replicated.
+ */
 struct xen_specials {
 	uint64_t store, console;
 };
@@ -64,7 +65,8 @@ struct xen_suspend {
 };
 
 int xen_suspend_watch(struct xen_suspend *s) FT_MUST_CHECK;
-/* -ETIMEDOUT; -ESRCH: gone; -ESHUTDOWN: ended otherwise; -EBUSY: somebody else holds or ends it. Logged, but for the last three. */
+/* -ETIMEDOUT; -ESRCH: gone; -ESHUTDOWN: ended otherwise; -EBUSY: somebody else holds or ends it. Logged, but for the
+ * last three. */
 int xen_suspend_begin(struct xen_suspend *s) FT_MUST_CHECK;
 int xen_suspend_end(struct xen_suspend *s) FT_MUST_CHECK;
 void xen_suspend_drain(struct xen_suspend *s);          /* forget events that have come */

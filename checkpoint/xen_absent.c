@@ -31,7 +31,8 @@ int ft_xen_open(const struct ft_attach *at, struct ft_vm **out)
 	return say_absent(at->guest);
 }
 
-int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx)
+int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line),
+		 void *ctx)
 {
 	obstacle(ctx, "this ft was built without Xen");
 	return 1;

@@ -78,7 +78,8 @@ int xen_dom_specials(const struct xen_dom *d, struct xen_specials *out)
 	if (!xc_hvm_param_get(d->xc, d->domid, HVM_PARAM_STORE_PFN, &out->store) &&
 	    !xc_hvm_param_get(d->xc, d->domid, HVM_PARAM_CONSOLE_PFN, &out->console))
 		return 0;
-	ft_err("%s: the frames of its xenstore and console connections cannot be asked for: %s", d->guest, strerror(errno));
+	ft_err("%s: the frames of its xenstore and console connections cannot be asked for: %s", d->guest,
+	       strerror(errno));
 	return -errno;
 }
 
@@ -165,7 +166,8 @@ int xen_dom_nics(const struct xen_dom *d, struct ft_attach *at)
 	for (unsigned i = 0; i < nr && !rc; i++) {
 		rc = i == FT_SPEC_NICS_MAX ? -E2BIG : read_nic(d, ids[i], at) ? 0 : -ENODEV;
 		if (rc)
-			ft_err("%s: its network interface %s is not a vif on a bridge of this dom0: what it sends could not be held", d->guest, ids[i]);
+			ft_err("%s: its network interface %s is not a vif on a bridge of this dom0: what it sends could not be held",
+			       d->guest, ids[i]);
 	}
 	free(ids);
 	return rc;

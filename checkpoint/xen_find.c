@@ -105,14 +105,19 @@ static void check_type(struct check *c, const struct xen_dom *d, const xc_domain
 	uint64_t irq = 0;
 
 	if (!(info->flags & XEN_DOMINF_hvm_guest)) {
-		obstacle(c, "it is a PV domain: ft protects those of type pvh (Debian's Xen cannot log which pages a PV domain writes)");
+		obstacle(
+			c,
+			"it is a PV domain: ft protects those of type pvh (Debian's Xen cannot log which pages a PV domain writes)");
 		free(model);
 		return;
 	}
 	if (model || !(info->flags & XEN_DOMINF_hap))
-		obstacle(c, "it is not of type pvh with hardware assisted paging: ft cannot replicate a device model's state");
+		obstacle(
+			c,
+			"it is not of type pvh with hardware assisted paging: ft cannot replicate a device model's state");
 	if (xc_hvm_param_get(d->xc, d->domid, HVM_PARAM_CALLBACK_IRQ, &irq) || !irq)
-		obstacle(c, "its kernel has no Xen drivers, or has not started them yet: it cannot be asked to suspend");
+		obstacle(c,
+			 "its kernel has no Xen drivers, or has not started them yet: it cannot be asked to suspend");
 	free(model);
 }
 
@@ -135,15 +140,19 @@ static void check_spec(struct check *c, const xc_domaininfo_t *info)
 	if (info->max_vcpu_id + 1 != c->spec->vcpus)
 		obstacle(c, "it has %u vCPUs and its guest file says %u", info->max_vcpu_id + 1, c->spec->vcpus);
 	if (c->at->nr_nics != c->spec->nr_nics)
-		obstacle(c, "it has %u network interfaces and its guest file says %u", c->at->nr_nics, c->spec->nr_nics);
+		obstacle(c, "it has %u network interfaces and its guest file says %u", c->at->nr_nics,
+			 c->spec->nr_nics);
 	for (unsigned i = 0; i < c->at->nr_nics && i < c->spec->nr_nics; i++)
 		if (memcmp(c->at->nic[i].mac, c->spec->nic[i].mac, 6))
-			obstacle(c, "the MAC address of its network interface number %u is not that of its guest file", i + 1);
+			obstacle(c, "the MAC address of its network interface number %u is not that of its guest file",
+				 i + 1);
 	if ((uint64_t)info->tot_pages * FT_PAGE_SIZE > c->spec->memory + (16u << 20))
-		obstacle(c, "it has %" PRIu64 " MiB and its guest file says %" PRIu64, (uint64_t)info->tot_pages * FT_PAGE_SIZE >> 20, c->spec->memory >> 20);
+		obstacle(c, "it has %" PRIu64 " MiB and its guest file says %" PRIu64,
+			 (uint64_t)info->tot_pages * FT_PAGE_SIZE >> 20, c->spec->memory >> 20);
 }
 
-int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*told)(void *ctx, const char *line), void *ctx)
+int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*told)(void *ctx, const char *line),
+		 void *ctx)
 {
 	struct check c = { .spec = spec, .at = at, .obstacle = told, .ctx = ctx };
 	xc_domaininfo_t info;

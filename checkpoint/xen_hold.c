@@ -41,7 +41,8 @@ static bool xen_paused(struct ft_hold *hold)
 	return suspended(xen_of(hold));
 }
 
-/* What ft-protect asked for last has been taken by the guest, or the node would still say so: it suspends, maybe now. */
+/* What ft-protect asked for last has been taken by the guest, or the node would still say so: it suspends, maybe now.
+ */
 static bool taken_back(const struct xen_hold *h)
 {
 	char path[64], *now;

@@ -23,10 +23,12 @@ struct mapper {
 	int err[BATCH];
 };
 
-/* Pages that read as zeros, and are nobody's. Always whole mappings: the kernel does not split those of foreign memory. */
+/* Pages that read as zeros, and are nobody's. Always whole mappings: the kernel does not split those of foreign memory.
+ */
 static int put_zeros(uint8_t *at, uint64_t nr)
 {
-	void *p = mmap(at, nr * FT_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+	void *p = mmap(at, nr * FT_PAGE_SIZE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
 
 	return p == MAP_FAILED ? -errno : 0;
 }
@@ -106,7 +108,8 @@ int xen_map(const struct xen_dom *d, const struct xen_pages *map, const struct x
 	int rc;
 
 	if (!ram) {
-		ram = mmap(NULL, map->total * FT_PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		ram = mmap(NULL, map->total * FT_PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+			   0);
 		if (ram == MAP_FAILED)
 			return -errno;
 	}
@@ -230,7 +233,8 @@ int xen_find_pages(const struct xen_dom *d, struct xen_pages *out)
 		rc = collect(&f, out);
 	if (rc)
 		ft_err("%s: the layout of its memory cannot be found out: %s", d->guest, strerror(-rc));
-	ft_debug("%s: %" PRIu64 " of %" PRIu64 " pages found below frame %" PRIx64, d->guest, f.found, f.wanted, (uint64_t)nr_gfns);
+	ft_debug("%s: %" PRIu64 " of %" PRIu64 " pages found below frame %" PRIx64, d->guest, f.found, f.wanted,
+		 (uint64_t)nr_gfns);
 	ft_bitmap_free(&f.there);
 	return rc;
 }
@@ -248,7 +252,8 @@ int xen_populate(const struct xen_dom *d, const struct xen_pages *map)
 		for (uint64_t i = 0; i < map->range[r].count && !rc; i++) {
 			xen_pfn_t gfn = map->range[r].first + i;
 
-			if (!ft_bitmap_test(&f.there, gfn) && xc_domain_populate_physmap_exact(d->xc, d->domid, 1, 0, 0, &gfn))
+			if (!ft_bitmap_test(&f.there, gfn) &&
+			    xc_domain_populate_physmap_exact(d->xc, d->domid, 1, 0, 0, &gfn))
 				rc = -ENOMEM;
 		}
 	}

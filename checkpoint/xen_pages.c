@@ -78,7 +78,8 @@ int xen_pages_format(const struct xen_pages *map, char *buf, size_t size)
 	size_t len = 0;
 
 	for (unsigned i = 0; i < map->nr; i++) {
-		int n = snprintf(buf + len, size - len, "%s%" PRIx64 "+%" PRIx64, i ? "," : "", map->range[i].first, map->range[i].count);
+		int n = snprintf(buf + len, size - len, "%s%" PRIx64 "+%" PRIx64, i ? "," : "", map->range[i].first,
+				 map->range[i].count);
 
 		if (n < 0 || (size_t)n >= size - len)
 			return -ENAMETOOLONG;

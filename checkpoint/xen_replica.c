@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
- * xen_replica.c - the replica on the backup: a domain that xl has built from the guest file and never let run, while ftd
- * writes its memory epoch by epoch. Its vifs, its xenstore and its console are connected, so that a takeover is a handful
- * of hypercalls; the guest then believes it was suspended and moved, and connects anew.
+ * xen_replica.c - the replica on the backup: a domain that xl has built from the guest file and never let run, while
+ * ftd writes its memory epoch by epoch. Its vifs, its xenstore and its console are connected, so that a takeover is a
+ * handful of hypercalls; the guest then believes it was suspended and moved, and connects anew.
  *
  * Until then it is called NAME--replica, and is paused once more than xl pauses: an `xl unpause` does not start it.
  */
@@ -47,8 +47,8 @@ static void rename_domain(const struct xen_replica *x, const char *name)
 	if (!rc)
 		rc = xen_write(x->dom.xs, name, "/vm/%s/name", x->at.uuid);
 	if (rc)
-		ft_warn("%s: domain %u cannot be renamed: %s: 'xl rename %u %s' does it", x->spec.name, x->dom.domid, strerror(-rc),
-			x->dom.domid, name);
+		ft_warn("%s: domain %u cannot be renamed: %s: 'xl rename %u %s' does it", x->spec.name, x->dom.domid,
+			strerror(-rc), x->dom.domid, name);
 }
 
 static int let_run(const struct xen_replica *x)
@@ -142,7 +142,8 @@ static void xen_replica_destroy(struct ft_replica *r)
 	xen_unmap(x->r.ram, &x->map);
 	x->r.ram = NULL;
 	if (x->built && xen_destroy(&x->dom))
-		ft_err("%s: its replica, domain %u, is left over: 'xl destroy %u'", x->spec.name, x->dom.domid, x->dom.domid);
+		ft_err("%s: its replica, domain %u, is left over: 'xl destroy %u'", x->spec.name, x->dom.domid,
+		       x->dom.domid);
 	free_replica(x);
 }
 
@@ -165,14 +166,15 @@ static int write_config(const struct xen_replica *x, char *path, size_t size)
 
 	if (rc)
 		return rc;
-	n = snprintf(text, sizeof(text), "# written by ftd, read once by xl\nname = \"%s\"\ntype = \"pvh\"\nkernel = \"%s\"\n"
-		     "ramdisk = \"%s\"\nextra = \"%s\"\nmemory = %" PRIu64 "\nvcpus = %u\nvif = [", x->name, s->kernel, s->initrd,
-		     s->cmdline, s->memory >> 20, s->vcpus);
+	n = snprintf(text, sizeof(text),
+		     "# written by ftd, read once by xl\nname = \"%s\"\ntype = \"pvh\"\nkernel = \"%s\"\n"
+		     "ramdisk = \"%s\"\nextra = \"%s\"\nmemory = %" PRIu64 "\nvcpus = %u\nvif = [",
+		     x->name, s->kernel, s->initrd, s->cmdline, s->memory >> 20, s->vcpus);
 	for (unsigned i = 0; i < s->nr_nics; i++) {
 		const uint8_t *m = s->nic[i].mac;
 
-		n += snprintf(text + n, sizeof(text) - (size_t)n, " \"mac=%02x:%02x:%02x:%02x:%02x:%02x,bridge=%s\",", m[0], m[1], m[2],
-			      m[3], m[4], m[5], s->nic[i].bridge);
+		n += snprintf(text + n, sizeof(text) - (size_t)n, " \"mac=%02x:%02x:%02x:%02x:%02x:%02x,bridge=%s\",",
+			      m[0], m[1], m[2], m[3], m[4], m[5], s->nic[i].bridge);
 	}
 	n += snprintf(text + n, sizeof(text) - (size_t)n, " ]\n");
 	return ft_write_file(path, text, (size_t)n, 0600);
@@ -185,7 +187,8 @@ static int check_texts(const struct ft_spec *s)
 	for (unsigned i = 0; i < FT_ARRAY_LEN(text); i++) {
 		if (!strpbrk(text[i], "\"\\\n"))
 			continue;
-		ft_err("%s: its guest file has a quote or a backslash in '%s', which xl cannot be told", s->name, text[i]);
+		ft_err("%s: its guest file has a quote or a backslash in '%s', which xl cannot be told", s->name,
+		       text[i]);
 		return -EINVAL;
 	}
 	return 0;
@@ -198,7 +201,8 @@ static int clear_name(struct xen_replica *x)
 	int rc = xen_dom_find(d->xs, x->spec.name, &d->domid);
 
 	if (!rc) {
-		ft_err("%s: a domain of this name is on this host already: stop it with 'xl shutdown %s', or 'xl destroy'", x->spec.name, x->spec.name);
+		ft_err("%s: a domain of this name is on this host already: stop it with 'xl shutdown %s', or 'xl destroy'",
+		       x->spec.name, x->spec.name);
 		return -EEXIST;
 	}
 	if (rc == -ENOENT && !xen_dom_find(d->xs, x->name, &d->domid))
@@ -294,7 +298,8 @@ int ft_xen_replica_room(const struct ft_spec *spec)
 		xc_interface_close(xc);
 	if (there >= need)
 		return 0;
-	ft_err("%s: no room for its memory of %" PRIu64 " MiB on %s: Xen has %" PRIu64 " MiB free: give dom0 less ('xl mem-set 0'), or stop a guest",
+	ft_err("%s: no room for its memory of %" PRIu64 " MiB on %s: Xen has %" PRIu64
+	       " MiB free: give dom0 less ('xl mem-set 0'), or stop a guest",
 	       spec->name, spec->memory >> 20, ft_conf()->host, there >> 20);
 	return -ENOSPC;
 }
@@ -314,7 +319,8 @@ static int check_version(const struct ft_attach *theirs)
 	snprintf(ours, sizeof(ours), "%d.%d", v >> 16, v & 0xffff);
 	if (!strcmp(ours, theirs->xen_version))
 		return 0;
-	ft_err("the guest runs on Xen %s, but %s has Xen %s: install the same version on both hosts", theirs->xen_version, ft_conf()->host, ours);
+	ft_err("the guest runs on Xen %s, but %s has Xen %s: install the same version on both hosts",
+	       theirs->xen_version, ft_conf()->host, ours);
 	return -ENOEXEC;
 }
 

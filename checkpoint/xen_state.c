@@ -77,7 +77,8 @@ int xen_state_load(const struct xen_dom *d, const struct ft_blob *state)
 		ft_err("%s: what should be its vCPU state is none: both hosts need the same ft", d->guest);
 		return -EPROTO;
 	}
-	if (xc_domain_set_tsc_info(d->xc, d->domid, ft_le32(p + 8), ft_le64(p + 20), ft_le32(p + 12), ft_le32(p + 16))) {
+	if (xc_domain_set_tsc_info(d->xc, d->domid, ft_le32(p + 8), ft_le64(p + 20), ft_le32(p + 12),
+				   ft_le32(p + 16))) {
 		ft_err("%s: Xen refuses its TSC: %s", d->guest, strerror(errno));
 		return -errno;
 	}
@@ -134,7 +135,8 @@ int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs)
 	if (rc)
 		return rc;
 	if (theirs->len != ours.len || memcmp(theirs->data, ours.data, PARAMS_HEADER)) {
-		ft_err("%s: the domain here and the guest's are not built alike: both hosts need the same Xen and the same ft", d->guest);
+		ft_err("%s: the domain here and the guest's are not built alike: both hosts need the same Xen and the same ft",
+		       d->guest);
 		rc = -ENOEXEC;
 	}
 	for (size_t i = 0; i < FT_ARRAY_LEN(params) && !rc; i++) {
@@ -142,8 +144,8 @@ int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs)
 
 		if (!memcmp(ours.data + at, theirs->data + at, PARAM_LEN))
 			continue;
-		ft_err("%s: HVM parameter %u is %" PRIx64 " here and %" PRIx64 " there: both hosts need the same Xen", d->guest,
-		       params[i], ft_le64(ours.data + at + 4), ft_le64(theirs->data + at + 4));
+		ft_err("%s: HVM parameter %u is %" PRIx64 " here and %" PRIx64 " there: both hosts need the same Xen",
+		       d->guest, params[i], ft_le64(ours.data + at + 4), ft_le64(theirs->data + at + 4));
 		rc = -ENOEXEC;
 	}
 	ft_blob_free(&ours);

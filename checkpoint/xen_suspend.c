@@ -3,8 +3,8 @@
  * xen_suspend.c - asking a domain to suspend, and telling it that it was not moved. See checkpoint/xen.h.
  *
  * A guest with Xen's front ends must know of each epoch: one that is started elsewhere connects anew to xenstore, event
- * channels and back ends, and does so only when its own call to suspend returns. So xenstore's control/shutdown asks it,
- * as xl does, and the call returns 1 here (nothing has changed) and 0 on the host that takes over.
+ * channels and back ends, and does so only when its own call to suspend returns. So xenstore's control/shutdown asks
+ * it, as xl does, and the call returns 1 here (nothing has changed) and 0 on the host that takes over.
  */
 #include "checkpoint/xen.h"
 
@@ -125,13 +125,15 @@ static int begin(struct xen_suspend *s)
 	if (rc != -ETIMEDOUT)
 		return rc;
 	if (withdraw(s)) {
-		ft_err("%s: the guest does not answer the request to suspend: has it a Linux with Xen's PV drivers, and does it run?", s->dom->guest);
+		ft_err("%s: the guest does not answer the request to suspend: has it a Linux with Xen's PV drivers, and does it run?",
+		       s->dom->guest);
 		return rc;
 	}
 	rc = wait_suspended(s, start + SUSPEND_NS);
 	s->late = rc == -ETIMEDOUT;
 	if (rc == -ETIMEDOUT)
-		ft_err("%s: the guest took the request to suspend and does not suspend: look at its console", s->dom->guest);
+		ft_err("%s: the guest took the request to suspend and does not suspend: look at its console",
+		       s->dom->guest);
 	return rc;
 }
 

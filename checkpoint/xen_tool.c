@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-/* xen_tool.c - what Xen's toolstack does for us: building domains, and clearing away dead ones. See checkpoint/xen.h. */
+/* xen_tool.c - what Xen's toolstack does for us: building domains, and clearing away dead ones. See checkpoint/xen.h.
+ */
 #include "checkpoint/xen.h"
 
 #include <fcntl.h>
@@ -27,7 +28,8 @@ static void last_line(int fd, char *out, size_t size)
 	snprintf(out, size, "%.*s", (int)size - 1, line ? line + 1 : text);
 }
 
-/* The child makes nothing but system calls until exec. xl leaves a process that watches the domain: it keeps nothing of ours. */
+/* The child makes nothing but system calls until exec. xl leaves a process that watches the domain: it keeps nothing of
+ * ours. */
 static void run(int log_fd, char *const *argv)
 {
 	sigset_t none;

@@ -11,7 +11,8 @@
 #include <xendevicemodel.h>
 
 #define EVENTS_MAX 4u
-#define MARK "/local/domain/%u/ft/protected"    /* a domain found suspended with this was left so by a dead ft-protect */
+/* A domain that is found suspended with this was left so by a dead ft-protect. */
+#define MARK "/local/domain/%u/ft/protected"
 
 struct xen_vm {
 	struct ft_vm vm;
@@ -103,7 +104,8 @@ static void look(struct xen_vm *v)
 	if (rc == -ESRCH && !v->gone) {
 		v->gone = true;
 		if (v->foreign)
-			ended(v, "was suspended by somebody else, and its domain is gone: it was saved or migrated, and lives there");
+			ended(v,
+			      "was suspended by somebody else, and its domain is gone: it was saved or migrated, and lives there");
 		else if (!v->off)
 			queue_event(v, FT_VM_GONE);
 	}
@@ -144,7 +146,8 @@ static int map_again(struct xen_vm *v)
 	v->shared_info = info.shared_info_frame;
 	if (info.tot_pages == v->tot_pages)
 		return 0;
-	ft_info("%s: its memory has changed from %" PRIu64 " to %" PRIu64 " pages", v->at.guest, v->tot_pages, (uint64_t)info.tot_pages);
+	ft_info("%s: its memory has changed from %" PRIu64 " to %" PRIu64 " pages", v->at.guest, v->tot_pages,
+		(uint64_t)info.tot_pages);
 	rc = xen_map(&v->dom, &v->map, &v->specials, false, &v->ram, NULL);
 	if (!rc)
 		v->tot_pages = info.tot_pages;
@@ -277,7 +280,8 @@ static int xen_take_dirty(struct ft_vm *vm, struct ft_bitmap *dirty)
 
 	if (v->paused && v->taken)
 		return 0;
-	rc = xc_logdirty_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_CLEAN, &v->dirty_buf, v->nr_gfns, mode, NULL);
+	rc = xc_logdirty_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_CLEAN, &v->dirty_buf, v->nr_gfns, mode,
+				 NULL);
 	if (rc < 0) {
 		int again = enable_log_dirty(v);
 
@@ -455,7 +459,13 @@ int ft_xen_open(const struct ft_attach *at, struct ft_vm **out)
 	if (!v)
 		return -ENOMEM;
 	*v = (struct xen_vm){
-		.vm = { .ops = &xen_vm_ops, .backend = "xen", .accel = "hap", .tracker = "log-dirty", .event_fd = -1, .no_drill = true }, .at = *at,
+		.vm = { .ops = &xen_vm_ops,
+			.backend = "xen",
+			.accel = "hap",
+			.tracker = "log-dirty",
+			.event_fd = -1,
+			.no_drill = true },
+		.at = *at,
 	};
 	rc = open_all(v);
 	if (rc) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
- * xen_watch.c - a descriptor that becomes readable when a domain is gone, and not before: xenstore tells of the end of any
- * domain, so a thread of its own looks which one it was. See checkpoint/xen_watch.h.
+ * xen_watch.c - a descriptor that becomes readable when a domain is gone, and not before: xenstore tells of the end of
+ * any domain, so a thread of its own looks which one it was. See checkpoint/xen_watch.h.
  */
 #include "checkpoint/xen_watch.h"
 #include "checkpoint/xen.h"
@@ -31,7 +31,8 @@ static bool gone(struct xen_watch *w)
 static void *watch(void *arg)
 {
 	struct xen_watch *w = arg;
-	struct pollfd p[] = { { .fd = xs_fileno(w->dom.xs), .events = POLLIN }, { .fd = w->stop_fd, .events = POLLIN } };
+	struct pollfd p[] = { { .fd = xs_fileno(w->dom.xs), .events = POLLIN },
+			      { .fd = w->stop_fd, .events = POLLIN } };
 
 	while (!p[1].revents) {
 		if (gone(w)) {

@@ -21,8 +21,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			abort();
 		total += map.range[i].count;
 	}
-	if (!map.nr || total != map.total || xen_pages_format(&map, again, sizeof(again)) || xen_pages_parse(again, &same) ||
-	    memcmp(&map, &same, sizeof(map)))
+	if (!map.nr || total != map.total || xen_pages_format(&map, again, sizeof(again)) ||
+	    xen_pages_parse(again, &same) || memcmp(&map, &same, sizeof(map)))
 		abort();
 	return 0;
 }

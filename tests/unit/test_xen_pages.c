@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-/* test_xen_pages.c - the page map of a Xen guest: what two hosts must agree upon before a page may be called number 7. */
+/* test_xen_pages.c - the page map of a Xen guest: what two hosts must agree upon before a page may be called number 7.
+ */
 #include "checkpoint/xen_pages.h"
 #include "tests/test.h"
 
@@ -20,8 +21,27 @@ TEST(a_map_is_read_as_it_was_written)
 TEST(what_is_no_map_is_refused)
 {
 	static const char *const bad[] = {
-		"", "0", "0+", "+1", "0+0", "0+1,", "0+1,0+1", "0+10,8+4", "10+1,0+1", " 0+1", "0+ 1", "0+1 ", "0x0+1", "-1+1", "0+-1", "0+1;2+1",
-		"1000000000+1", "0+1000000001", "fffffffff+2", "0+1ffffffffffff", "g+1",
+		"",
+		"0",
+		"0+",
+		"+1",
+		"0+0",
+		"0+1,",
+		"0+1,0+1",
+		"0+10,8+4",
+		"10+1,0+1",
+		" 0+1",
+		"0+ 1",
+		"0+1 ",
+		"0x0+1",
+		"-1+1",
+		"0+-1",
+		"0+1;2+1",
+		"1000000000+1",
+		"0+1000000001",
+		"fffffffff+2",
+		"0+1ffffffffffff",
+		"g+1",
 		"0+1,2+1,4+1,6+1,8+1,a+1,c+1,e+1,10+1,12+1,14+1,16+1,18+1,1a+1,1c+1,1e+1,20+1",
 	};
 

@@ -4,7 +4,8 @@
  *
  *	kill_suspended DOMID PID DELAY_US
  *
- * Waits until it sees the domain suspended, DELAY_US longer, kills PID, and prints whether the domain was suspended still.
+ * Waits until it sees the domain suspended, DELAY_US longer, kills PID, and prints whether the domain was suspended
+ *still.
  */
 #include <signal.h>
 #include <stdio.h>
@@ -21,7 +22,8 @@ static int suspended(xc_interface *xc, uint32_t domid)
 		fprintf(stderr, "kill_suspended: there is no domain %u\n", domid);
 		exit(2);
 	}
-	return info.flags & XEN_DOMINF_shutdown && (info.flags >> XEN_DOMINF_shutdownshift & XEN_DOMINF_shutdownmask) == SHUTDOWN_suspend;
+	return info.flags & XEN_DOMINF_shutdown &&
+	       (info.flags >> XEN_DOMINF_shutdownshift & XEN_DOMINF_shutdownmask) == SHUTDOWN_suspend;
 }
 
 int main(int argc, char **argv)
@@ -31,7 +33,8 @@ int main(int argc, char **argv)
 	uint32_t domid = argc == 4 ? (uint32_t)atoi(argv[1]) : 0;
 
 	if (argc != 4 || !xc) {
-		fprintf(stderr, argc != 4 ? "usage: kill_suspended DOMID PID DELAY_US\n" : "kill_suspended: no Xen here\n");
+		fprintf(stderr,
+			argc != 4 ? "usage: kill_suspended DOMID PID DELAY_US\n" : "kill_suspended: no Xen here\n");
 		return 2;
 	}
 	for (int i = 0; !suspended(xc, domid); i++) {

@@ -4,7 +4,7 @@
  *
  *	suspend_watch DOMID SECONDS
  *
- * Prints "ASKED SUSPENDED RESUMED" in ns of CLOCK_MONOTONIC for each time. It looks each half millisecond, above everybody
+ * Prints "ASKED SUSPENDED RESUMED" in ns of CLOCK_MONOTONIC for each time. It looks each two milliseconds, above everybody
  * else's priority: with one processor the one who works would else hide what he does.
  */
 #include <sched.h>
@@ -17,7 +17,7 @@
 #include <xenstore.h>
 #include <xen/sched.h>
 
-#define LOOK_NS 500000
+#define LOOK_NS 2000000
 
 static unsigned long long now_ns(void)
 {

@@ -160,6 +160,19 @@ def a_domain_that_the_toolstack_destroys_goes_on_at_the_backup(shared):
 
 
 @test(limit=600)
+def a_domain_that_the_toolstack_saves_is_over_and_not_started_elsewhere(shared):
+    lab = shared.protected()
+    lab.alpha.run('xl save vm1 /ft/vm1.save', 300)
+    rc = wait_for('ft-protect to end', lambda: lab.alpha.status(shared.job) is not None and (lab.alpha.status(shared.job),), 120, 1)[0]
+    log = lab.alpha.run('cat /ft/log/protect.log')
+    check('it was saved or migrated' in log, log[-1500:])
+    time.sleep(8)                       # longer than the silence after which a backup takes over
+    check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup started a guest that was saved')
+    print(f'# ft-protect ended with {rc}')
+    shared.close()
+
+
+@test(limit=600)
 def a_backup_without_room_or_with_a_domain_of_that_name_refuses(shared):
     lab = shared.open()
     lab.beta.write('/ft/other.cfg', xenlab.XL_CFG)
