@@ -43,6 +43,7 @@ static void run(int log_fd, char *const *argv)
 		signal(sig, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+	ft_priority_default();
 	execvp(argv[0], argv);
 	_exit(127);
 }
