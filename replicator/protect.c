@@ -11,7 +11,8 @@
 #include <unistd.h>
 
 #define SEND_BOUND (4u << 20)           /* bytes queued on the link: little, so that acknowledgements stay near */
-#define PAUSE_LIMIT_MS 1000u
+#define PAUSE_LIMIT_MS 1000u            /* at least */
+#define PAUSE_SILENCES 3u
 #define CONNECT_SILENCES 10             /* hosts that are slow to be heard are slow to connect, too */
 #define CHECK_S 20.0                    /* the backup asks its QEMU */
 
@@ -401,7 +402,9 @@ static void on_vm_event(struct ev_loop *loop, ev_io *w, int revents)
 /* Hosts that may be silent for long may also pause for long. */
 static unsigned pause_limit_ms(const struct protect *pr)
 {
-	return pr->policy.silence_ms > PAUSE_LIMIT_MS ? pr->policy.silence_ms : PAUSE_LIMIT_MS;
+	unsigned limit = pr->policy.silence_ms * PAUSE_SILENCES;
+
+	return limit > PAUSE_LIMIT_MS ? limit : PAUSE_LIMIT_MS;
 }
 
 /*
