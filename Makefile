@@ -84,7 +84,7 @@ $(B)/bin/ft-preload.so: checkpoint/preload.c
 
 # Loaded into nbdkit, with what it needs of the library: never sanitized.
 PICOBJ  := $(patsubst %.c,$(B)/pic/%.o,$(NBDKIT) $(wildcard diskmirror/export*.c) diskmirror/disk.c diskmirror/diskfile.c \
-           diskmirror/map.c replicator/base.c)
+           diskmirror/map.c replicator/base.c replicator/thread.c)
 $(B)/pic/%.o: %.c
 	@mkdir -p $(@D)
 	$(say) $(CC) $(filter-out -fsanitize=%,$(CFLAGS)) -fPIC -fvisibility=hidden -c -o $@ $<

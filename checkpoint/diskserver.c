@@ -271,14 +271,11 @@ int ft_disk_image_size(const char *guest, const char *image, bool read_only, uin
 static int set_paths(struct server *s, unsigned n)
 {
 	const struct ft_conf *c = ft_conf();
-	char dir[FT_SPEC_PATH_MAX], *slash;
-	int len;
+	char dir[FT_SPEC_PATH_MAX];
+	int len, rc = ft_parent_dir(s->d->nbd, dir, sizeof(dir));
 
-	strcpy(dir, s->d->nbd);
-	slash = strrchr(dir, '/');
-	if (!slash)
-		return -EINVAL;
-	*slash = 0;
+	if (rc)
+		return rc;
 	snprintf(s->plugin, sizeof(s->plugin), "%s/nbdkit-ft-plugin.so", c->libexec_dir);
 	snprintf(s->arg_image, sizeof(s->arg_image), "image=%s", s->d->image);
 	snprintf(s->arg_control, sizeof(s->arg_control), "control=%s", s->d->control);
@@ -306,31 +303,12 @@ static void set_argv(struct server *s, bool parked)
 	s->argv[n] = NULL;
 }
 
-static bool is_ours(const char *var)
-{
-	static const char *const names[] = { "LD_PRELOAD=", "FT_PRELOAD_PAGE=", "LISTEN_" };
-
-	for (unsigned i = 0; i < FT_ARRAY_LEN(names); i++)
-		if (!strncmp(var, names[i], strlen(names[i])))
-			return true;
-	return false;
-}
-
 static int set_environment(struct server *s)
 {
-	unsigned n = 0, used = 0;
+	char *const more[] = { (char *)"LISTEN_FDS=1", s->env_pid, NULL };
 
-	while (environ[n])
-		n++;
-	s->envp = calloc(n + 3, sizeof(*s->envp));
-	if (!s->envp)
-		return -ENOMEM;
-	for (unsigned i = 0; i < n; i++)
-		if (!is_ours(environ[i]))
-			s->envp[used++] = environ[i];
-	s->envp[used++] = (char *)"LISTEN_FDS=1";
-	s->envp[used] = s->env_pid;
-	return 0;
+	s->envp = ft_spawn_environment(more);
+	return s->envp ? 0 : -ENOMEM;
 }
 
 static int set_files(struct server *s)

@@ -10,9 +10,9 @@
 #include "ft/encode.h"
 
 #include "ft/disk.h"
+#include "ft/thread.h"
 #include "ft/wire.h"
 
-#include <pthread.h>
 #include <signal.h>
 #include <xxhash.h>
 
@@ -425,19 +425,11 @@ void ft_encoder_get_stats(struct ft_encoder *en, struct ft_codec_stats *out)
 
 /* --- life --- */
 
-/* Signals are the main thread's business. */
 static int start_worker(struct worker *w)
 {
-	sigset_t all, old;
-	int rc;
+	int rc = ft_thread_start(&w->thread, "ft-encode", worker_main, w);
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = -pthread_create(&w->thread, NULL, worker_main, w);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	w->running = !rc;
-	if (!rc)
-		pthread_setname_np(w->thread, "ft-encode");
 	return rc;
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* freeze.c - hold every thread of a process still for a moment. */
 #include "checkpoint/track.h"
+#include "ft/thread.h"
 
 #include <dirent.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/ptrace.h>
@@ -167,17 +167,13 @@ static void *freeze_and_call(void *arg)
 int ft_while_frozen(pid_t pid, unsigned timeout_ms, int (*fn)(void *ctx), void *ctx)
 {
 	struct freeze fz = { .pid = pid, .fn = fn, .ctx = ctx };
-	sigset_t all, old;
 	pthread_t thread;
 	int rc;
 
 	fz.deadline_ns = ft_now_ns() + timeout_ms * FT_MS_NS;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = pthread_create(&thread, NULL, freeze_and_call, &fz);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	rc = ft_thread_start(&thread, "ft-freeze", freeze_and_call, &fz);
 	if (rc)
-		return -rc;
+		return rc;
 	pthread_join(thread, NULL);
 	free(fz.thread);
 	return fz.rc;

@@ -299,11 +299,11 @@ static int make_ram(struct start *s)
 static int make_dirs(struct start *s)
 {
 	char ram_dir[FT_SPEC_PATH_MAX];
-	int rc = ft_mkdir_p(s->dir, 0700);
+	int rc = ft_parent_dir(s->ram, ram_dir, sizeof(ram_dir));
 
-	strcpy(ram_dir, s->ram);
-	*strrchr(ram_dir, '/') = 0;
-	if (!rc && ram_dir[0])
+	if (!rc)
+		rc = ft_mkdir_p(s->dir, 0700);
+	if (!rc)
 		rc = ft_mkdir_p(ram_dir, 0700);
 	if (rc)
 		ft_err("guest %s: cannot make %s or %s: %s", NAME(s), s->dir, ram_dir, strerror(-rc));
@@ -419,23 +419,14 @@ static int make_disks(struct start *s)
 
 static int make_environment(struct start *s)
 {
-	unsigned n = 0, used = 0;
+	char *more[] = { s->env_preload, s->env_page, NULL };
 
-	while (environ[n])
-		n++;
-	s->envp = calloc(n + 3, sizeof(*s->envp));
-	if (!s->envp)
-		return -ENOMEM;
-	for (unsigned i = 0; i < n; i++)
-		if (strncmp(environ[i], "LD_PRELOAD=", 11) && strncmp(environ[i], "FT_PRELOAD_PAGE=", 16))
-			s->envp[used++] = environ[i];
-	if (s->preload_so[0]) {
-		snprintf(s->env_preload, sizeof(s->env_preload), "LD_PRELOAD=%s", s->preload_so);
-		snprintf(s->env_page, sizeof(s->env_page), "FT_PRELOAD_PAGE=%s", s->path[F_PRELOAD]);
-		s->envp[used++] = s->env_preload;
-		s->envp[used++] = s->env_page;
-	}
-	return 0;
+	snprintf(s->env_preload, sizeof(s->env_preload), "LD_PRELOAD=%s", s->preload_so);
+	snprintf(s->env_page, sizeof(s->env_page), "FT_PRELOAD_PAGE=%s", s->path[F_PRELOAD]);
+	if (!s->preload_so[0])
+		more[0] = NULL;
+	s->envp = ft_spawn_environment(more);
+	return s->envp ? 0 : -ENOMEM;
 }
 
 static int make_all(struct start *s)
@@ -639,14 +630,7 @@ static void remove_ram(const struct ft_attach *at)
 /* Where its sockets and logs lie; false when that is no place of ours. */
 static bool dir_of(const struct ft_attach *at, char dir[FT_SPEC_PATH_MAX])
 {
-	char *slash;
-
-	strcpy(dir, at->qmp);
-	slash = strrchr(dir, '/');
-	if (!slash || !lies_in(at->qmp, ft_conf()->run_dir))
-		return false;
-	*slash = 0;
-	return true;
+	return lies_in(at->qmp, ft_conf()->run_dir) && !ft_parent_dir(at->qmp, dir, FT_SPEC_PATH_MAX);
 }
 
 /* A QEMU of the same name that came after ours, such as a replica's, has the same places. */

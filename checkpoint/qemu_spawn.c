@@ -15,6 +15,35 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static bool is_ours(const char *var)
+{
+	static const char *const names[] = { "LD_PRELOAD=", "FT_PRELOAD_PAGE=", "LISTEN_" };
+
+	for (unsigned i = 0; i < FT_ARRAY_LEN(names); i++)
+		if (!strncmp(var, names[i], strlen(names[i])))
+			return true;
+	return false;
+}
+
+char **ft_spawn_environment(char *const *more)
+{
+	unsigned n = 0, nr_more = 0, used = 0;
+	char **env;
+
+	while (environ[n])
+		n++;
+	while (more[nr_more])
+		nr_more++;
+	env = calloc(n + nr_more + 1, sizeof(*env));
+	if (!env)
+		return NULL;
+	for (unsigned i = 0; i < n; i++)
+		if (!is_ours(environ[i]))
+			env[used++] = environ[i];
+	memcpy(env + used, more, nr_more * sizeof(*more));
+	return env;
+}
+
 /* --- the child, in the order things happen --- */
 
 static void set_signals(void)

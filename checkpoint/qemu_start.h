@@ -29,6 +29,11 @@ struct ft_spawn {
 };
 /* Run a program in a session of its own. -errno when it cannot be executed, unlogged. */
 int ft_spawn(const struct ft_spawn *x, pid_t *pid) FT_MUST_CHECK;
+/*
+ * For ft_spawn: our environment without what was meant for us alone, then the strings of @more (NULL ends them). Only
+ * the array is new; the caller frees it. NULL: no memory.
+ */
+char **ft_spawn_environment(char *const *more) FT_MUST_CHECK;
 
 struct ft_qemu_exec {
 	const struct ft_qemu_plan *plan;        /* its descriptors are what QEMU inherits */

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* staging.c - the fixed pool of chunks between capture and the encoder; see ft/capture.h. */
 #include "ft/capture.h"
+#include "ft/thread.h"
 
-#include <pthread.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #define CHUNK_BYTES ((size_t)FT_CHUNK_PAGES * FT_PAGE_SIZE)
 #define CHUNKS_MIN 4u
@@ -32,16 +31,12 @@ static void make_pool(struct ft_staging *st)
 int ft_staging_new(size_t bytes, struct ft_staging **out)
 {
 	struct ft_staging *st = calloc(1, sizeof(*st));
-	pthread_condattr_t attr;
 
 	if (!st)
 		return -ENOMEM;
 	st->nr = bytes / CHUNK_BYTES < CHUNKS_MIN ? CHUNKS_MIN : bytes / CHUNK_BYTES;
 	pthread_mutex_init(&st->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&st->freed, &attr);
-	pthread_condattr_destroy(&attr);
+	ft_cond_init(&st->freed);
 	st->data = mmap(NULL, st->nr * CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 			-1, 0);
 	if (st->data == MAP_FAILED)
@@ -75,10 +70,9 @@ void ft_staging_free(struct ft_staging *st)
 static bool wait_freed(struct ft_staging *st, unsigned timeout_ms)
 {
 	uint64_t end = ft_now_ns() + timeout_ms * FT_MS_NS;
-	struct timespec ts = { .tv_sec = (time_t)(end / FT_S_NS), .tv_nsec = (long)(end % FT_S_NS) };
 
 	while (!st->pool && !st->cancelled)
-		if (pthread_cond_timedwait(&st->freed, &st->lock, &ts) == ETIMEDOUT)
+		if (ft_cond_wait(&st->freed, &st->lock, end))
 			break;
 	return st->pool && !st->cancelled;
 }

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* tracker.c - choosing a dirty tracker by trying them, and the walk they share. */
 #include "checkpoint/track.h"
+#include "ft/thread.h"
 
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -128,14 +127,10 @@ int ft_scan_pages(const struct ft_track_target *t, ft_scan_fn fn, void *ctx)
 	struct walk w = { .t = t, .fn = fn, .ctx = ctx };
 	unsigned want = helpers_for(t->nr_pages), nr = 0;
 	pthread_t helper[MAX_THREADS];
-	sigset_t all, old;
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);       /* signals are for the caller's threads */
 	/* A helper that cannot be had leaves its share to the others. */
-	while (nr < want && !pthread_create(&helper[nr], NULL, help, &w))
+	while (nr < want && !ft_thread_start(&helper[nr], "ft-scan", help, &w))
 		nr++;
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	walk_pieces(&w, t->busy);
 	while (nr)
 		pthread_join(helper[--nr], NULL);

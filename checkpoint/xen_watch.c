@@ -5,9 +5,9 @@
  */
 #include "checkpoint/xen_watch.h"
 #include "checkpoint/xen.h"
+#include "ft/thread.h"
 
 #include <poll.h>
-#include <pthread.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -54,7 +54,7 @@ static int start(struct xen_watch *w, const char *guest, uint32_t domid)
 	w->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (w->gone_fd < 0 || w->stop_fd < 0 || !xs_watch(w->dom.xs, "@releaseDomain", "ft"))
 		return -errno;
-	rc = -pthread_create(&w->thread, NULL, watch, w);
+	rc = ft_thread_start(&w->thread, "ft-xen-watch", watch, w);
 	w->started = !rc;
 	return rc;
 }

@@ -148,14 +148,7 @@ static int real_unlink(void *ctx, const char *path)
 
 static int real_sync_dir(void *ctx, const char *dir)
 {
-	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	int rc;
-
-	if (fd < 0)
-		return -errno;
-	rc = fsync(fd) < 0 ? -errno : 0;
-	close(fd);
-	return rc;
+	return ft_sync_dir(dir);
 }
 
 static void real_close(void *ctx, int h)

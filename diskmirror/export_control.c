@@ -6,10 +6,10 @@
  * under the old rule.
  */
 #include "export_priv.h"
+#include "ft/thread.h"
 
 #include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -511,19 +511,11 @@ int ft_export_listen(struct ft_export *e)
 	return rc;
 }
 
-/* Signals are the main thread's business. */
 static int start_thread(struct ft_export *e)
 {
-	sigset_t all, old;
-	int rc;
+	int rc = ft_thread_start(&e->thread, "ft-export", control_main, e);
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = -pthread_create(&e->thread, NULL, control_main, e);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	e->running = !rc;
-	if (!rc)
-		pthread_setname_np(e->thread, "ft-export");
 	return rc;
 }
 

@@ -701,7 +701,6 @@ static int write_new(struct ft_map *m, const struct ft_disk_id *id)
 static int create(struct ft_map *m, const struct ft_disk_id *id)
 {
 	char tmp[PATH_MAX + 8], dir[PATH_MAX];
-	char *slash;
 	int rc;
 
 	m->nr_slots = ft_map_tuning.slots;
@@ -719,11 +718,8 @@ static int create(struct ft_map *m, const struct ft_disk_id *id)
 		rc = m->f.rename(m->f.ctx, tmp, m->path);
 	if (rc)
 		return rc;
-	snprintf(dir, sizeof(dir), "%s", m->path);
-	slash = strrchr(dir, '/');
-	if (slash)
-		slash[slash == dir] = 0;
-	return m->f.sync_dir(m->f.ctx, slash ? dir : ".");
+	rc = ft_parent_dir(m->path, dir, sizeof(dir));
+	return rc ? rc : m->f.sync_dir(m->f.ctx, dir);
 }
 
 int ft_map_create(const struct ft_disk_files *f, const char *path, const struct ft_map_image *im, const struct ft_disk_id *id,

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* mirror.c - the primary's end of the disk mirror; see ft/mirror.h. Its parts are in mirror_int.h. */
 #include "diskmirror/mirror_int.h"
+#include "ft/thread.h"
 
 #include <stdatomic.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #define CONNECT_MS 5000u                /* at the start; later: */
@@ -62,11 +62,10 @@ static int mirror_setup(struct ft_output *o)
 /* Lock held. The export's last word about itself has come, or it takes too long. */
 static void wait_here(struct mirror *m, struct mirror_disk *d)
 {
-	uint64_t at = ft_now_ns() + RECONNECT_MS * FT_MS_NS;
-	struct timespec until = { .tv_sec = (time_t)(at / FT_S_NS), .tv_nsec = (long)(at % FT_S_NS) };
+	uint64_t until = ft_now_ns() + RECONNECT_MS * FT_MS_NS;
 
 	while (d->here_due)
-		if (pthread_cond_timedwait(&m->moved, &m->lock, &until)) {
+		if (ft_cond_wait(&m->moved, &m->lock, until)) {
 			ft_mirror_break(m, "%s: disk %u (%s): its nbdkit does not answer", m->guest, d->index, d->control);
 			return;
 		}
@@ -551,13 +550,8 @@ static const struct ft_mirror_ops mirror_ops = {
 
 static void init_sync(struct mirror *m)
 {
-	pthread_condattr_t attr;
-
 	pthread_mutex_init(&m->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&m->moved, &attr);
-	pthread_condattr_destroy(&attr);
+	ft_cond_init(&m->moved);
 }
 
 static int init_disk(struct mirror *m, unsigned i, const char *control)

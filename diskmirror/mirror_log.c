@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* mirror_log.c - what the guest changed, until the backup has it; see mirror_log.h. */
 #include "diskmirror/mirror_log.h"
+#include "ft/thread.h"
 
 #include <fcntl.h>
-#include <pthread.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -610,16 +610,9 @@ static int take_any(struct ft_dlog *l, uint64_t upto, unsigned *disk, uint8_t *r
 	return 0;
 }
 
-static struct timespec deadline(unsigned ms)
-{
-	uint64_t at = ft_now_ns() + ms * FT_MS_NS;
-
-	return (struct timespec){ .tv_sec = (time_t)(at / FT_S_NS), .tv_nsec = (long)(at % FT_S_NS) };
-}
-
 int ft_dlog_take(struct ft_dlog *l, uint64_t upto, unsigned wait_ms, unsigned *disk, uint8_t *raw, size_t *len, uint32_t *nr_ops)
 {
-	struct timespec until = deadline(wait_ms);
+	uint64_t until = ft_now_ns() + wait_ms * FT_MS_NS;
 	bool missing;
 	int rc;
 
@@ -628,7 +621,7 @@ int ft_dlog_take(struct ft_dlog *l, uint64_t upto, unsigned wait_ms, unsigned *d
 		rc = l->open ? take_any(l, upto, disk, raw, len, nr_ops, &missing) : -EIO;
 		if (rc || !missing)
 			break;
-		if (pthread_cond_timedwait(&l->moved, &l->lock, &until)) {
+		if (ft_cond_wait(&l->moved, &l->lock, until)) {
 			rc = -ETIMEDOUT;
 			break;
 		}
@@ -693,16 +686,6 @@ size_t ft_dlog_memory(struct ft_dlog *l)
 
 /* --- life --- */
 
-static void init_cond(pthread_cond_t *c)
-{
-	pthread_condattr_t attr;
-
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(c, &attr);
-	pthread_condattr_destroy(&attr);
-}
-
 int ft_dlog_new(const struct ft_dlog_config *cfg, struct ft_dlog **out)
 {
 	struct ft_dlog *l = calloc(1, sizeof(*l));
@@ -713,7 +696,7 @@ int ft_dlog_new(const struct ft_dlog_config *cfg, struct ft_dlog **out)
 		return -ENOMEM;
 	l->cfg = *cfg;
 	pthread_mutex_init(&l->lock, NULL);
-	init_cond(&l->moved);
+	ft_cond_init(&l->moved);
 	l->max_slots = slots < NO_SLOT ? (uint32_t)slots : NO_SLOT;
 	for (unsigned i = 0; i < cfg->nr_disks; i++)
 		l->disk[i].next = 1;

@@ -5,10 +5,10 @@
  */
 #include "diskmirror/mirror_dial.h"
 #include "diskmirror/mirror_int.h"
+#include "ft/thread.h"
 
 #include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -406,19 +406,11 @@ static void *reader_main(void *ctx)
 	return NULL;
 }
 
-/* Signals are the main thread's business. */
 int ft_mirror_start_reader(struct mirror *m)
 {
-	sigset_t all, old;
-	int rc;
+	int rc = ft_thread_start(&m->thread, "ft-mirror", reader_main, m);
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = -pthread_create(&m->thread, NULL, reader_main, m);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	m->running = !rc;
-	if (!rc)
-		pthread_setname_np(m->thread, "ft-mirror");
 	return rc;
 }
 

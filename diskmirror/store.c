@@ -16,13 +16,12 @@
 #include "diskmirror/store_priv.h"
 #include "ft/image.h"
 #include "ft/map.h"
+#include "ft/thread.h"
 
 #include <limits.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Whole epochs waiting for the end of a drill, as in image.c. */
@@ -223,10 +222,9 @@ static bool has_work(struct ft_store *st)
 static void wait_turn(struct ft_store *st)
 {
 	uint64_t end = ft_now_ns() + ft_store_tuning.sync_ms * FT_MS_NS;
-	struct timespec ts = { .tv_sec = (time_t)(end / FT_S_NS), .tv_nsec = (long)(end % FT_S_NS) };
 
 	while (!st->stop && !st->kicked)
-		if (pthread_cond_timedwait(&st->wake, &st->lock, &ts) == ETIMEDOUT)
+		if (ft_cond_wait(&st->wake, &st->lock, end))
 			break;
 }
 
@@ -258,21 +256,14 @@ static void kick(struct ft_store *st)
 	pthread_mutex_unlock(&st->lock);
 }
 
-/* Signals are the main thread's business. */
 static int start_thread(struct ft_store *st)
 {
-	sigset_t all, old;
 	int rc;
 
 	if (!ft_store_tuning.sync_ms)
 		return 0;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = -pthread_create(&st->thread, NULL, sync_main, st);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	rc = ft_thread_start(&st->thread, "ft-store", sync_main, st);
 	st->running = !rc;
-	if (!rc)
-		pthread_setname_np(st->thread, "ft-store");
 	return rc;
 }
 
@@ -384,15 +375,10 @@ static int apply_body(struct ft_store *st, const uint8_t *body, size_t body_len,
 
 static void init_locks(struct ft_store *st)
 {
-	pthread_condattr_t attr;
-
 	pthread_mutex_init(&st->syncing, NULL);
 	pthread_mutex_init(&st->ids, NULL);
 	pthread_mutex_init(&st->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&st->wake, &attr);
-	pthread_condattr_destroy(&attr);
+	ft_cond_init(&st->wake);
 }
 
 static int new_store(const struct ft_store_config *cfg, struct ft_store **out)
@@ -424,13 +410,9 @@ static int new_store(const struct ft_store_config *cfg, struct ft_store **out)
 static int sync_parent(struct ft_store *st, const char *path)
 {
 	char dir[PATH_MAX];
-	char *slash;
+	int rc = ft_parent_dir(path, dir, sizeof(dir));
 
-	snprintf(dir, sizeof(dir), "%s", path);
-	slash = strrchr(dir, '/');
-	if (slash)
-		slash[slash == dir] = 0;
-	return st->f.sync_dir(st->f.ctx, slash ? dir : ".");
+	return rc ? rc : st->f.sync_dir(st->f.ctx, dir);
 }
 
 static const char *remedy(int rc)

@@ -20,6 +20,7 @@
  */
 #include "failover/datagram.h"
 #include "failover/hmac.h"
+#include "ft/thread.h"
 
 #include <netinet/ip.h>
 #include <poll.h>
@@ -175,16 +176,10 @@ socklen_t ft_hb_address(const struct sockaddr_storage *a, bool v4_only, struct s
 int ft_hb_thread(pthread_t *t, const char *name, void *(*fn)(void *), void *arg)
 {
 	struct sched_param rr = { .sched_priority = 1 };
-	sigset_t all, before;
-	int rc;
+	int rc = ft_thread_start(t, name, fn, arg);
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	rc = -pthread_create(t, NULL, fn, arg);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (rc)
 		return rc;
-	(void)pthread_setname_np(*t, name);
 	(void)pthread_setschedparam(*t, SCHED_RR, &rr);
 	return 0;
 }

@@ -176,14 +176,7 @@ static int real_rename(void *ctx, const char *from, const char *to)
 
 static int real_sync_dir(void *ctx, const char *dir)
 {
-	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	int rc;
-
-	if (fd < 0)
-		return -errno;
-	rc = fsync(fd) < 0 ? -errno : 0;
-	close(fd);
-	return rc;
+	return ft_sync_dir(dir);
 }
 
 static void real_end(void *ctx, int h)

@@ -247,31 +247,28 @@ int ft_pread_all(int fd, void *data, size_t len, off_t at)
 	return 0;
 }
 
-static int sync_parent(const char *path)
+int ft_parent_dir(const char *path, char *dir, size_t size)
 {
-	char dir[PATH_MAX];
-	char *slash;
-	int fd, rc = 0;
+	const char *slash = strrchr(path, '/');
+	int len = slash ? (int)(slash - path) + (slash == path) : 1;
 
-	if (snprintf(dir, sizeof(dir), "%s", path) >= (int)sizeof(dir))
-		return -ENAMETOOLONG;
-	slash = strrchr(dir, '/');
-	if (!slash)
-		strcpy(dir, ".");
-	else
-		slash[slash == dir ? 1 : 0] = 0;
-	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return snprintf(dir, size, "%.*s", len, slash ? path : ".") < (int)size ? 0 : -ENAMETOOLONG;
+}
+
+int ft_sync_dir(const char *dir)
+{
+	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc;
+
 	if (fd < 0)
 		return -errno;
-	if (fsync(fd) < 0)
-		rc = -errno;
+	rc = fsync(fd) < 0 ? -errno : 0;
 	close(fd);
 	return rc;
 }
 
 int ft_write_file(const char *path, const void *data, size_t len, unsigned mode)
 {
-	char tmp[PATH_MAX];
+	char tmp[PATH_MAX], dir[PATH_MAX];
 	int fd, rc;
 
 	if (snprintf(tmp, sizeof(tmp), "%s.XXXXXX", path) >= (int)sizeof(tmp))
@@ -292,7 +289,8 @@ int ft_write_file(const char *path, const void *data, size_t len, unsigned mode)
 		unlink(tmp);
 		return rc;
 	}
-	return sync_parent(path);
+	rc = ft_parent_dir(path, dir, sizeof(dir));
+	return rc ? rc : ft_sync_dir(dir);
 }
 
 int ft_mkdir_p(const char *path, unsigned mode)

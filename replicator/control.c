@@ -263,14 +263,10 @@ static void on_client(struct ev_loop *loop, ev_io *w, int revents)
 
 static int make_directory(const char *path)
 {
-	char dir[PATH_MAX], *slash;
+	char dir[PATH_MAX];
+	int rc = ft_parent_dir(path, dir, sizeof(dir));
 
-	snprintf(dir, sizeof(dir), "%s", path);
-	slash = strrchr(dir, '/');
-	if (!slash || slash == dir)
-		return 0;
-	*slash = 0;
-	return ft_mkdir_p(dir, 0755);
+	return rc ? rc : ft_mkdir_p(dir, 0755);
 }
 
 /* The lock dies with its process, so whoever has it may replace the socket that a dead one left. */

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* dial.c - see dial.h. */
 #include "replicator/dial.h"
+#include "ft/thread.h"
 
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
@@ -106,7 +106,6 @@ static void *resolve_run(void *arg)
 
 static int resolve_on_thread(struct ft_dial *d, struct resolve *r)
 {
-	pthread_attr_t attr;
 	pthread_t thread;
 	uint64_t done;
 	int rc;
@@ -114,15 +113,13 @@ static int resolve_on_thread(struct ft_dial *d, struct resolve *r)
 	r->done_fd = eventfd(0, EFD_CLOEXEC);
 	if (r->done_fd < 0)
 		return fail(d, -errno, "%s: eventfd: %s", d->peer, strerror(errno));
-	pthread_attr_init(&attr);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	atomic_fetch_add(&r->refs, 1);
-	rc = pthread_create(&thread, &attr, resolve_run, r);
-	pthread_attr_destroy(&attr);
+	rc = ft_thread_start(&thread, "ft-resolve", resolve_run, r);
 	if (rc) {
 		atomic_fetch_sub(&r->refs, 1);
-		return fail(d, -rc, "%s: no thread to resolve its name: %s", d->peer, strerror(rc));
+		return fail(d, rc, "%s: no thread to resolve its name: %s", d->peer, strerror(-rc));
 	}
+	pthread_detach(thread);
 	rc = wait_for(d, r->done_fd, POLLIN, d->deadline_ns);
 	if (rc == 1 && read(r->done_fd, &done, sizeof(done)) < 0)       /* the thread's results are behind it */
 		rc = -errno;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* link.c - see ft/link.h: making, sending, ending, and telling the loop. The thread is in link_thread.c. */
 #include "replicator/link_priv.h"
+#include "ft/thread.h"
 
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -82,21 +82,12 @@ static int link_new(struct ev_loop *loop, const struct ft_link_config *cfg, int 
 	return copy_config(l, cfg);
 }
 
-/* Signals belong to the loop's thread. */
 static int start_thread(struct ft_link *l)
 {
-	sigset_t all, old;
-	int rc;
+	int rc = ft_thread_start(&l->thread, "ft-link", ft_link_run, l);
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = pthread_create(&l->thread, NULL, ft_link_run, l);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	if (rc)
-		return -rc;
-	pthread_setname_np(l->thread, "ft-link");
-	l->running = true;
-	return 0;
+	l->running = !rc;
+	return rc;
 }
 
 int ft_link_connect(struct ev_loop *loop, const struct ft_link_config *cfg, const char *host, uint16_t port,

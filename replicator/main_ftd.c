@@ -91,9 +91,9 @@ static int open_door(const char *child)
 
 	if (rc)
 		return rc;
-	strcpy(dir, sa.sun_path);
-	*strrchr(dir, '/') = 0;
-	rc = ft_mkdir_p(dir, 0755);
+	rc = ft_parent_dir(sa.sun_path, dir, sizeof(dir));
+	if (!rc)
+		rc = ft_mkdir_p(dir, 0755);
 	if (rc)
 		return rc;
 	unlink(sa.sun_path);

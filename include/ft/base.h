@@ -97,6 +97,9 @@ int ft_write_all(int fd, const void *data, size_t len) FT_MUST_CHECK;
 int ft_pwrite_all(int fd, const void *data, size_t len, off_t at) FT_MUST_CHECK;
 int ft_pread_all(int fd, void *data, size_t len, off_t at) FT_MUST_CHECK;      /* -EIO beyond the end */
 int ft_mkdir_p(const char *path, unsigned mode) FT_MUST_CHECK;
+/* The directory that @path lies in, "." when it names none. Returns -ENAMETOOLONG when it does not fit. */
+int ft_parent_dir(const char *path, char *dir, size_t size) FT_MUST_CHECK;
+int ft_sync_dir(const char *dir) FT_MUST_CHECK;
 /*
  * Make @path if need be, never through a symbolic link, and lock it. -EBUSY: somebody else has the lock; with @wait
  * until he lets go, or a signal comes (-EINTR). It lasts until @fd is closed, so no longer than its process.

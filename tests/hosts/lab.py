@@ -179,7 +179,7 @@ def main(lab=None):
                 skipped = str(e)
             if why:
                 failed += 1
-                for line in why + lab.explain(function.__name__):
+                for line in lab.explain(function.__name__) + why:     # why it failed next to the verdict
                     print('# ' + line)
                 lab.close()
             print(f'{"not ok" if why else "ok"} {n} {function.__name__}' + (f' # SKIP {skipped}' if skipped else ''))

@@ -63,9 +63,12 @@ def start_inserts(lab):
     return lab.w.client.spawn(['sh', '-c', f'exec busybox nc {VM1.ip4} {world.SHELL_PORT} <{path}'], name='inserts')
 
 
-@test(limit=300)
+CUTS = soak('SOAK_DISK_CUTS', 2)
+
+
+@test(limit=180 + 60 * CUTS)
 def acknowledged_writes_are_on_the_disk_after_each_power_cut(lab):
-    for _ in range(soak('SOAK_DISK_CUTS', 2)):
+    for _ in range(CUTS):
         lab.protected()
         time.sleep(random_wait(1, 4))
         at = lab.cut_power_of_primary()
