@@ -208,12 +208,12 @@ FUZZERS   := $(patsubst tests/fuzz/%.c,$(F)/%,$(wildcard tests/fuzz/fuzz_*.c))
 FUZZFLAGS := $(filter-out -fsanitize=%,$(CFLAGS)) -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
 $(F)/obj/%.o: %.c
 	@mkdir -p $(@D)
-	$(FUZZ_CC) $(FUZZFLAGS) -fsanitize=fuzzer-no-link -c -o $@ $<
+	$(say) $(FUZZ_CC) $(FUZZFLAGS) -fsanitize=fuzzer-no-link -c -o $@ $<
 $(F)/libft.a: $(LIB:$(B)/%=$(F)/obj/%)
 	@rm -f $@
 	@$(AR) rcs $@ $^
 $(F)/fuzz_%: $(F)/obj/tests/fuzz/fuzz_%.o $(F)/libft.a
-	$(FUZZ_CC) $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDFLAGS) $(LDLIBS)
+	$(say) $(FUZZ_CC) $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDFLAGS) $(LDLIBS)
 
 #: make fuzz         run every fuzzer (FUZZ_SECONDS=10 each; FUZZ_KEEP=1 keeps what reached new code)
 export FUZZ_SECONDS ?= 10
@@ -236,4 +236,5 @@ clean:
 	rm -rf build
 
 -include $(shell find $(B) $(F) -name '*.d' 2>/dev/null)
-.SECONDARY:
+# Kept between runs. Not .SECONDARY: with it a new source that is older than the archive would be left out of it.
+.PRECIOUS: $(B)/%.o $(F)/obj/%.o $(B)/pic/%.o
