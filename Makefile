@@ -153,8 +153,9 @@ bench:
 	@$(MAKE) -s --no-print-directory all tests $(BENCHES) stage guest
 	@tests/bench/bench.py
 
+LONGEST := $(B)/tests/test_sim
 check-unit: all tests
-	tests/run.sh $(TESTS)
+	tests/run.sh $(LONGEST) $(filter-out $(LONGEST),$(TESTS)) --
 
 # Host tests are programs that speak TAP too. HOSTS="tests/hosts/test_power.py" picks some.
 HOSTS   ?= $(HOSTC) $(sort $(wildcard tests/hosts/test_*.py))
@@ -167,7 +168,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 check:
 	scripts/deps.sh build check
 	@$(MAKE) -s --no-print-directory all tests fuzzers stage guest
-	@tests/run.sh $(TESTS) tests/fuzz/fuzz.sh $(VMTESTS) $(HOSTS)
+	@tests/run.sh $(LONGEST) $(filter-out $(LONGEST),$(TESTS)) tests/fuzz/fuzz.sh $(VMTESTS) -- $(HOSTS)
 
 #: make sim          simulated lives of a protected guest (SEEDS=20000)
 SEEDS ?= 20000
