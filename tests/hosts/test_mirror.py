@@ -8,7 +8,7 @@ import time
 
 import world
 from lab import Lab, check, main, soak, test
-from world import Guest, now, random_wait, wait_for
+from world import Guest, now, random_wait, read_file, wait_for
 
 VM1 = Guest('vm1', 0x0a, disk_mb=256)
 IMAGE = VM1.image
@@ -172,7 +172,8 @@ def two_sides_with_data_of_their_own_are_left_alone(lab):
     # Somebody starts the other copy as well, without network to the clients it would disturb.
     lab.backup.run(f'sed -i s/br0/lo/ /etc/ft/guests/vm1.conf && sed -i "/\\[nic\\]/,/bridge/d" /etc/ft/guests/vm1.conf')
     lab.backup.run('ft-guest start vm1', 60)
-    time.sleep(10)
+    console = lab.backup.path('/run/ft/guests/vm1/console.log')
+    wait_for('that guest to write to its disk', lambda: 'Server initialized' in read_file(console), 90)
     lab.backup.run('ft-guest stop vm1 --force', 60)
     lab.backup.write('/etc/ft/guests/vm1.conf', VM1.file())
     p = lab.primary.spawn('ft-protect vm1 beta')
