@@ -69,6 +69,8 @@ static int complain(const char *guest, int rc)
 		ft_err("%s: no answer in time: ft-protect or ftd is stalled", guest);
 	else if (rc == -EACCES || rc == -EPERM)
 		ft_err("%s: %s: run as root", guest, strerror(-rc));
+	else if (rc == -ECONNRESET || rc == -EPIPE)
+		ft_err("%s: who serves it here ended before it answered: look again with ft-ctl status %s", guest, guest);
 	else
 		ft_err("%s: %s", guest, strerror(-rc));
 	return FAILED;
