@@ -4,7 +4,10 @@ VERSION := 0.1.0
 MODULES := replicator checkpoint netbuf diskmirror failover
 PREFIX  ?= /usr/local
 LIBEXEC ?= $(PREFIX)/libexec/ft
-CC      ?= gcc
+# make's own default is a `cc` that may not be there.
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
 comma   := ,
 BUILD   ?= build
 B       := $(BUILD)/$(if $(SAN),san-$(subst $(comma),-,$(SAN)),obj)
@@ -37,10 +40,12 @@ override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIB
            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink $(if $(XEN),-Wl$(comma)--as-needed -lxenctrl -lxenguest -lxenforeignmemory -lxendevicemodel -lxenstore) -pthread
 
+# As many at a time as there are processors, unless -j says otherwise.
+QUIETLY  = -s --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
 # One short line a file; V=1 shows the commands.
 say      = $(if $(V),,@echo "  $(if $(filter %.o,$@),CC,LD)  $@";)
 
-.PHONY: all xen-says help bench bench-xen check-xen deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint no-plugin sim soak stage tests
+.PHONY: all xen-says help bench bench-xen check-xen deps check check-debian13 check-root check-unit check-vm clean demo fuzz fuzzers guest install lint no-plugin sim soak stage tests uninstall FORCE
 all: $(PROGS) $(PRELOAD) $(or $(PLUGIN),no-plugin) $(SCRIPTS) | xen-says
 xen-says:
 	@echo "Xen backend: $(if $(XEN),Xen $(XEN),none (libxen-dev is not installed))"
@@ -48,21 +53,42 @@ xen-says:
 help:
 	@sed -n 's/^#: //p' Makefile
 
+#: make deps         install what is needed to build (root, Debian)
 #: make              build everything into build/
 #: make check        install what is needed, build, run every test
 #: make check-unit   unit tests and the simulation only (no root needed)
 #: make demo         protect a real guest, cut the power, show that nothing is lost
 #: make bench        measure (QUICK=1: under a minute)
-#: make install      DESTDIR= PREFIX=
+#: make install      programs, manual pages, systemd units and examples (DESTDIR= PREFIX=/usr/local)
+#: make uninstall    take them away again; configuration and state stay
 #: make lint         static analysis
 #: SAN=address,undefined or SAN=thread with any of them: sanitizers
 
 deps:
 	scripts/deps.sh build
 
-$(B)/%.o: %.c
+# What is missing is named at once, with the way to get it, and not by the compiler, one header at a time.
+HEADERS := ev.h jansson.h lz4.h xxhash.h openssl/ssl.h libnetfilter_queue/libnetfilter_queue.h libnftnl/table.h \
+           libmnl/libmnl.h libnfnetlink/libnfnetlink.h
+TOLD    := $(B)/can-be-built
+$(TOLD):
+	@mkdir -p $(@D)
+	@printf '\043include <%s>\n' stdint.h $(HEADERS) | $(CC) -E -x c - >/dev/null 2>$@.why || { \
+		sed -n '/rror: /s/.*rror: //p;/not found/p' $@.why >&2; \
+		echo "ft cannot be built here; as root: make deps   (Debian: apt-get install$$(DEPS_PRINT=missing scripts/deps.sh build))" >&2; \
+		exit 1; }
+	@rm -f $@.why; touch $@
+
+$(B)/%.o: %.c | $(TOLD)
 	@mkdir -p $(@D)
 	$(say) $(CC) $(CFLAGS) -c -o $@ $<
+
+# Where the helpers will lie is compiled in: another PREFIX compiles that file anew, `make install PREFIX=` included.
+$(B)/libexec: FORCE
+	@mkdir -p $(@D)
+	@echo '$(LIBEXEC)' | cmp -s - $@ || echo '$(LIBEXEC)' >$@
+$(B)/replicator/conf.o: $(B)/libexec
+FORCE:
 
 # An archive, so that a program links only what it uses.
 $(B)/libft.a: $(LIB)
@@ -85,7 +111,7 @@ $(B)/bin/ft-preload.so: checkpoint/preload.c
 # Loaded into nbdkit, with what it needs of the library: never sanitized.
 PICOBJ  := $(patsubst %.c,$(B)/pic/%.o,$(NBDKIT) $(wildcard diskmirror/export*.c) diskmirror/disk.c diskmirror/diskfile.c \
            diskmirror/map.c replicator/base.c replicator/thread.c)
-$(B)/pic/%.o: %.c
+$(B)/pic/%.o: %.c | $(TOLD)
 	@mkdir -p $(@D)
 	$(say) $(CC) $(filter-out -fsanitize=%,$(CFLAGS)) -fPIC -fvisibility=hidden -c -o $@ $<
 $(B)/bin/nbdkit-ft-plugin.so: $(PICOBJ)
@@ -131,10 +157,27 @@ stage: all
 
 # Programs that other programs start live in libexec.
 HELPERS := $(filter %/ft-guard,$(PROGS)) $(PRELOAD) $(PLUGIN)
+USERS   := $(filter-out $(HELPERS),$(PROGS)) $(SCRIPTS)
+UNITS   := $(wildcard etc/systemd/*.service)
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+MANDIR  ?= $(PREFIX)/share/man
+DOCDIR  ?= $(PREFIX)/share/doc/ft
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBEXEC)
-	install -m 755 -t $(DESTDIR)$(PREFIX)/bin $(filter-out $(HELPERS),$(PROGS)) $(SCRIPTS)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBEXEC) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(DOCDIR)/examples
+	install -d $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man8
+	install -m 755 -t $(DESTDIR)$(PREFIX)/bin $(USERS)
 	install -m 755 -t $(DESTDIR)$(LIBEXEC) $(HELPERS)
+	install -m 644 -t $(DESTDIR)$(MANDIR)/man5 man/*.5
+	install -m 644 -t $(DESTDIR)$(MANDIR)/man8 man/*.8
+	install -m 644 -t $(DESTDIR)$(DOCDIR) README.md LICENSE docs/*.md
+	install -m 644 -t $(DESTDIR)$(DOCDIR)/examples etc/ft.conf etc/guests/vm1.conf
+	for u in $(notdir $(UNITS)); do sed 's,/usr/local/bin,$(PREFIX)/bin,' etc/systemd/$$u >$(DESTDIR)$(UNITDIR)/$$u && \
+		chmod 644 $(DESTDIR)$(UNITDIR)/$$u || exit 1; done
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(notdir $(USERS))) $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(UNITS)))
+	rm -f $(foreach n,5 8,$(addprefix $(DESTDIR)$(MANDIR)/man$(n)/,$(notdir $(wildcard man/*.$(n)))))
+	rm -rf $(DESTDIR)$(LIBEXEC) $(DESTDIR)$(DOCDIR)
 
 # The guest of the demo and of the host tests.
 GUEST   := $(BUILD)/guest
@@ -144,13 +187,13 @@ $(GUEST)/initrd.img: tests/hosts/mkguest.sh tests/kernel.sh $(wildcard tests/gue
 
 demo:
 	scripts/deps.sh build check
-	@$(MAKE) -s --no-print-directory all tests stage guest
+	@$(MAKE) $(QUIETLY) all tests stage guest
 	@tests/hosts/demo.py
 
 # Each prints one JSON object a line.
 bench:
 	scripts/deps.sh build check
-	@$(MAKE) -s --no-print-directory all tests $(BENCHES) stage guest
+	@$(MAKE) $(QUIETLY) all tests $(BENCHES) stage guest
 	@tests/bench/bench.py
 
 LONGEST := $(B)/tests/test_sim
@@ -167,7 +210,7 @@ export FT_GUEST = $(abspath $(GUEST))
 export PYTHONDONTWRITEBYTECODE := 1
 check:
 	scripts/deps.sh build check
-	@$(MAKE) -s --no-print-directory all tests fuzzers stage guest
+	@$(MAKE) $(QUIETLY) all tests fuzzers stage guest
 	@tests/run.sh $(LONGEST) $(filter-out $(LONGEST),$(TESTS)) tests/fuzz/fuzz.sh $(VMTESTS) -- $(HOSTS)
 
 #: make sim          simulated lives of a protected guest (SEEDS=20000)
@@ -187,13 +230,13 @@ check-root: all tests stage guest
 XENTESTS ?= $(sort $(wildcard tests/xen/test_*.py))
 check-xen:
 	scripts/deps.sh build check xen
-	@$(MAKE) -s --no-print-directory all tests $(XENTOOLS) stage
+	@$(MAKE) $(QUIETLY) all tests $(XENTOOLS) stage
 	TEST_TIMEOUT=3600 tests/run.sh $(XENTESTS)
 
 #: make bench-xen    the same hosts, ft against xl remus
 bench-xen:
 	scripts/deps.sh build check xen
-	@$(MAKE) -s --no-print-directory all tests $(XENTOOLS) stage
+	@$(MAKE) $(QUIETLY) all tests $(XENTOOLS) stage
 	@tests/xen/bench.py
 
 #: make soak         power cuts and the whole table of dying processes (SOAK_CUTS=50)

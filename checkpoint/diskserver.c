@@ -266,6 +266,64 @@ int ft_disk_image_size(const char *guest, const char *image, bool read_only, uin
 	return rc;
 }
 
+/* --- could a replica's be served here? --- */
+
+/* Searched as exec does. */
+static bool there_is_program(const char *name)
+{
+	const char *path = getenv("PATH"), *end;
+	char file[2 * FT_PATH_MAX];
+
+	if (strchr(name, '/'))
+		return access(name, X_OK) == 0;
+	for (path = path ? path : "/usr/bin:/bin"; ; path = end + 1) {
+		end = strchrnul(path, ':');
+		snprintf(file, sizeof(file), "%.*s/%s", (int)(end - path), path, name);
+		if (access(file, X_OK) == 0)
+			return true;
+		if (!*end)
+			return false;
+	}
+}
+
+static int check_directory(const char *guest, const char *image)
+{
+	char dir[FT_SPEC_PATH_MAX], *slash;
+
+	snprintf(dir, sizeof(dir), "%s", image);
+	slash = strrchr(dir, '/');
+	if (access(image, F_OK) == 0 || !slash)
+		return 0;
+	slash[slash == dir] = 0;
+	if (access(dir, F_OK) == 0)
+		return 0;
+	ft_err("guest %s: on %s there is no directory %s for its disk image: make it ('mkdir -p %s'), or correct 'image' in the "
+	       "guest file", guest, ft_conf()->host, dir, dir);
+	return -ENOENT;
+}
+
+int ft_disk_replica_check(const struct ft_spec *spec)
+{
+	const struct ft_conf *c = ft_conf();
+	char plugin[2 * FT_PATH_MAX];
+	int rc = 0;
+
+	for (unsigned i = 0; i < spec->nr_disks && !rc; i++)
+		rc = check_directory(spec->name, spec->disk[i].image);
+	if (rc || !spec->nr_disks)
+		return rc;
+	snprintf(plugin, sizeof(plugin), "%s/nbdkit-ft-plugin.so", c->libexec_dir);
+	if (!there_is_program(c->nbdkit))
+		ft_err("guest %s: on %s there is no program %s to serve its disks: install nbdkit, or set 'nbdkit' in ft.conf",
+		       spec->name, c->host, c->nbdkit);
+	else if (access(plugin, R_OK) < 0)
+		ft_err("guest %s: on %s there is no %s to serve its disks: build ft where nbdkit-plugin-dev is installed, and install "
+		       "it again", spec->name, c->host, plugin);
+	else
+		return 0;
+	return -ENOENT;
+}
+
 /* --- the command --- */
 
 static int set_paths(struct server *s, unsigned n)

@@ -39,7 +39,8 @@ static int lock_guest(const char *guest)
 		rc = ft_mkdir_p(dir, 0700);
 	fd = rc ? -1 : open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0) {
-		ft_err("guest %s: cannot make its directory %s: %s", guest, dir, strerror(rc ? -rc : errno));
+		rc = rc ? rc : -errno;
+		ft_err("guest %s: cannot make its directory %s: %s%s", guest, dir, strerror(-rc), rc == -EACCES ? ": run as root" : "");
 		return -1;
 	}
 	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
@@ -88,8 +89,11 @@ static int check_start(const char *guest, bool force)
 {
 	struct ft_record r;
 	const char *why;
+	int rc = load_record(guest, &r);
 
-	if (load_record(guest, &r)) {   /* logged */
+	if (rc == -EACCES)              /* logged, as all of them */
+		return FAILED;
+	if (rc) {
 		if (force)
 			return DONE;
 		ft_err("guest %s: make sure that it runs nowhere else, then start it with --force", guest);
@@ -111,8 +115,11 @@ static int check_start(const char *guest, bool force)
 static int check_stop(const char *guest, bool force)
 {
 	struct ft_record r;
+	int rc = load_record(guest, &r);
 
-	if (force || load_record(guest, &r))
+	if (rc == -EACCES)
+		return FAILED;
+	if (force || rc)
 		return DONE;
 	if (r.role == FT_ROLE_ARMED) {
 		ft_err("guest %s runs on %s; here is only its replica: stop the guest there, or end its protection there with "

@@ -178,26 +178,29 @@ int ft_qemu_knows_machine(const char *machine)
 #define KVM_ARGS ft_conf()->qemu, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", \
 	"-accel", "kvm", "-cpu", (FT_QEMU_KVM_CPU ",enforce")
 
-static bool runs_firmware(struct output *o)
+/* 1 or 0; -errno: that could not be tried, which says nothing about KVM. */
+static int runs_firmware(struct output *o)
 {
 	const char *argv[] = { KVM_ARGS, "-m", "16M", "-global", "isa-debugcon.iobase=0x402", "-debugcon", "stdio", NULL };
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 
-	if (fd < 0)
-		return false;
+	if (fd < 0) {
+		ft_info("KVM cannot be used: /dev/kvm: %s", strerror(errno));
+		return -ENODEV;
+	}
 	close(fd);
-	return run(argv, "No bootable device", KVM_TIMEOUT_MS, o) == 1;
+	return run(argv, "No bootable device", KVM_TIMEOUT_MS, o);
 }
 
 /* How far it comes without its root is its own affair: a kernel that speaks has been decompressed and runs. */
-static bool runs_kernel(const char *kernel, struct output *o)
+static int runs_kernel(const char *kernel, struct output *o)
 {
 	const char *argv[] = {
 		KVM_ARGS, "-m", "256M", "-smp", "2", "-no-reboot", "-serial", "stdio", "-kernel", kernel,
 		"-append", "console=ttyS0 panic=-1", NULL
 	};
 
-	return run(argv, "Linux version", KVM_TIMEOUT_MS, o) == 1;
+	return access(kernel, R_OK) < 0 ? -errno : run(argv, "Linux version", KVM_TIMEOUT_MS, o);
 }
 
 /* --- what is known already: RUN_DIR/accel, a line "kvm KEY" or "tcg KEY" for the firmware and each kernel file --- */
@@ -258,11 +261,16 @@ static void remember(const char *key, bool kvm)
 	ft_blob_free(&known);
 }
 
-/* A failure may have been a time-out on a busy machine: who reads this can have it tried again. */
-static bool believe(const char *what, const char *key, bool kvm)
+/*
+ * A failure may have been a time-out on a busy machine: who reads this can have it tried again. What could not be tried,
+ * as QEMU is not installed yet, is not remembered, and who starts the guest then says why.
+ */
+static bool believe(const char *what, const char *key, int kvm)
 {
 	char path[FT_PATH_MAX + 8];
 
+	if (kvm < 0)
+		return false;
 	accel_path(path, sizeof(path));
 	remember(key, kvm);
 	if (kvm)

@@ -213,7 +213,7 @@ static int load(const struct ft_file_ops *ops, const char *path, struct ft_recor
 		ft_err("%s: damaged; make sure that the other host does not run the guest, then remove the file", path);
 		rc = -EBADMSG;
 	} else if (rc) {
-		ft_err("%s: cannot read: %s", path, strerror(-rc));
+		ft_err("%s: cannot read: %s%s", path, strerror(-rc), rc == -EACCES || rc == -EPERM ? ": run as root" : "");
 	}
 	ft_blob_free(&text);
 	return rc;

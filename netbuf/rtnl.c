@@ -216,7 +216,8 @@ int ft_rtnl_bridge(struct mnl_socket *nl, const char *name, struct ft_rtnl_link 
 	int rc = ft_rtnl_link(nl, name, br);
 
 	if (rc || !br->is_bridge) {
-		snprintf(why, size, "%s is not a bridge of this host", name);
+		snprintf(why, size, "there is no bridge %s here: make it (ip link add %s type bridge), or correct 'bridge' in the "
+			 "guest file", name, name);
 		return rc ? rc : -ENODEV;
 	}
 	if (!br->stp)

@@ -144,8 +144,8 @@ static int resolve(struct ft_dial *d, struct resolve **out)
 	if (r->rc)
 		rc = resolve_on_thread(d, r);
 	if (!rc && r->rc)
-		rc = fail(d, -EHOSTUNREACH, "cannot resolve %s (%s): %s - check the name, or set its address in ft.conf",
-			  d->host, d->peer, gai_strerror(r->rc));
+		rc = fail(d, -EHOSTUNREACH, "cannot resolve %s (%s): %s - check the name, or set 'address' in [peer %s] of ft.conf",
+			  d->host, d->peer, gai_strerror(r->rc), d->peer);
 	if (rc)
 		resolve_put(r);
 	else

@@ -67,6 +67,10 @@ static int complain(const char *guest, int rc)
 	}
 	if (rc == -ETIMEDOUT)
 		ft_err("%s: no answer in time: ft-protect or ftd is stalled", guest);
+	else if (rc == -EACCES || rc == -EPERM)
+		ft_err("%s: %s: run as root", guest, strerror(-rc));
+	else if (rc == -ECONNRESET || rc == -EPIPE)
+		ft_err("%s: who serves it here ended before it answered: look again with ft-ctl status %s", guest, guest);
 	else
 		ft_err("%s: %s", guest, strerror(-rc));
 	return FAILED;
@@ -131,15 +135,18 @@ static void complete(json_t *status)
 		json_object_set_new(status, "ack_us", json_pack("{s:n, s:n}", "p50", "p99"));
 }
 
-static json_t *status_of(const char *guest)
+/* NULL: *rc says why; -ECONNREFUSED: nobody knows the guest. */
+static json_t *status_of(const char *guest, int *rc)
 {
 	json_t *answer = NULL;
 	const char *role;
-	int rc = ask(guest, json_pack("{s:s}", "cmd", "status"), STATUS_MS, &answer, &role);
 
-	if (!rc)
+	*rc = ask(guest, json_pack("{s:s}", "cmd", "status"), STATUS_MS, &answer, &role);
+	if (!*rc || *rc == -EACCES || *rc == -EPERM)
 		return answer;
-	return recorded(guest, role, rc == -ETIMEDOUT ? "STALLED" : NULL);
+	answer = recorded(guest, role, *rc == -ETIMEDOUT ? "STALLED" : NULL);
+	*rc = answer ? 0 : -ECONNREFUSED;
+	return answer;
 }
 
 static void print_value(const char *key, const json_t *value)
@@ -189,8 +196,8 @@ static void collect(const char *dir, const char *suffix, json_t *names)
 		closedir(d);
 }
 
-/* An array with the status of every guest that has one. */
-static json_t *status_of_all(void)
+/* An array with the status of every guest that has one. What may not be asked is said. */
+static json_t *status_of_all(int *status)
 {
 	json_t *names = json_object(), *all = json_array(), *ignored;
 	char run[FT_PATH_MAX];
@@ -200,10 +207,13 @@ static json_t *status_of_all(void)
 		collect(run, "", names);
 	collect(ft_conf()->state_dir, ".record", names);
 	json_object_foreach(names, name, ignored) {
-		json_t *s = status_of(name);
+		int rc;
+		json_t *s = status_of(name, &rc);
 
 		if (s)
 			json_array_append_new(all, s);
+		else if (rc != -ECONNREFUSED)
+			*status = complain(name, rc);
 	}
 	json_decref(names);
 	return all;
@@ -211,13 +221,14 @@ static json_t *status_of_all(void)
 
 static int run_status(const struct command *c, const char *guest, const struct options *o)
 {
-	json_t *all = guest ? json_array() : status_of_all(), *one = guest ? status_of(guest) : NULL;
+	int status = 0, rc = 0;
+	json_t *all = guest ? json_array() : status_of_all(&status), *one = guest ? status_of(guest, &rc) : NULL;
 	size_t i;
 
 	(void)c;
 	if (guest && !one) {
 		json_decref(all);
-		return complain(guest, -ECONNREFUSED);
+		return complain(guest, rc);
 	}
 	if (one)
 		json_array_append_new(all, one);
@@ -232,7 +243,7 @@ static int run_status(const struct command *c, const char *guest, const struct o
 		json_array_foreach(all, i, one)
 			print_status(one);
 	json_decref(all);
-	return 0;
+	return status;
 }
 
 static const char *text_of(const json_t *s, const char *key)
@@ -244,7 +255,8 @@ static const char *text_of(const json_t *s, const char *key)
 
 static int run_list(const struct command *c, const char *guest, const struct options *o)
 {
-	json_t *all = status_of_all(), *s;
+	int status = 0;
+	json_t *all = status_of_all(&status), *s;
 	size_t i;
 
 	(void)c, (void)guest;
@@ -257,7 +269,7 @@ static int run_list(const struct command *c, const char *guest, const struct opt
 			printf("%-20s %-9s %-14s %-20s %lld\n", text_of(s, "guest"), text_of(s, "role"), text_of(s, "state"),
 			       text_of(s, "peer"), (long long)json_integer_value(json_object_get(s, "generation")));
 	json_decref(all);
-	return 0;
+	return status;
 }
 
 /* --- the commands --- */

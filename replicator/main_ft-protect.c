@@ -70,7 +70,16 @@ static int parse_options(int argc, char **argv, struct options *o)
 			return EXIT_USAGE_ERROR;
 		}
 	}
-	if (argc - optind != 2 || (o->go_on && o->freeze)) {
+	if (argc - optind == 1) {
+		fprintf(stderr, "ft-protect: which host shall keep the replica? ft-protect %s HOST (ft-protect --help says more)\n",
+			argv[optind]);
+		return EXIT_USAGE_ERROR;
+	}
+	if (o->go_on && o->freeze) {
+		fprintf(stderr, "ft-protect: --continue and --freeze exclude each other\n");
+		return EXIT_USAGE_ERROR;
+	}
+	if (argc - optind != 2) {
 		fputs(usage, stderr);
 		return EXIT_USAGE_ERROR;
 	}
@@ -127,6 +136,10 @@ int main(int argc, char **argv)
 	if (ft_conf_load(o.config, &conf))
 		return EXIT_USAGE_ERROR;
 	ft_conf_set(&conf);
+	if (!strcmp(argv[optind + 1], conf.host)) {
+		fprintf(stderr, "ft-protect: %s is this host: name the one that shall keep the replica\n", conf.host);
+		return EXIT_USAGE_ERROR;
+	}
 	policy = conf.policy;
 	if (o.go_on || o.freeze)
 		policy.on_peer_loss = o.go_on ? FT_LOSS_CONTINUE : FT_LOSS_FREEZE;

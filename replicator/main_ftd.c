@@ -16,6 +16,7 @@
 #include <netdb.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -304,7 +305,9 @@ static int run(const char *config)
 		d.pending[i].fd = -1;
 	d.listen_fd = listen_on(*conf->listen ? conf->listen : "::", conf->port);
 	if (d.listen_fd < 0) {
-		ft_err("cannot listen on %s port %u: %s", conf->listen, conf->port, strerror(-d.listen_fd));
+		ft_err("cannot listen on %s port %u: %s%s", conf->listen, conf->port, strerror(-d.listen_fd),
+		       d.listen_fd == -EADDRINUSE ? " - does ftd run already? else set another 'port' in ft.conf, on both hosts" :
+		       d.listen_fd == -EADDRNOTAVAIL ? " - correct 'listen' in ft.conf" : "");
 		return 1;
 	}
 	ev_io_init(&d.acceptable, on_acceptable, d.listen_fd, EV_READ);
@@ -354,6 +357,7 @@ int main(int argc, char **argv)
 	if (ft_conf_load(config, &conf))
 		return 2;
 	ft_conf_set(&conf);
+	prctl(PR_SET_NAME, "ftd");              /* a child was started as /proc/self/exe */
 	if (unknown)
 		return ft_refuse_run(CHILD_DOOR_FD);
 	if (guest)

@@ -583,9 +583,7 @@ static int load_guest(struct protect *pr)
 	const struct ft_peer *peer = ft_conf_peer(ft_conf(), pr->peer);
 	int rc = ft_spec_load(pr->guest, &pr->spec);
 
-	if (rc == -ENOENT)
-		ft_err("no guest '%s' on this host: there is no %s/%s.conf", pr->guest, ft_conf()->guests_dir, pr->guest);
-	if (rc)
+	if (rc)                         /* logged, with file and line */
 		return rc;
 	rc = ft_hv_find(&pr->spec, &pr->attach);
 	if (rc) {

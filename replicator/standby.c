@@ -11,6 +11,7 @@
 #include "ft/backup.h"
 #include "ft/conf.h"
 #include "ft/control.h"
+#include "ft/diskserver.h"
 #include "ft/heartbeat.h"
 #include "ft/link.h"
 #include "ft/netbuf.h"
@@ -359,6 +360,7 @@ static enum ft_wire_reason hypervisor_reason(int rc)
 	case -ENOEXEC:
 		return FT_REASON_MISMATCH;
 	case -ENOENT:
+	case -ENODEV:
 		return FT_REASON_NO_HYPERVISOR;
 	default:
 		return FT_REASON_INTERNAL;
@@ -414,10 +416,13 @@ static void on_replica(struct ev_loop *loop, ev_io *w, int revents)
 /* Would the guest be heard here after a takeover? */
 static int check_bridges(const struct standby *sb, char *why, size_t size)
 {
+	char line[FT_WIRE_TEXT_MAX] = "";
 	int rc = 0;
 
 	for (unsigned i = 0; i < sb->spec.nr_nics && !rc; i++)
-		rc = ft_netbuf_check_bridge(sb->spec.nic[i].bridge, why, size);
+		rc = ft_netbuf_check_bridge(sb->spec.nic[i].bridge, line, sizeof(line));
+	if (rc)
+		snprintf(why, size, "%s says: %s", ft_conf()->host, line);
 	return rc;
 }
 
@@ -441,9 +446,11 @@ static enum ft_wire_reason op_could_prepare(void *ctx, char *why, size_t size)
 	int rc;
 
 	if (check_bridges(sb, why, size))
-		return FT_REASON_INTERNAL;
+		return FT_REASON_NO_HYPERVISOR;
 	ft_log_keep(why, size);
 	rc = ft_hv_replica_room(&sb->spec);
+	if (!rc)
+		rc = ft_disk_replica_check(&sb->spec);
 	ft_log_keep(NULL, 0);
 	return hypervisor_reason(rc);
 }
@@ -489,6 +496,8 @@ static enum ft_wire_reason store_reason(int rc)
 		return FT_REASON_OK;
 	case -EFBIG:
 		return FT_REASON_MISMATCH;
+	case -ENOENT:
+		return FT_REASON_NO_HYPERVISOR;
 	case -ENOMEM:
 	case -ENOSPC:
 		return FT_REASON_NO_ROOM;

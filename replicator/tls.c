@@ -202,8 +202,8 @@ static FILE *open_pem(struct ft_tls *t, const char *what, const char *path, int 
 	}
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (fd < 0) {
-		*rc = fail(t, -errno, "%s %s: %s - ft-cert makes one, or correct the [tls] section of ft.conf", what,
-			   path, strerror(errno));
+		*rc = fail(t, -errno, "%s %s: %s - %s", what, path, strerror(errno), errno == EACCES ? "run as root" :
+			   "ft-cert makes one, or correct the [tls] section of ft.conf");
 		return NULL;
 	}
 	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {

@@ -77,7 +77,7 @@ const char *ft_wire_reason_text(uint32_t reason)
 		[FT_REASON_UNKNOWN_GUEST] = "no guest file on the backup",
 		[FT_REASON_MISMATCH]      = "the two hosts do not describe the same guest",
 		[FT_REASON_NO_ROOM]       = "not enough memory or disk on the backup",
-		[FT_REASON_NO_HYPERVISOR] = "no usable hypervisor on the backup",
+		[FT_REASON_NO_HYPERVISOR] = "the backup lacks what the guest needs",
 		[FT_REASON_BUSY]          = "another session of this guest is alive",
 		[FT_REASON_PROTO]         = "the peer sent bytes that make no sense",
 		[FT_REASON_GENERATION]    = "the backup knows a higher generation",

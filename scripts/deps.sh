@@ -4,7 +4,8 @@
 #   build  compile and link        run   what a protected host needs
 #   check  tests and demo          lint  static analysis     debian13  the trixie tree
 #   xen    the Xen backend (optional: without it ft is built for QEMU only) and its lab
-# Does nothing, and needs no network, when everything is already there. DEPS_PRINT=1 prints instead.
+# Does nothing, and needs no network, when everything is already there. DEPS_PRINT=1 prints them instead,
+# DEPS_PRINT=missing those that are not installed.
 set -eu
 build="gcc make pkg-config libc6-dev libev-dev libjansson-dev liblz4-dev libxxhash-dev libssl-dev
  libnetfilter-queue-dev libnftnl-dev libmnl-dev libnfnetlink-dev nbdkit-plugin-dev"
@@ -27,7 +28,8 @@ for set in "$@"; do
 	*) echo "deps.sh: no package set '$set' (build, run, check, lint, debian13, xen)" >&2; exit 2 ;;
 	esac
 done
-if [ "${DEPS_PRINT:-}" ]; then
+[ $# -gt 0 ] || { echo "usage: deps.sh SET... (build, run, check, lint, debian13, xen)" >&2; exit 2; }
+if [ "${DEPS_PRINT:-missing}" != missing ]; then
 	echo $want
 	exit 0
 fi
@@ -35,7 +37,12 @@ missing=
 for p in $want; do
 	dpkg-query -W -f '${db:Status-Status}\n' "$p" 2>/dev/null | grep -qx installed || missing="$missing $p"
 done
+if [ "${DEPS_PRINT:-}" ]; then
+	echo "$missing"
+	exit 0
+fi
 [ -n "$missing" ] || exit 0
+command -v apt-get >/dev/null || { echo "deps.sh: no apt-get here: install what your distribution calls$missing" >&2; exit 1; }
 if [ "$(id -u)" != 0 ]; then
 	echo "deps.sh: missing packages:$missing - install them as root: apt-get install$missing" >&2
 	exit 1

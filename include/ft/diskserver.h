@@ -37,6 +37,11 @@ void ft_disk_remove_files(const char *dir);
 /* Size of what @image says; the errors of ft_disk_serve. */
 int ft_disk_image_size(const char *guest, const char *image, bool read_only, uint64_t *bytes) FT_MUST_CHECK;
 /*
+ * Could this host serve the disks of a replica? Logs what it lacks: a directory for an image that would be made, nbdkit,
+ * our plugin. Makes nothing. 0 or -ENOENT.
+ */
+int ft_disk_replica_check(const struct ft_spec *spec) FT_MUST_CHECK;
+/*
  * Before a guest is started by hand: its images are there, and what a crash left in the journal is in them. -EUCLEAN: an
  * image is no consistent disk, as a copy to it was not finished, or the host went down while flushes were answered by
  * the mirror; logged. @force: uses it all the same, and removes its map.

@@ -74,7 +74,7 @@ enum ft_wire_reason {
 	FT_REASON_UNKNOWN_GUEST,        /* no guest file on the backup */
 	FT_REASON_MISMATCH,             /* spec, machine type or QEMU version differ; text names the key */
 	FT_REASON_NO_ROOM,              /* memory, /dev/shm or disk */
-	FT_REASON_NO_HYPERVISOR,        /* QEMU missing or unusable */
+	FT_REASON_NO_HYPERVISOR,        /* QEMU, nbdkit, a bridge or a directory: missing or unusable */
 	FT_REASON_BUSY,                 /* another session of this guest is alive */
 	FT_REASON_PROTO,                /* bytes that make no sense */
 	FT_REASON_GENERATION,           /* the backup knows a higher generation */

@@ -161,6 +161,22 @@ def a_planned_failover_takes_the_disk_along(lab):
     lab.close()
 
 
+@test(limit=180)
+def check_names_what_the_backup_lacks_for_disks(lab):
+    lab.close()
+    lab.running()
+    conf = '/etc/ft/ft.conf'
+    for path, old, new, words in (('/etc/ft/guests/vm1.conf', IMAGE, '/var/lib/nowhere/vm1.img', 'mkdir -p /var/lib/nowhere'),
+                                  (conf, '[ft]', '[ft]\nnbdkit = /nowhere/nbdkit', 'install nbdkit')):
+        before = world.read_file(lab.backup.path(path))
+        lab.backup.write(path, before.replace(old, new))
+        done = lab.primary.call('ft-protect --check vm1 beta', 60)
+        lab.backup.write(path, before)
+        check(done.returncode == 3 and 'on beta' in done.stdout and words in done.stdout, f'{done.returncode}: {done.stdout}')
+    done = lab.primary.call('ft-protect --check vm1 beta', 60)
+    check(done.returncode == 0, f'an obstacle where there is none: {done.stdout}')
+
+
 @test(limit=240)
 def two_sides_with_data_of_their_own_are_left_alone(lab):
     lab.close()

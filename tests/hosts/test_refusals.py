@@ -188,6 +188,12 @@ def guest_file(host, old, new):
 TABLE = {
     'an_unknown_guest': (as_it_is, 'ft-protect nobody beta', OBSTACLE, ['nobody']),
     'a_guest_that_does_not_run': (as_it_is, 'ft-protect vm2 beta', OBSTACLE, ['vm2', 'ft-guest start']),
+    'no_host': (as_it_is, 'ft-protect vm1', USAGE, ['which host', 'ft-protect vm1 HOST']),
+    'this_host_as_its_own_backup': (as_it_is, 'ft-protect vm1 alpha', USAGE, ['alpha is this host']),
+    'a_status_asked_by_a_user': (as_it_is, 'setpriv --reuid 65534 --clear-groups ft-ctl status vm1', 1, ['vm1', 'run as root']),
+    'a_second_ftd': (as_it_is, 'ftd', 1, ['7800', 'does ftd run already']),
+    'a_backup_without_the_bridge': (guest_file('backup', 'br0', 'br7'), 'ft-protect vm1 beta', REFUSED,
+                                    ['beta', 'lacks what the guest needs', 'no bridge br7', 'ip link add br7']),
     'no_arguments': (as_it_is, 'ft-protect', USAGE, ['usage']),
     'a_tracker_that_is_none': (as_it_is, 'ft-protect --tracker magic vm1 beta', USAGE, ['--tracker', 'magic', 'soft-dirty']),
     'an_unknown_host': (as_it_is, 'ft-protect vm1 gamma', REFUSED, ['gamma']),

@@ -342,6 +342,8 @@ class World:
                 os.rmdir(os.path.dirname(directory))    # unless another world is there
 
     def _make(self):
+        if not os.path.isdir(GUEST):
+            raise Failure(f'{GUEST} is missing: make guest')
         os.makedirs(os.path.join(self.dir, 'logs'))
         self.switch = self._node(Node(self, 'switch'))
         self.client = self._node(Node(self, 'client'))

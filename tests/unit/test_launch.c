@@ -560,6 +560,26 @@ TEST(what_kvm_does_is_remembered_for_each_kernel)
 	CHECK_EQ(qemu_starts(), 4);
 }
 
+TEST(what_could_not_be_tried_says_nothing_about_kvm)
+{
+	struct ft_conf c;
+	char kernel[128];
+
+	if (access("/dev/kvm", R_OK | W_OK))
+		ft_test_skip("no /dev/kvm");
+	use_test_dirs();
+	snprintf(kernel, sizeof(kernel), "%s/kernel", ft_test_dir());
+	c = *ft_conf();
+	snprintf(c.qemu, sizeof(c.qemu), "%s/not-installed-yet", ft_test_dir());
+	ft_conf_set(&c);
+	CHECK_EQ(ft_qemu_probe_accel(kernel), FT_ACCEL_TCG);
+	use_fake_qemu("No bootable device", "Linux version 6.1");
+	CHECK_EQ(ft_qemu_probe_accel(kernel), FT_ACCEL_TCG);    /* there is no such file yet */
+	CHECK_OK(ft_write_file(kernel, "1", 1, 0600));
+	CHECK_EQ(ft_qemu_probe_accel(kernel), FT_ACCEL_KVM);
+	CHECK(!ft_test_logged("KVM does not run"));
+}
+
 TEST_TIMEOUT(kvm_is_believed_only_after_something_ran, 60)
 {
 	enum ft_accel a;
