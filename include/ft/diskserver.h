@@ -43,4 +43,18 @@ int ft_disk_image_size(const char *guest, const char *image, bool read_only, uin
  */
 int ft_disk_recover(const struct ft_spec *spec, bool force) FT_MUST_CHECK;
 
+/* --- diskcheck.c: for those who only ask; nothing is made, locked or changed --- */
+struct ft_disk_need {
+	uint64_t bytes;                 /* 0: not known */
+	uint64_t used;                  /* what its blocks take: less where it is sparse */
+};
+/* Of a running guest's disks: @found gets a line for each image that is not there, not writable, of another size, shared. */
+void ft_disk_check(const struct ft_attach *at, void (*found)(void *ctx, const char *line), void *ctx);
+void ft_disk_measure(const struct ft_attach *at, struct ft_disk_need need[FT_DISKS_MAX]);
+/*
+ * Could this host keep the replica's disks? Logged, naming the image: -ENOSPC, -EFBIG: another size, -EBUSY: another guest's
+ * or program's, -EROFS, -EACCES, -ENOENT: no directory for it.
+ */
+int ft_disk_replica_check(const struct ft_spec *spec, const struct ft_disk_need *need, unsigned nr) FT_MUST_CHECK;
+
 #endif
