@@ -468,7 +468,6 @@ static void refused(struct ft_primary *p, const struct ft_wire_welcome *w, const
 
 static void protected_again(struct ft_primary *p)
 {
-	p->reconnect_delay_ns = RECONNECT_MIN_NS;
 	p->refusal_logged = p->handover_sent = false;
 	ft_pacer_init(&p->pacer, &p->cfg.policy, p->cfg.vcpus, primary_now(p));
 }
@@ -805,6 +804,8 @@ void ft_primary_record(struct ft_primary *p, uint32_t type, const uint8_t *body,
 		on_ready(p);
 		break;
 	case FT_REC_ACK:
+		if (ft_le64(body) > p->acked)           /* a backup that gets no further is asked less and less often */
+			p->reconnect_delay_ns = RECONNECT_MIN_NS;
 		ft_primary_on_ack(p, ft_le64(body));
 		break;
 	case FT_REC_DISK_MAP:
