@@ -16,6 +16,7 @@ import world
 from world import Failure, Guest, World, now, percentile, wait_for
 
 GRANULE = 64 << 10
+FIO_ROUNDS, FIO_SECONDS = 6, 4
 
 PLAIN_NBDKIT = '''#!/bin/sh
 for word in "$@"; do
@@ -73,7 +74,6 @@ def fio(w, disk, mode, block, seconds):
 
 def bench_fio(report, protected):
     """`protected`: bench.Protected."""
-    rounds, seconds = 6, 4
     modes = (('4k random read', 'randread', '4k', 0.9), ('4k random write', 'randwrite', '4k', 0.6),
              ('sequential write of 256k', 'write', '256k', 0.6))
     guest = TwoDisks(256)
@@ -85,11 +85,11 @@ def bench_fio(report, protected):
         w.start_guest(w.alpha, 'vm1')
         with protected(w) as p:
             got = {}
-            for n in range(rounds):
+            for n in range(FIO_ROUNDS):
                 for what, mode, block, _ in modes:
                     # Who is first changes: what the one has still to send, the other one's turn pays for.
                     for disk in ('vda', 'vdb') if n % 2 else ('vdb', 'vda'):
-                        got.setdefault((what, disk), []).append(fio(w, disk, mode, block, seconds))
+                        got.setdefault((what, disk), []).append(fio(w, disk, mode, block, FIO_SECONDS))
                         wait_for('the backup to catch up', lambda: not any(d['behind_bytes'] for d in p.status()['disks']), 60)
             for what, _, _, bound in modes:
                 ours, plain = got[what, 'vda'], got[what, 'vdb']

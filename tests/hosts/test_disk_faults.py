@@ -184,7 +184,7 @@ def a_backup_without_room_for_a_write_acknowledges_nothing_until_there_is(lab):
         equal(lab)
 
 
-@test(limit=200)
+@test(limit=300)
 def verify_finds_what_differs_on_a_disk(lab):
     lab.protected()
     with open(lab.backup.path(SECOND), 'r+b') as f:
