@@ -139,6 +139,10 @@ $(B)/tools/%: tests/tools/%.c
 	@mkdir -p $(@D)
 	$(say) $(CC) $(filter-out -fsanitize=%,$(CFLAGS)) -o $@ $< $(LDFLAGS) -pthread
 
+$(B)/tools/eio.so: tests/hosts/eio.c
+	@mkdir -p $(@D)
+	$(say) $(CC) $(filter-out -fsanitize=%,$(CFLAGS)) -fPIC -shared -o $@ $< -ldl
+
 $(B)/xen/%: tests/xen/%.c
 	@mkdir -p $(@D)
 	$(say) $(CC) $(CFLAGS) -o $@ $< $(LDFLAGS) $(LDLIBS)
@@ -147,7 +151,7 @@ $(B)/bench/%: tests/bench/%.c $(B)/libft.a
 	@mkdir -p $(@D)
 	$(say) $(CC) $(CFLAGS) -Itests -o $@ $(filter %.c %.o %.a,$^) $(LDFLAGS) $(LDLIBS)
 
-tests: $(TESTS) $(HOSTC) $(TOOLS)
+tests: $(TESTS) $(HOSTC) $(TOOLS) $(B)/tools/eio.so
 
 # What a user's `make install` makes, for the hosts of the test world.
 STAGE   := $(B)/stage

@@ -286,32 +286,13 @@ static bool there_is_program(const char *name)
 	}
 }
 
-static int check_directory(const char *guest, const char *image)
-{
-	char dir[FT_SPEC_PATH_MAX], *slash;
-
-	snprintf(dir, sizeof(dir), "%s", image);
-	slash = strrchr(dir, '/');
-	if (access(image, F_OK) == 0 || !slash)
-		return 0;
-	slash[slash == dir] = 0;
-	if (access(dir, F_OK) == 0)
-		return 0;
-	ft_err("guest %s: on %s there is no directory %s for its disk image: make it ('mkdir -p %s'), or correct 'image' in the "
-	       "guest file", guest, ft_conf()->host, dir, dir);
-	return -ENOENT;
-}
-
-int ft_disk_replica_check(const struct ft_spec *spec)
+int ft_disk_server_check(const struct ft_spec *spec)
 {
 	const struct ft_conf *c = ft_conf();
 	char plugin[2 * FT_PATH_MAX];
-	int rc = 0;
 
-	for (unsigned i = 0; i < spec->nr_disks && !rc; i++)
-		rc = check_directory(spec->name, spec->disk[i].image);
-	if (rc || !spec->nr_disks)
-		return rc;
+	if (!spec->nr_disks)
+		return 0;
 	snprintf(plugin, sizeof(plugin), "%s/nbdkit-ft-plugin.so", c->libexec_dir);
 	if (!there_is_program(c->nbdkit))
 		ft_err("guest %s: on %s there is no program %s to serve its disks: install nbdkit, or set 'nbdkit' in ft.conf",

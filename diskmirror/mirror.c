@@ -501,6 +501,7 @@ static void mirror_free(struct ft_mirror *api)
 			munmap(m->disk[i].page, FT_PAGE_SIZE);
 		free(m->disk[i].rx);
 		free(m->disk[i].control);
+		free(m->disk[i].image);
 	}
 	ft_dlog_free(m->log);
 	if (m->event_fd >= 0)
@@ -536,6 +537,7 @@ static const struct ft_mirror_ops mirror_ops = {
 	.copy = mirror_copy,
 	.ask = mirror_ask,
 	.hashes = mirror_hashes,
+	.digest = ft_mirror_digest,
 	.copied = mirror_copied,
 	.next = mirror_next,
 	.pending = mirror_pending,
@@ -554,7 +556,7 @@ static void init_sync(struct mirror *m)
 	ft_cond_init(&m->moved);
 }
 
-static int init_disk(struct mirror *m, unsigned i, const char *control)
+static int init_disk(struct mirror *m, unsigned i, const char *control, const char *image)
 {
 	struct mirror_disk *d = &m->disk[i];
 
@@ -562,8 +564,9 @@ static int init_disk(struct mirror *m, unsigned i, const char *control)
 	d->fd = -1;
 	d->out_end = &d->out;
 	d->control = strdup(control);
+	d->image = image ? strdup(image) : NULL;
 	d->rx = malloc(RX_ROOM);
-	return d->control && d->rx ? 0 : -ENOMEM;
+	return d->control && !image == !d->image && d->rx ? 0 : -ENOMEM;
 }
 
 static int init(struct mirror *m, const struct ft_mirror_config *cfg)
@@ -575,7 +578,7 @@ static int init(struct mirror *m, const struct ft_mirror_config *cfg)
 	int rc = ft_dlog_new(&lcfg, &m->log);
 
 	for (unsigned i = 0; i < m->nr_disks && !rc; i++)
-		rc = init_disk(m, i, cfg->control[i]);
+		rc = init_disk(m, i, cfg->control[i], cfg->image[i]);
 	if (rc)
 		return rc;
 	m->guest = strdup(cfg->guest);

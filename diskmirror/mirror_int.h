@@ -35,6 +35,7 @@ struct message {                        /* to an export */
 struct mirror_disk {
 	unsigned index;
 	char *control;
+	char *image;
 	struct ft_log_limit log;        /* the loop thread's */
 
 	/* Under the mirror's lock. */
@@ -124,6 +125,9 @@ int ft_mirror_say(struct mirror *m, struct mirror_disk *d, uint32_t type, const 
 void ft_mirror_forget_durable(struct mirror_disk *d);
 /* Say the disk's command where that is still due, connecting only for it if need be. */
 void ft_mirror_command(struct mirror *m, struct mirror_disk *d);
+
+/* --- mirror_digest.c --- */
+int ft_mirror_digest(struct ft_mirror *api, unsigned disk, uint64_t region, uint64_t granules, uint8_t *out);
 
 /* --- mirror_copy.c --- */
 void ft_mirror_copy_reset(struct mirror *m, struct mirror_disk *d);     /* forget its plan and what is in flight */

@@ -14,6 +14,7 @@
 #include <stdio.h>
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL       /* requests of one connection, too */
+#define REQUEST_MAX (2u << 20)
 
 static struct ft_export_config config;
 static struct ft_export *export;
@@ -159,11 +160,12 @@ static int ft_can_fast_zero(void *handle)
 	return 0;
 }
 
+/* Each of nbdkit's 16 threads keeps a buffer of the largest request that it has seen, and QEMU merges what fits into one. */
 static int ft_block_size(void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
 {
 	*minimum = 1;
 	*preferred = FT_PAGE_SIZE;
-	*maximum = 32u << 20;
+	*maximum = REQUEST_MAX;
 	return 0;
 }
 

@@ -602,7 +602,7 @@ static int epoch_begin(struct ft_backup *b, const uint8_t *body, size_t len)
 	if (!b->session_whole && (!(e.flags & FT_EPOCH_FULL) || !b->session_firmware.data))
 		return -EPROTO;
 	if (b->unwritten && commit(b))
-		return -EIO;
+		return -EUCLEAN;
 	b->unwritten = false;
 	rc = ft_image_begin(b->image, e.epoch, e.base, e.flags);
 	if (!rc && b->store)
@@ -637,6 +637,8 @@ static void on_epoch_record(struct ft_backup *b, uint32_t type, const uint8_t *b
 		part(b, FT_REASON_PROTO, "an epoch that makes no sense");
 	else if (rc == -ENOSPC || rc == -ENOMEM)
 		part(b, FT_REASON_NO_ROOM, "no room to stage the epoch: free memory or disk space in the state directory");
+	else if (rc == -EUCLEAN)
+		part(b, FT_REASON_INTERNAL, "its disks cannot be written: ftd's log there names the image and says why");
 	else if (rc)
 		part(b, FT_REASON_INTERNAL, strerror(-rc));
 }

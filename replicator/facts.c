@@ -98,6 +98,42 @@ static bool fact(const char *facts, const char *key, char *value, size_t size)
 	return false;
 }
 
+void ft_facts_add_disks(const struct ft_attach *at, char *facts, size_t size)
+{
+	struct ft_disk_need need[FT_DISKS_MAX];
+	char line[FT_DISKS_MAX * 42 + 8];
+	size_t len = (size_t)snprintf(line, sizeof(line), "disks");
+
+	ft_disk_measure(at, need);
+	for (unsigned i = 0; i < at->nr_disks; i++)
+		len += (size_t)snprintf(line + len, sizeof(line) - len, "%c%llu/%llu", i ? ',' : '=',
+					(unsigned long long)need[i].bytes, (unsigned long long)need[i].used);
+	if (at->nr_disks && strlen(facts) + len + 2 <= size)
+		sprintf(facts + strlen(facts), "%s\n", line);
+}
+
+unsigned ft_facts_disks(const char *facts, struct ft_disk_need need[FT_DISKS_MAX])
+{
+	char value[FT_DISKS_MAX * 42], *p = value;
+	unsigned nr = 0;
+
+	if (!fact(facts, "disks", value, sizeof(value)))
+		return 0;
+	while (nr < FT_DISKS_MAX) {
+		char *slash, *end;
+
+		need[nr].bytes = strtoull(p, &slash, 10);
+		need[nr].used = *slash == '/' ? strtoull(slash + 1, &end, 10) : 0;
+		if (slash == p || *slash != '/' || end == slash + 1)
+			break;
+		nr++;
+		if (*end != ',')
+			break;
+		p = end + 1;
+	}
+	return nr;
+}
+
 static int same_file(const char *facts, const char *key, const char *path, char *why, size_t size)
 {
 	char theirs[DIGEST_TEXT], mine[DIGEST_TEXT];

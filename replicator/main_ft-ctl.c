@@ -17,7 +17,7 @@ static const char usage[] =
 	"  failover --force GUEST    on the backup: start the replica although the primary may live (dangerous)\n"
 	"  unprotect GUEST           end protection in order; the guest runs on\n"
 	"  unprotect --force GUEST   the backup is dead for certain: give it up, output opens (dangerous)\n"
-	"  verify GUEST              compare all of the replica's memory with the guest's\n"
+	"  verify GUEST              compare all of the replica's memory and disks with the guest's\n"
 	"  drill GUEST               load the replica in a scratch guest without network, see that it runs\n"
 	"\n"
 	"Exit status: 0 done, 1 it failed (the line says why), 2 usage or configuration, 3 nobody serves this guest here.\n";
@@ -25,6 +25,7 @@ static const char usage[] =
 enum { FAILED = 1, USAGE = 2, NOBODY = 3 };
 
 #define STATUS_MS 3000                  /* who lives answers at once */
+#define VERIFY_MS (24 * 3600 * 1000)    /* disks may be large */
 
 struct options {
 	bool json, force;
@@ -279,7 +280,7 @@ static const struct command commands[] = {
 	{ "status", false, 0, run_status },
 	{ "failover", true, 60000, run_request },
 	{ "unprotect", true, 30000, run_request },
-	{ "verify", true, 120000, run_request },
+	{ "verify", true, VERIFY_MS, run_request },
 	{ "drill", true, 120000, run_request },
 };
 

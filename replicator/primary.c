@@ -112,7 +112,7 @@ static void fail_requests(struct ft_primary *p, const char *why)
 	answer(&p->drill, -ENOTCONN, why);
 	answer(&p->verify, -ENOTCONN, why);
 	ft_blob_free(&p->verify_body);
-	p->verify_epoch = 0;
+	ft_primary_verify_stop(p, true);
 	p->drilling = false;
 }
 
@@ -468,7 +468,6 @@ static void refused(struct ft_primary *p, const struct ft_wire_welcome *w, const
 
 static void protected_again(struct ft_primary *p)
 {
-	p->reconnect_delay_ns = RECONNECT_MIN_NS;
 	p->refusal_logged = p->handover_sent = false;
 	ft_pacer_init(&p->pacer, &p->cfg.policy, p->cfg.vcpus, primary_now(p));
 }
@@ -651,6 +650,26 @@ static void sync_slice(struct ft_primary *p)
 		ft_primary_drop_link(p, "the full copy failed");
 }
 
+static void verify_ends(struct ft_primary *p, int rc)
+{
+	bool equal = !rc && ft_primary_verify_result(p, p->verify_line, sizeof(p->verify_line)) && !p->verify_differs;
+
+	ft_primary_verify_stop(p, false);
+	if (rc)
+		snprintf(p->verify_line, sizeof(p->verify_line), "a disk could not be read here: %s", strerror(-rc));
+	ft_log(equal ? FT_LOG_INFO : FT_LOG_ERR, "%s: verify: %s", p->cfg.guest, p->verify_line);
+	answer(&p->verify, equal ? 0 : rc ? rc : -EILSEQ, p->verify_line);
+}
+
+/* The epoch of a slice of the disks is acknowledged. */
+static void verify_slice(struct ft_primary *p)
+{
+	if (p->verify_disks.rc)
+		verify_ends(p, p->verify_disks.rc);
+	else if (ft_primary_verify_ask(p))
+		ft_primary_drop_link(p, "the backup's disks could not be asked for");
+}
+
 /* After each acknowledgement or release: is something waiting for all of them? */
 static void settled(struct ft_primary *p)
 {
@@ -669,10 +688,27 @@ static void settled(struct ft_primary *p)
 			ft_primary_drop_link(p, "VERIFY could not be sent");
 		ft_blob_free(&p->verify_body);
 	}
+	if (p->verify_epoch && p->acked >= p->verify_epoch && p->verify_disks.on && !p->verify_disks.asked)
+		verify_slice(p);
 	if (p->unprotect.done && all && !p->disarm_sent)
 		send_disarm(p);
 	if (p->state == FT_PRIMARY_HANDING_OVER && p->failover.done && all && !p->handover_sent)
 		send_handover(p);
+}
+
+static void on_disk_hashes(struct ft_primary *p, const uint8_t *body, size_t len)
+{
+	int rc;
+
+	if (p->disks_copying) {
+		ft_primary_on_disk_hashes(p, body, len);
+		return;
+	}
+	rc = p->cfg.mirror ? ft_primary_verify_hashes(p, body, len) : -EPROTO;
+	if (rc < 0)
+		ft_primary_drop_link(p, "hashes of a disk that nobody asked for");
+	else if (rc)
+		verify_ends(p, 0);
 }
 
 static void on_drilled(struct ft_primary *p, const uint8_t *body, size_t len)
@@ -707,22 +743,26 @@ static void on_drilled(struct ft_primary *p, const uint8_t *body, size_t len)
 static void on_verified(struct ft_primary *p, const uint8_t *body, size_t len)
 {
 	struct ft_wire_verified v;
-	char line[160];
 
-	if (!p->verify_epoch || ft_wire_unpack_verified(body, len, &v) || v.epoch != p->verify_epoch) {
+	if (!p->verify_epoch || p->verify_disks.on || ft_wire_unpack_verified(body, len, &v) || v.epoch != p->verify_epoch) {
 		ft_primary_drop_link(p, "a VERIFIED that makes no sense");
 		return;
 	}
 	p->verify_epoch = 0;
+	p->verify_differs = v.differing;
 	if (v.differing)
-		snprintf(line, sizeof(line), "epoch %llu DIFFERS in %llu blocks of %u pages, first at page %llu",
+		snprintf(p->verify_line, sizeof(p->verify_line), "epoch %llu DIFFERS in %llu blocks of %u pages, first at page %llu",
 			 (unsigned long long)v.epoch, (unsigned long long)v.differing, FT_HASH_PAGES,
 			 (unsigned long long)v.first_page);
 	else
-		snprintf(line, sizeof(line), "epoch %llu: all %llu pages of the replica are the guest's",
+		snprintf(p->verify_line, sizeof(p->verify_line), "epoch %llu: all %llu pages of the replica are the guest's",
 			 (unsigned long long)v.epoch, (unsigned long long)p->vm->nr_pages);
-	ft_log(v.differing ? FT_LOG_ERR : FT_LOG_INFO, "%s: verify: %s", p->cfg.guest, line);
-	answer(&p->verify, v.differing ? -EILSEQ : 0, line);
+	if (p->cfg.mirror) {
+		ft_primary_verify_disks(p);
+		return;
+	}
+	ft_log(v.differing ? FT_LOG_ERR : FT_LOG_INFO, "%s: verify: %s", p->cfg.guest, p->verify_line);
+	answer(&p->verify, v.differing ? -EILSEQ : 0, p->verify_line);
 }
 
 static void on_disarmed(struct ft_primary *p, uint64_t generation)
@@ -764,6 +804,8 @@ void ft_primary_record(struct ft_primary *p, uint32_t type, const uint8_t *body,
 		on_ready(p);
 		break;
 	case FT_REC_ACK:
+		if (ft_le64(body) > p->acked)           /* a backup that gets no further is asked less and less often */
+			p->reconnect_delay_ns = RECONNECT_MIN_NS;
 		ft_primary_on_ack(p, ft_le64(body));
 		break;
 	case FT_REC_DISK_MAP:
@@ -773,7 +815,7 @@ void ft_primary_record(struct ft_primary *p, uint32_t type, const uint8_t *body,
 		on_disks_here(p, body, len);
 		break;
 	case FT_REC_DISK_HASHES:
-		ft_primary_on_disk_hashes(p, body, len);
+		on_disk_hashes(p, body, len);
 		break;
 	case FT_REC_DISK_DURABLE:
 		ft_primary_on_disk_durable(p, body, len);
@@ -979,6 +1021,11 @@ static bool serving(const struct ft_primary *p)
 
 static int request(struct ft_primary *p, struct pending *rq, ft_primary_done *done, void *ctx)
 {
+	/* Large disks take long to compare, and what ends protection need not wait for that. */
+	if (p->verify.done && p->verify_disks.on && (rq == &p->unprotect || rq == &p->failover)) {
+		ft_primary_verify_stop(p, false);
+		answer(&p->verify, -ECANCELED, "given up, as protection ends");
+	}
 	if (p->unprotect.done || p->failover.done || p->drill.done || p->verify.done)
 		return -EBUSY;
 	*rq = (struct pending){ .done = done, .ctx = ctx };

@@ -122,7 +122,7 @@ void ft_primary_on_disk_hashes(struct ft_primary *p, const uint8_t *body, size_t
 	struct ft_wire_disk_range r;
 	int rc = -EPROTO;
 
-	if (p->disks_copying && !ft_wire_unpack_disk_range(body, len, &r) && len > FT_WIRE_DISK_RANGE_LEN &&
+	if (!ft_wire_unpack_disk_range(body, len, &r) && len > FT_WIRE_DISK_RANGE_LEN &&
 	    r.disk < mirror(p)->nr_disks)
 		rc = mirror(p)->ops->hashes(mirror(p), r.disk, r.region, r.granules, body + FT_WIRE_DISK_RANGE_LEN,
 					    (len - FT_WIRE_DISK_RANGE_LEN) / FT_HASH_LEN);

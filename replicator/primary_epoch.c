@@ -192,7 +192,9 @@ static int capture(struct ft_primary *p, struct ft_blob *state)
 	p->filling = NULL;
 	p->last_dirty = stats.dirty_pages;
 	p->bytes_dirty += stats.bytes;
-	if (!rc && p->verify.done && !p->verify_epoch)
+	if (!rc && p->verify.done && !p->verify_epoch && p->verify_disks.on)
+		ft_primary_verify_paused(p);
+	else if (!rc && p->verify.done && !p->verify_epoch)
 		rc = hash_paused(p);
 	return rc;
 }

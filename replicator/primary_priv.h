@@ -23,6 +23,19 @@ struct pending {
 	void *ctx;
 };
 
+#define FT_VERIFY_REGIONS 4u                    /* of a disk, hashed in one pause: 16 MB */
+
+struct ft_disk_verify {
+	bool on;
+	bool asked;                             /* for the slice */
+	int rc;                                 /* ours could not be read */
+	unsigned disk, nr, answered;            /* the slice: regions */
+	uint64_t region;
+	unsigned late;                          /* answers that nobody waits for any more */
+	uint64_t differing[FT_DISKS_MAX], first[FT_DISKS_MAX];
+	uint8_t hash[FT_VERIFY_REGIONS][FT_REGION_GRANULES * FT_HASH_LEN];
+};
+
 struct ft_primary {
 	struct ft_primary_config cfg;
 	const struct ft_primary_ops *ops;       /* = cfg.ops */
@@ -92,6 +105,9 @@ struct ft_primary {
 	uint64_t final_epoch;                   /* planned failover: the last one */
 	uint64_t verify_epoch;                  /* != 0: no later epoch until VERIFIED */
 	struct ft_blob verify_body;
+	struct ft_disk_verify verify_disks;
+	bool verify_differs;                    /* memory did */
+	char verify_line[160 + 96 * FT_DISKS_MAX];
 
 	struct ft_samples pause, ack;
 	uint64_t interval_ns, last_dirty, bytes_dirty;
@@ -124,6 +140,15 @@ void ft_primary_on_disk_durable(struct ft_primary *p, const uint8_t *body, size_
 int ft_primary_carry_disks(struct ft_primary *p, uint64_t epoch) FT_MUST_CHECK;        /* sealed, before its end */
 void ft_primary_disks_adopted(struct ft_primary *p);
 void ft_primary_disks_state(struct ft_primary *p, enum ft_primary_state to);
+
+/* --- primary_verify.c: disks, once memory has been compared --- */
+void ft_primary_verify_disks(struct ft_primary *p);             /* begin */
+void ft_primary_verify_paused(struct ft_primary *p);            /* in an epoch's pause: hash the next slice */
+int ft_primary_verify_ask(struct ft_primary *p) FT_MUST_CHECK;  /* that epoch is acknowledged */
+int ft_primary_verify_hashes(struct ft_primary *p, const uint8_t *body, size_t len) FT_MUST_CHECK;      /* 1: that was the last */
+void ft_primary_verify_stop(struct ft_primary *p, bool link_lost);
+/* Appends what came of each disk. True: all are equal. */
+bool ft_primary_verify_result(const struct ft_primary *p, char *buf, size_t size);
 
 /* --- primary.c --- */
 void ft_primary_drop_link(struct ft_primary *p, const char *why);

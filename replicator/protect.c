@@ -663,8 +663,10 @@ static int make_mirror(struct protect *pr)
 	if (!cfg.nr_disks)
 		return 0;
 	serve_again(pr);
-	for (unsigned i = 0; i < cfg.nr_disks; i++)
+	for (unsigned i = 0; i < cfg.nr_disks; i++) {
 		cfg.control[i] = pr->attach.disk[i].control;
+		cfg.image[i] = pr->attach.disk[i].image;
+	}
 	rc = ft_mirror_new(&cfg, &pr->mirror);
 	if (rc)
 		return rc;
@@ -855,6 +857,11 @@ static void count_obstacle(void *ctx, const char *line)
 	ck->count++;
 }
 
+static void say_nothing(void *ctx, enum ft_log_level level, const char *line)
+{
+	(void)ctx, (void)level, (void)line;
+}
+
 /* Whose lock it is takes it for as long as it lives. Nothing is created. */
 static bool is_protected(const char *guest)
 {
@@ -984,6 +991,10 @@ int protect_check(struct protect *pr, const char *guest, const char *peer)
 		return ck.count;
 	}
 	(void)ft_hv_check(&pr->spec, &pr->attach, count_obstacle, &ck);  /* counted by the callback */
+	ft_log_divert(say_nothing, NULL);       /* what it logs it also finds */
+	ft_disk_check(&pr->attach, count_obstacle, &ck);
+	ft_log_divert(NULL, NULL);
+	ft_facts_add_disks(&pr->attach, pr->facts, sizeof(pr->facts));
 	netbuf_config(pr, &nb);
 	if (nb.nr_taps)
 		(void)ft_netbuf_check(&nb, count_obstacle, &ck);

@@ -58,6 +58,8 @@ struct standby {
 	int door;
 	struct ft_spec spec;
 	struct ft_attach theirs;        /* what the primary said of its guest */
+	struct ft_disk_need need[FT_DISKS_MAX]; /* of who only asks: what its disks take */
+	unsigned nr_need;
 	ev_io door_event, replica_event, drill_event, store_event;
 	ev_timer timer, idle;
 	ev_signal sigterm;
@@ -388,6 +390,7 @@ static enum ft_wire_reason op_admit(void *ctx, const struct ft_wire_hello *h, co
 		snprintf(why, size, "the facts about the running guest are not valid");
 	if (rc)
 		return rc == -EPROTO ? FT_REASON_PROTO : FT_REASON_MISMATCH;
+	sb->nr_need = ft_facts_disks(facts, sb->need);
 	if (h->nr_pages != sb->theirs.memory / FT_PAGE_SIZE)
 		return FT_REASON_PROTO;
 	/* A parked QEMU has been asked already, and a session that is resumed must not wait for QEMU's help text. */
@@ -440,8 +443,24 @@ static int clear_the_way(struct standby *sb, char *why, size_t size)
 	return rc;
 }
 
+static enum ft_wire_reason store_reason(int rc)
+{
+	switch (rc) {
+	case 0:
+		return FT_REASON_OK;
+	case -EFBIG:
+		return FT_REASON_MISMATCH;
+	case -ENOMEM:
+	case -ENOSPC:
+		return FT_REASON_NO_ROOM;
+	default:
+		return FT_REASON_INTERNAL;
+	}
+}
+
 static enum ft_wire_reason op_could_prepare(void *ctx, char *why, size_t size)
 {
+	enum ft_wire_reason reason;
 	struct standby *sb = ctx;
 	int rc;
 
@@ -450,9 +469,14 @@ static enum ft_wire_reason op_could_prepare(void *ctx, char *why, size_t size)
 	ft_log_keep(why, size);
 	rc = ft_hv_replica_room(&sb->spec);
 	if (!rc)
-		rc = ft_disk_replica_check(&sb->spec);
+		rc = ft_disk_server_check(&sb->spec);
+	reason = hypervisor_reason(rc);
+	if (!rc && !ev_is_active(&sb->store_event)) {   /* else the images are ours already */
+		rc = ft_disk_replica_check(&sb->spec, sb->need, sb->nr_need);
+		reason = store_reason(rc);
+	}
 	ft_log_keep(NULL, 0);
-	return hypervisor_reason(rc);
+	return reason;
 }
 
 static enum ft_wire_reason op_prepare(void *ctx, struct ft_replica **out, char *why, size_t size)
@@ -487,23 +511,6 @@ static unsigned op_nr_disks(void *ctx)
 	struct standby *sb = ctx;
 
 	return sb->spec.nr_disks;
-}
-
-static enum ft_wire_reason store_reason(int rc)
-{
-	switch (rc) {
-	case 0:
-		return FT_REASON_OK;
-	case -EFBIG:
-		return FT_REASON_MISMATCH;
-	case -ENOENT:
-		return FT_REASON_NO_HYPERVISOR;
-	case -ENOMEM:
-	case -ENOSPC:
-		return FT_REASON_NO_ROOM;
-	default:
-		return FT_REASON_INTERNAL;
-	}
 }
 
 static enum ft_wire_reason op_open_store(void *ctx, const struct ft_disk_id *theirs, struct ft_store **out, char *why, size_t size)

@@ -345,7 +345,8 @@ class Checker:
 
     def on_disk_ask(self, _, f, __):
         s = self.session
-        need(s.ready and not s.last and s.disks_here and f['disk'] < len(s.disks), 'DISK_ASK out of turn')
+        to_copy, to_verify = s.ready and not s.last, s.last and s.acked == s.last and not self.epoch and not self.drilling
+        need((to_copy or to_verify) and s.disks_here and f['disk'] < len(s.disks), 'DISK_ASK out of turn')
         last = f['region'] * REGION + (f['granules'].bit_length() - 1) * GRANULE
         need(f['granules'] and last < s.disks[f['disk']]['bytes'], 'DISK_ASK beyond the disk')
         s.asked.append((f['disk'], f['region'], f['granules']))

@@ -36,16 +36,27 @@ void ft_disk_remove_files(const char *dir);
 
 /* Size of what @image says; the errors of ft_disk_serve. */
 int ft_disk_image_size(const char *guest, const char *image, bool read_only, uint64_t *bytes) FT_MUST_CHECK;
-/*
- * Could this host serve the disks of a replica? Logs what it lacks: a directory for an image that would be made, nbdkit,
- * our plugin. Makes nothing. 0 or -ENOENT.
- */
-int ft_disk_replica_check(const struct ft_spec *spec) FT_MUST_CHECK;
+/* Has this host what serves the guest's disks? Logs what it lacks, nbdkit or our plugin. 0 or -ENOENT. */
+int ft_disk_server_check(const struct ft_spec *spec) FT_MUST_CHECK;
 /*
  * Before a guest is started by hand: its images are there, and what a crash left in the journal is in them. -EUCLEAN: an
  * image is no consistent disk, as a copy to it was not finished, or the host went down while flushes were answered by
  * the mirror; logged. @force: uses it all the same, and removes its map.
  */
 int ft_disk_recover(const struct ft_spec *spec, bool force) FT_MUST_CHECK;
+
+/* --- diskcheck.c: for those who only ask; nothing is made, locked or changed --- */
+struct ft_disk_need {
+	uint64_t bytes;                 /* 0: not known */
+	uint64_t used;                  /* what its blocks take: less where it is sparse */
+};
+/* Of a running guest's disks: @found gets a line for each image that is not there, not writable, of another size, shared. */
+void ft_disk_check(const struct ft_attach *at, void (*found)(void *ctx, const char *line), void *ctx);
+void ft_disk_measure(const struct ft_attach *at, struct ft_disk_need need[FT_DISKS_MAX]);
+/*
+ * Could this host keep the replica's disks? Logged, naming the image: -ENOSPC, -EFBIG: another size, -EBUSY: another guest's
+ * or program's, -EROFS, -EACCES, -ENOENT: no directory for it.
+ */
+int ft_disk_replica_check(const struct ft_spec *spec, const struct ft_disk_need *need, unsigned nr) FT_MUST_CHECK;
 
 #endif

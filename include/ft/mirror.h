@@ -57,6 +57,11 @@ struct ft_mirror_ops {
 	bool (*ask)(struct ft_mirror *m, unsigned *disk, uint64_t *region, uint64_t *granules);
 	/* They have come: FT_HASH_LEN for each bit of @granules. -EPROTO: nobody asked. */
 	int (*hashes)(struct ft_mirror *m, unsigned disk, uint64_t region, uint64_t granules, const uint8_t *hash, size_t nr) FT_MUST_CHECK;
+	/*
+	 * Guest stopped, disks drained: FT_HASH_LEN for each of @granules of the image, ascending. Reads ahead what the next
+	 * call will want.
+	 */
+	int (*digest)(struct ft_mirror *m, unsigned disk, uint64_t region, uint64_t granules, uint8_t *out) FT_MUST_CHECK;
 	bool (*copied)(const struct ft_mirror *m);      /* all regions compared, and what differed is in the log */
 	/*
 	 * Encoder's thread. The next DISK record body (disk.h) of an op of an epoch <= @upto that was not taken yet;
@@ -81,6 +86,7 @@ struct ft_mirror_config {
 	const char *guest;
 	unsigned nr_disks;
 	const char *control[FT_DISKS_MAX];      /* the exports' sockets */
+	const char *image[FT_DISKS_MAX];        /* only read, for digest; NULL: it fails */
 	size_t memory_bound;                    /* of the log, all disks; the rest in a file */
 	uint64_t file_bound;
 	const char *spill_dir;

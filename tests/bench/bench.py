@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """bench.py - what protection costs, as ratios within one run.
 
-Prints a table and leaves build/bench/report.json. QUICK=1 measures the main figures in under a minute.
+Prints a table and leaves build/bench/report.json. QUICK=1 measures the main figures in under a minute: no
+disks, no takeover, no codec.
 A row with a bound says whether it was kept; machines are shared, so a broken bound is reported, not fatal
 (BENCH_STRICT=1 makes it fatal).
 """
@@ -15,6 +16,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, '..', 'hosts'))
+import disks  # noqa: E402
 import world  # noqa: E402
 from world import Failure, Guest, World, now, percentile, wait_for  # noqa: E402
 
@@ -272,6 +274,7 @@ def main():
                 bench_rate(w, report)
             bench_memory(w, report)
         if not QUICK:
+            disks.bench_disks(report, Protected, section)
             bench_takeover(report)
             bench_programs(report, [('bench_tracker', []), ('bench_codec', []), ('bench_link', [])])
     except Failure as e:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
 # mkguest.sh DIR - make DIR/vmlinuz and DIR/initrd.img, the guest of the demo and of the host tests, and
-# DIR/initrd-disk.img for guests with disks, which also has e2fsprogs and sqlite3 (and takes longer to unpack).
+# DIR/initrd-disk.img for guests with disks, which also has e2fsprogs, sqlite3 and fio (and takes longer to unpack).
 # From distribution packages only: Debian's cloud kernel, busybox-static, Redis ...; and tests/guest/.
 # GUEST_KERNEL=amd64 GUEST_MODULES="..." make it for another kernel, with other drivers.
 set -eu
@@ -15,13 +15,35 @@ need() {
 	command -v "$1" >/dev/null || { echo "mkguest.sh: $1 is missing; run scripts/deps.sh check" >&2; exit 1; }
 }
 
+copy_library() {
+	mkdir -p "$root$(dirname "$1")"
+	cp -L "$1" "$root$1"
+}
+
 # The libraries of program $1, with the loader, under the paths where the loader looks.
 copy_with_libraries() {
 	cp -L "$1" "$root/bin/$2"
-	ldd "$1" | grep -o '/[^ ]*' | while read -r lib; do
-		mkdir -p "$root$(dirname "$lib")"
-		cp -L "$lib" "$root$lib"
+	for lib in $(ldd "$1" | grep -o '/[^ ]*'); do copy_library "$lib"; done
+}
+
+# fio is linked with 80 MB of libraries for storage that a guest does not have (Ceph, Gluster, RDMA ...), and starts only when
+# every symbol is there. So they are there, under their versions, in one library with all those names, and do nothing.
+copy_fio() {
+	fio=$(command -v fio)
+	real='linux-vdso|ld-linux|libc\.|libm\.|libz\.|libaio\.'
+	cp -L "$fio" "$root/bin/fio"
+	objdump -T "$fio" | awk '$0 ~ /[*]UND[*]/ && $0 !~ /GLIBC_|LIBAIO_|__gmon|_ITM_/ && $NF !~ /^(in|de)flate/ {
+		print "void *" $NF "(void) { return 0; }"
+		version = $(NF - 1)
+		if (gsub(/[()]/, "", version)) names[version] = names[version] " " $NF ";"
+	}
+	END { for (v in names) print v " { global:" names[v] " };" >map }' map="$out/stub.map" >"$out/stub.c"
+	${CC:-cc} -shared -fPIC -w -Wl,--version-script="$out/stub.map" -o "$root/lib/stub.so" "$out/stub.c"
+	rm "$out/stub.map" "$out/stub.c"
+	readelf -d "$fio" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | grep -Ev "$real" | while read -r lib; do
+		ln -s stub.so "$root/lib/$lib"
 	done
+	for lib in $(ldd "$fio" | grep -E "$real" | grep -o '/[^ ]*'); do copy_library "$lib"; done
 }
 
 # Uncompressed: a guest under TCG spends seconds on unpacking.
@@ -42,7 +64,7 @@ pack() {
 }
 
 PATH=$PATH:/usr/sbin:/sbin
-for tool in busybox redis-server cpio cc mke2fs e2fsck sqlite3; do need $tool; done
+for tool in busybox redis-server cpio cc mke2fs e2fsck sqlite3 fio objdump; do need $tool; done
 kernel=$("$src/kernel.sh" "${GUEST_KERNEL:-cloud-amd64}")
 
 mkdir -p "$out"
@@ -64,4 +86,5 @@ cp "$kernel/vmlinuz" "$out/vmlinuz"
 pack initrd.img
 for program in mke2fs e2fsck sqlite3; do copy_with_libraries "$(command -v $program)" $program; done
 cp /etc/mke2fs.conf "$root/etc/"
+copy_fio
 pack initrd-disk.img

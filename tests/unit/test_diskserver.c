@@ -217,32 +217,23 @@ TEST(an_image_that_is_no_disk_is_refused_by_name_with_the_remedy)
 TEST(what_this_host_lacks_for_the_disks_of_a_replica_is_named)
 {
 	struct ft_conf c;
-	char words[400];
 
 	use_test_dirs("[disk]\nimage = /here\n");
-	CHECK_OK(ft_disk_replica_check(&spec));
-	unlink(image);                          /* the first copy makes it */
-	CHECK_OK(ft_disk_replica_check(&spec));
-	CHECK(access(image, F_OK) < 0);
-	snprintf(spec.disk[0].image, sizeof(spec.disk[0].image), "%s/nowhere/disk.img", dir);
-	CHECK_EQ(ft_disk_replica_check(&spec), -ENOENT);
-	snprintf(words, sizeof(words), "no directory %s/nowhere for its disk image: make it ('mkdir -p %s/nowhere')", dir, dir);
-	CHECK(ft_test_logged(words));
-	strcpy(spec.disk[0].image, image);
+	CHECK_OK(ft_disk_server_check(&spec));
 	c = *ft_conf();
 	strcpy(c.nbdkit, "no-such-nbdkit");
 	ft_conf_set(&c);
-	CHECK_EQ(ft_disk_replica_check(&spec), -ENOENT);
+	CHECK_EQ(ft_disk_server_check(&spec), -ENOENT);
 	CHECK(ft_test_logged("no program no-such-nbdkit to serve its disks: install nbdkit"));
 	strcpy(c.nbdkit, "sh");                 /* found in PATH */
 	ft_conf_set(&c);
-	CHECK_OK(ft_disk_replica_check(&spec));
+	CHECK_OK(ft_disk_server_check(&spec));
 	strcpy(c.libexec_dir, "/nowhere");
 	ft_conf_set(&c);
-	CHECK_EQ(ft_disk_replica_check(&spec), -ENOENT);
+	CHECK_EQ(ft_disk_server_check(&spec), -ENOENT);
 	CHECK(ft_test_logged("no /nowhere/nbdkit-ft-plugin.so to serve its disks: build ft where nbdkit-plugin-dev is"));
 	spec.nr_disks = 0;
-	CHECK_OK(ft_disk_replica_check(&spec));
+	CHECK_OK(ft_disk_server_check(&spec));
 }
 
 TEST(an_image_on_a_read_only_file_system_is_for_read_only_disks)

@@ -44,6 +44,42 @@ TEST(what_is_the_same_is_accepted)
 	CHECK_OK(check());
 }
 
+static unsigned disks_in(const char *text, struct ft_disk_need need[FT_DISKS_MAX])
+{
+	snprintf(facts, sizeof(facts), "accel=tcg\ndisks=%s\nmoon=full\n", text);
+	return ft_facts_disks(facts, need);
+}
+
+TEST(disks_are_told_to_who_is_only_asked)
+{
+	struct ft_attach at = { .nr_disks = 2 };
+	struct ft_disk_need need[FT_DISKS_MAX];
+
+	snprintf(at.disk[0].image, sizeof(at.disk[0].image), "%s/disk", ft_test_dir());
+	snprintf(at.disk[1].image, sizeof(at.disk[1].image), "%s/gone", ft_test_dir());
+	CHECK_OK(ft_write_file(at.disk[0].image, facts, 512, 0600));
+	make_facts(FT_ACCEL_TCG);
+	ft_facts_add_disks(&at, facts, sizeof(facts));
+	CHECK_EQ(ft_facts_disks(facts, need), 2);
+	CHECK_EQ(need[0].bytes, 512);
+	CHECK_EQ(need[1].bytes, 0);
+	CHECK_OK(check());
+}
+
+TEST(nonsense_about_disks_ends_what_is_known_of_them)
+{
+	struct ft_disk_need need[FT_DISKS_MAX];
+
+	CHECK_EQ(disks_in("512/0,1024/512", need), 2);
+	CHECK_EQ(need[1].bytes, 1024);
+	CHECK_EQ(need[1].used, 512);
+	CHECK_EQ(disks_in("", need), 0);
+	CHECK_EQ(disks_in("512", need), 0);
+	CHECK_EQ(disks_in("512/", need), 0);
+	CHECK_EQ(disks_in("512/1,/", need), 1);
+	CHECK_EQ(disks_in("1/1,1/1,1/1,1/1,1/1,1/1,1/1,1/1,1/1,1/1", need), FT_DISKS_MAX);
+}
+
 TEST(another_kernel_is_refused_by_name)
 {
 	make_facts(FT_ACCEL_TCG);

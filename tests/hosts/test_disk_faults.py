@@ -1,0 +1,283 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Disks that are in the way of protection, and disks that fail during it, on both hosts: one line that names the object, output
+held rather than wrong, nothing lost.
+"""
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import time
+
+import world
+from lab import Lab, Skip, check, main, test
+from world import Guest, wait_for
+
+OBSTACLE, REFUSED = 3, 4
+EIO_SO = os.path.join(world.TOOLS, 'eio.so')
+
+
+class TwoDisks(Guest):
+    """Its ext4 and Redis are on /dev/vda; what the primary cannot write is on /dev/vdb, or the guest would rightly complain."""
+
+    def __init__(self):
+        super().__init__('vm1', 0x0a, disk_mb=64)
+        self.second = self.image.replace('.img', '-b.img')
+
+    def file(self):
+        text = super().file().replace('[guest]\n', '[guest]\ndurability = journal\n')
+        return text + f'[disk]\nimage = {self.second}\n'
+
+    def make_image(self, host):
+        super().make_image(host)
+        host.run(f'truncate -s 16M {self.second}')
+
+
+VM1 = TwoDisks()
+IMAGE, SECOND = VM1.image, VM1.second
+
+
+class FaultLab(Lab):
+    """What serves disks on alpha, and what keeps them on beta, can be made to fail."""
+
+    def open(self):
+        if self.w:
+            return self.w
+        w = super().open()
+        w.alpha.write('/etc/ft/nbdkit', f'#!/bin/sh\nLD_PRELOAD={EIO_SO} exec nbdkit "$@"\n', 0o755)
+        conf = world.read_file(w.alpha.path('/etc/ft/ft.conf'))
+        w.alpha.write('/etc/ft/ft.conf', conf.replace('[ft]', '[ft]\nnbdkit = /etc/ft/nbdkit'))
+        self.restart_ftd()
+        return w
+
+    def restart_ftd(self):
+        self.ftd['beta'].stop()
+        wait_for('ftd to end', lambda: not self.w.beta.pids('ftd'), 20)
+        self.ftd['beta'] = self.w.beta.spawn(['env', f'LD_PRELOAD={EIO_SO}', 'ftd'], name='beta ftd')
+        wait_for('ftd to listen', lambda: ':7800' in self.w.beta.call('ss -Htln sport = :7800').stdout, 20)
+
+
+# ---- what is in the way before ----
+
+@contextlib.contextmanager
+def undone(host, do, undo):
+    host.run(do)
+    try:
+        yield
+    finally:
+        host.run(undo)
+
+
+@contextlib.contextmanager
+def in_use(host, path):
+    """Another program on that host has locked it as a guest's server does."""
+    host.run(f'truncate -s 64M {path}')
+    with open(host.path(path), 'r+b') as f:
+        fcntl.fcntl(f, fcntl.F_OFD_SETLK, struct.pack('hhqqi4x', fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        try:
+            yield
+        finally:
+            os.unlink(host.path(path))
+
+
+def read_only(host, path, make='true', unmake='true'):
+    return undone(host, f'{make}; mount --bind {path} {path} && mount -o remount,ro,bind {path}', f'umount {path}; {unmake}')
+
+
+def other_guest(host):
+    return undone(host, 'printf "[guest]\\nname = vm9\\nmemory = 64M\\nvcpus = 1\\n[disk]\\n image=%s\\n" '
+                        f'{IMAGE} >/etc/ft/guests/vm9.conf', 'rm /etc/ft/guests/vm9.conf')
+
+
+# name: (how, what --check says, does ft-protect refuse as well?)
+OBSTACLES = {
+    'an_image_that_is_gone': (lambda a, b: undone(a, f'mv {IMAGE} {IMAGE}.away', f'mv {IMAGE}.away {IMAGE}'),
+                              [IMAGE, 'there is no disk image'], False),
+    'an_image_that_has_grown': (lambda a, b: undone(a, f'truncate -s 65M {IMAGE}', f'truncate -s 64M {IMAGE}'),
+                                [IMAGE, 'restore its size', 'truncate -s 67108864'], False),
+    'an_image_that_became_read_only': (lambda a, b: read_only(a, IMAGE), [IMAGE, 'Read-only', 'make it writable'], False),
+    'an_image_of_two_guests': (lambda a, b: other_guest(a), [IMAGE, 'vm9.conf', 'of its own'], False),
+    'an_image_of_two_guests_on_the_backup': (lambda a, b: other_guest(b), [IMAGE, 'vm9.conf', 'of its own'], False),
+    'an_image_of_another_size_on_the_backup': (lambda a, b: undone(b, f'truncate -s 65M {IMAGE}', f'rm {IMAGE}'),
+                                               [IMAGE, '68157440', '67108864'], True),
+    'an_image_in_use_on_the_backup': (lambda a, b: in_use(b, IMAGE), [IMAGE, 'use'], True),
+    'an_image_that_is_read_only_on_the_backup': (
+        lambda a, b: read_only(b, IMAGE, f'truncate -s 64M {IMAGE}', f'rm {IMAGE}'), [IMAGE, ''], True),
+    'no_directory_for_the_image_on_the_backup': (
+        lambda a, b: undone(b, 'mv /var/lib/images /var/lib/away', 'mv /var/lib/away /var/lib/images'),
+        [IMAGE, 'on beta', 'mkdir -p /var/lib/images'], False),
+    'no_nbdkit_on_the_backup': (
+        lambda a, b: undone(b, "sed -i.bak 's,^.ft.$,&\\nnbdkit = /nowhere/nbdkit,' /etc/ft/ft.conf", 'mv /etc/ft/ft.conf.bak /etc/ft/ft.conf'),
+        ['on beta', 'install nbdkit'], False),
+    'no_room_for_the_image_on_the_backup': (
+        lambda a, b: undone(b, 'mount -t tmpfs -o size=1M none /var/lib/images', 'umount /var/lib/images'),
+        [IMAGE, '/var/lib/images', 'make room'], False),
+}
+
+
+@test(limit=400)
+def check_names_what_is_wrong_with_disks_on_either_host(lab):
+    w = lab.running()
+    w.beta.run('mkdir -p /var/lib/images')
+    w.shell('vm1', 'dd if=/dev/urandom of=/data/fill bs=1M count=4; sync')
+    done = w.alpha.call('ft-protect --check vm1 beta', 60)
+    check(done.returncode == 0, f'--check finds an obstacle: {done.stdout}')
+    for name, (how, words, refused) in OBSTACLES.items():
+        with how(w.alpha, w.beta):
+            done = w.alpha.call('ft-protect --check vm1 beta', 60)
+            real = w.alpha.call('ft-protect vm1 beta', 60) if refused else None
+        check(done.returncode == OBSTACLE, f'{name}: --check ends with {done.returncode}: {done.stdout}')
+        check(not real or real.returncode == REFUSED, f'{name}: ft-protect ends with {real and real.returncode}: {real and real.stdout}')
+        for word in words:
+            check(word in done.stdout, f'{name}: --check does not say {word}: {done.stdout}')
+        check(done.stdout.count('obstacle: ') == 1, f'{name}: more than one line: {done.stdout}')
+        check(not real or IMAGE in real.stdout, f'{name}: ft-protect does not name the image: {real and real.stdout}')
+    check(not w.beta.call('ls /var/lib/images').stdout.strip(), 'something was made on the backup')
+    check('OK' in w.redis('vm1', 'SET still here'), 'the guest suffers')
+
+
+# ---- what fails meanwhile ----
+
+@contextlib.contextmanager
+def failing(host, call, code, part):
+    host.write('/run/eio', f'{call} {code} {part}\n')
+    try:
+        yield
+    finally:
+        os.unlink(host.path('/run/eio'))
+
+
+def write_second(lab, at_mb):
+    """The guest writes /dev/vdb, past its cache; what its dd says."""
+    return lab.w.shell('vm1', f'dd if=/dev/urandom of=/dev/vdb bs=64k count=8 seek={at_mb * 16} oflag=direct', 90)
+
+
+def equal(lab):
+    """The guest goes on, and everything on the backup is what it should be."""
+    lab.wait_state('PROTECTED', limit=90)
+    lab.check_goes_on(60)
+    said = wait_for('a comparison', lambda: [d for d in [lab.primary.call('ft-ctl verify vm1', 100)] if 'epoch' in d.stdout], 60)[0]
+    check(said.returncode == 0 and 'disk 0: 64 MB equal' in said.stdout and 'disk 1: 16 MB equal' in said.stdout, said.stdout)
+
+
+def check_mute(lab, what):
+    """No client hears of what the backup does not have."""
+    time.sleep(1)                       # what was acknowledged before is out
+    n = len(lab.incr.replies())
+    time.sleep(2)
+    check(len(lab.incr.replies()) == n, f'{what}: replies of what the backup does not have')
+
+
+def said_by_ftd(lab, seen, *words):
+    return [line for _, line in lab.ftd['beta'].lines[seen:] if all(word in line for word in words)]
+
+
+@test(limit=300)
+def a_backup_without_room_for_a_write_acknowledges_nothing_until_there_is(lab):
+    lab.protected()
+    for part, named in (('.img', IMAGE), ('.journal', 'journal of vm1 in /var/lib/ft')):
+        seen = len(lab.ftd['beta'].lines)
+        with failing(lab.backup, 'pwrite', errno.ENOSPC, part):
+            wait_for('beta to say so', lambda: said_by_ftd(lab, seen, named, os.strerror(errno.ENOSPC)), 60)
+            check_mute(lab, part)
+        print(f'# {part}: {said_by_ftd(lab, seen, named)[0]}')
+        equal(lab)
+
+
+@test(limit=300)
+def verify_finds_what_differs_on_a_disk(lab):
+    lab.protected()
+    with open(lab.backup.path(SECOND), 'r+b') as f:
+        f.seek(12 << 20)                # the guest writes nothing there
+        f.write(b'rotten')
+    said = lab.primary.call('ft-ctl verify vm1', 100)
+    check(said.returncode == 1 and 'disk 0: 64 MB equal' in said.stdout and
+          'disk 1 DIFFERS in 1 blocks of 64 KB, first at byte 12582912' in said.stdout, said.stdout)
+    with open(lab.backup.path(SECOND), 'r+b') as f:
+        f.seek(12 << 20)
+        f.write(bytes(6))
+    equal(lab)
+
+
+@test(limit=300)
+def a_backup_that_cannot_sync_an_image_is_believed_again_only_after_a_comparison(lab):
+    """The kernel tells of a failed write once: what was written is not known any more."""
+    lab.protected()
+    seen = len(lab.ftd['beta'].lines)
+    with failing(lab.backup, 'fdatasync', errno.EIO, '.img'):
+        wait_for('beta to say so', lambda: said_by_ftd(lab, seen, '.img: sync', 'replace the disk'), 60)
+        check_mute(lab, 'sync')
+    print(f'# {said_by_ftd(lab, seen, ".img: sync")[0]}')
+    check_mute(lab, 'a later sync that succeeds proves nothing')
+    os.kill(lab.child(), signal.SIGKILL)
+    equal(lab)
+
+
+@test(limit=300)
+def a_primary_that_cannot_write_an_image_tells_the_guest_and_compares_again(lab):
+    lab.protected()
+    for part, at_mb in ((SECOND, 0), ('disk1.map', 8)):     # the map is written for a region that was not written lately
+        with failing(lab.primary, 'pwrite', errno.EIO, part):
+            said = write_second(lab, at_mb)
+            check('I/O error' in said or 'error' in said.lower(), f'{part}: the guest was told that it is written: {said}')
+        lines = [line for _, line in lab.ft_protect.lines if 'failed' in line or 'cannot' in line]
+        log = lab.primary.run('cat /run/ft/guests/vm1/disk1.log')
+        check(part in log and os.strerror(errno.EIO) in log, f'its log does not name {part}: {log}')
+        print(f'# {part}: {lines[-1:]}; log: {log.splitlines()[-1]}')
+        equal(lab)
+        check('8+0 records out' in write_second(lab, at_mb), f'{part}: the disk stays broken')
+    at = lab.cut_power_of_primary()
+    lab.check_client(since=at)
+    lab.check_goes_on()
+
+
+# ---- block devices ----
+
+@contextlib.contextmanager
+def loop_device(host, megabytes):
+    """A block device whose blocks are on that host's disk."""
+    path = os.path.join(host.world.dir, f'{host.name}-{megabytes}.blocks')
+    with open(path, 'wb') as f:
+        f.truncate(megabytes << 20)
+    made = subprocess.run(['losetup', '-f', '--show', path], capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise Skip(f'no loop devices here: {made.stderr.strip()}')
+    device = made.stdout.strip()
+    try:
+        host.write('/etc/ft/guests/vm1.conf', VM1.file().replace(f'image = {IMAGE}\n', f'image = {device}\n'))
+        yield device
+    finally:
+        for other in (host.world.alpha, host.world.beta):
+            other.power_off()           # nobody has it open any more
+        wait_for('the loop device to be free', lambda: not subprocess.run(
+            ['losetup', '-d', device], check=False, stderr=subprocess.DEVNULL).returncode, 20)
+
+
+@test(limit=240)
+def block_devices_are_disks_of_either_host(lab):
+    lab.close()
+    w = lab.open()
+    try:
+        with loop_device(w.alpha, 64), loop_device(w.beta, 48) as small:
+            VM1.make_image(w.alpha)
+            w.alpha.run('ft-guest start vm1', 60)
+            w.wait_guest('vm1')
+            done = w.alpha.call('ft-protect --check vm1 beta', 60)
+            check(done.returncode == OBSTACLE and small in done.stdout and 'size' in done.stdout, f'--check: {done.stdout}')
+            with loop_device(w.beta, 64) as device:
+                lab.protected()
+                equal(lab)
+                at = lab.cut_power_of_primary()
+                lab.check_client(since=at)
+                lab.check_goes_on()
+                check(device in w.beta.run('cat /run/ft/guests/vm1/attach'), 'the guest is not on that device')
+                said = w.shell('vm1', 'dmesg | grep -i -E "ext4-fs (error|warning)|I/O error" || echo none')
+                check(said.strip() == 'none', f'the guest complains about its disk: {said}')
+    finally:
+        lab.close()
+
+
+main(FaultLab({'vm1': VM1}, 'silence-ms = 1000'))
