@@ -29,6 +29,7 @@
 #define EPOCHS_MAX 65536u
 #define WHOLE_HDR 16u                           /* le64 epoch, le32 flags, le32 number of disks; then their ids */
 #define WHOLE_MAX (WHOLE_HDR + FT_DISKS_MAX * FT_DISK_ID_LEN)
+#define WHY_MAX (PATH_MAX + 256)
 
 struct ft_store_tuning ft_store_tuning = { .sync_ms = 1000 };
 
@@ -95,11 +96,56 @@ struct ft_store {
 	uint64_t stream;                        /* sessions; seqs of another one mean nothing */
 	uint64_t ordinal_applied;
 	int failed;                             /* a sync: what was written is lost, and the kernel will not say so again */
+	unsigned failed_disk;
+
+	struct ft_log_limit log;                /* the loop thread's, for: */
+	char why[WHY_MAX];                      /* the last failure, empty after a success */
 };
 
 static bool durable_mode(const struct ft_store *st)
 {
 	return st->cfg.durability == FT_DURABILITY_JOURNAL;
+}
+
+/* --- what went wrong --- */
+
+static int sync_failure(struct ft_store *st)
+{
+	int rc;
+
+	pthread_mutex_lock(&st->lock);
+	rc = st->failed;
+	pthread_mutex_unlock(&st->lock);
+	return rc;
+}
+
+/* Said again and again while it is tried again and again: logged now and then. */
+static int fault(struct ft_store *st, int rc, const char *fmt, ...) FT_PRINTF(3, 4);
+static int fault(struct ft_store *st, int rc, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(st->why, sizeof(st->why), fmt, ap);
+	va_end(ap);
+	if (ft_log_due(&st->log, st->why))
+		ft_err("%s", st->why);
+	return rc;
+}
+
+bool ft_store_lost(struct ft_store *st)
+{
+	return sync_failure(st) != 0;
+}
+
+const char *ft_store_why(struct ft_store *st)
+{
+	int rc = sync_failure(st);
+
+	if (rc)
+		snprintf(st->why, sizeof(st->why), "%s: a sync of it failed (%s), and what was written to it is lost - replace the disk "
+			 "under it", st->disk[st->failed_disk].image, strerror(-rc));
+	return st->why;
 }
 
 /* --- syncing: by the thread, or when there is no other way out --- */
@@ -138,6 +184,7 @@ static int sync_images(struct ft_store *st, const struct point *p)
 		ft_err("%s: sync: %s - what was written to it is lost; replace the disk under it", st->disk[i].image, strerror(-rc));
 		pthread_mutex_lock(&st->lock);
 		st->failed = rc;
+		st->failed_disk = i;
 		pthread_mutex_unlock(&st->lock);
 		return rc;
 	}
@@ -336,8 +383,7 @@ static int unpack(struct ft_store *st, const uint8_t *body, size_t body_len, uin
 
 static int cannot_apply(struct ft_store *st, unsigned disk, int rc)
 {
-	ft_err("%s: cannot write: %s%s", st->disk[disk].image, strerror(-rc), rc == -ENOSPC ? " - free space there" : "");
-	return rc;
+	return fault(st, rc, "%s: cannot write: %s%s", st->disk[disk].image, strerror(-rc), rc == -ENOSPC ? " - free space there" : "");
 }
 
 static void set_applied(struct ft_store *st, unsigned disk, uint64_t seq, uint64_t stream)
@@ -807,6 +853,7 @@ int ft_store_begin(struct ft_store *st, uint64_t epoch, uint32_t flags)
 	int rc = 0;
 
 	ft_store_discard_partial(st);
+	*st->why = 0;
 	if (!begin_ok(st, epoch, flags))
 		return -EPROTO;
 	if (st->nr_epochs >= EPOCHS_MAX)
@@ -825,10 +872,16 @@ int ft_store_begin(struct ft_store *st, uint64_t epoch, uint32_t flags)
 	return 0;
 }
 
-static int journal_full(const struct ft_store *st, int rc)
+static int journal_failed(struct ft_store *st, int rc)
 {
-	ft_err("journal of %s in %s: %s - free space there, or raise its bound", st->cfg.guest, st->cfg.state_dir, strerror(-rc));
-	return rc;
+	return fault(st, rc, "journal of %s in %s: %s%s", st->cfg.guest, st->cfg.state_dir, strerror(-rc),
+		     rc == -ENOSPC ? " - free space there" : "");
+}
+
+static int journal_full(struct ft_store *st)
+{
+	return fault(st, -ENOSPC, "journal of %s in %s: what comes in at once does not fit into %llu MiB - raise 'disk-spill-mb' in "
+		     "the ft.conf of this host", st->cfg.guest, st->cfg.state_dir, (unsigned long long)(st->cfg.journal_bound >> 20));
 }
 
 /* When it is full, and all epochs in it are applied, a sync makes room. */
@@ -840,7 +893,9 @@ static int append(struct ft_store *st, unsigned type, const uint8_t *body, size_
 		rc = ft_journal_append(st->journal, type, body, len, at);
 	if (ft_journal_wants_reset(st->journal))
 		kick(st);
-	return rc ? journal_full(st, rc) : 0;
+	if (rc == -ENOSPC && !ft_journal_fits(st->journal, len))
+		return journal_full(st);
+	return rc ? journal_failed(st, rc) : 0;
 }
 
 static int stage_in_memory(struct ft_store *st, const uint8_t *body, size_t len)
@@ -919,7 +974,7 @@ static int make_sure(struct ft_store *st, const struct epoch *e)
 	if (!rc) {
 		rc = ft_journal_sync(st->journal);
 		if (rc)
-			journal_full(st, rc);
+			journal_failed(st, rc);
 	}
 	return rc;
 }
@@ -950,7 +1005,9 @@ int ft_store_whole(struct ft_store *st)
 
 	if (!e)
 		return -EPROTO;
-	rc = st->failed ? st->failed : make_sure(st, e);
+	rc = sync_failure(st);
+	if (!rc)
+		rc = make_sure(st, e);
 	if (rc)
 		return discard(st, rc);
 	e->ordinal = ++st->ordinal;
@@ -976,7 +1033,7 @@ static int apply_spilled(struct ft_store *st, struct epoch *e)
 	int rc = ft_journal_read(st->journal, &next, st->back, &len);
 
 	if (rc)
-		return journal_full(st, rc);
+		return journal_failed(st, rc);
 	rc = apply_body(st, st->back, len, e->stream);
 	if (!rc) {
 		e->at = next;
@@ -1004,8 +1061,10 @@ int ft_store_commit(struct ft_store *st)
 {
 	while (st->first && !st->held) {
 		struct epoch *e = st->first;
-		int rc = st->failed ? st->failed : apply_epoch(st, e);
+		int rc = sync_failure(st);
 
+		if (!rc)
+			rc = apply_epoch(st, e);
 		if (rc)
 			return rc;
 		st->first = e->next;
@@ -1013,8 +1072,9 @@ int ft_store_commit(struct ft_store *st)
 			st->last = &st->first;
 		st->nr_epochs--;
 		applied(st, e);
+		*st->why = 0;
 	}
-	return st->failed;
+	return sync_failure(st);
 }
 
 void ft_store_hold(struct ft_store *st, bool held)

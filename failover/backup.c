@@ -97,6 +97,14 @@ static void discard_partial(struct ft_backup *b)
 		ft_store_discard_partial(b->store);
 }
 
+/* The store knows which disk it was, and what helps. */
+static const char *why_not(struct ft_backup *b, int rc)
+{
+	const char *why = b->store ? ft_store_why(b->store) : "";
+
+	return *why ? why : strerror(-rc);
+}
+
 /* -errno: the disks cannot be written. Their epochs stay staged, and are tried again. */
 static int commit(struct ft_backup *b)
 {
@@ -104,9 +112,8 @@ static int commit(struct ft_backup *b)
 
 	ft_image_commit(b->image);
 	rc = b->store ? ft_store_commit(b->store) : 0;
-	if (rc && ft_log_due(&b->store_log, strerror(-rc)))
-		ft_err("%s: the disks cannot be written here: %s - nothing more is acknowledged until they can", b->cfg.guest,
-		       strerror(-rc));
+	if (rc && ft_log_due(&b->store_log, ft_store_why(b->store)))
+		ft_err("%s: nothing more is acknowledged: %s", b->cfg.guest, why_not(b, rc));
 	return rc;
 }
 
@@ -601,8 +608,9 @@ static int epoch_begin(struct ft_backup *b, const uint8_t *body, size_t len)
 	/* A new session starts with all of memory, and brings the firmware that goes with it. */
 	if (!b->session_whole && (!(e.flags & FT_EPOCH_FULL) || !b->session_firmware.data))
 		return -EPROTO;
-	if (b->unwritten && commit(b))
-		return -EIO;
+	rc = b->unwritten ? commit(b) : 0;
+	if (rc)
+		return rc;
 	b->unwritten = false;
 	rc = ft_image_begin(b->image, e.epoch, e.base, e.flags);
 	if (!rc && b->store)
@@ -615,6 +623,13 @@ static int epoch_disk(struct ft_backup *b, const uint8_t *body, size_t len)
 	int rc = b->store ? ft_image_disk(b->image, body, len) : -EPROTO;
 
 	return rc ? rc : ft_store_batch(b->store, body, len);
+}
+
+static const char *no_room(struct ft_backup *b)
+{
+	const char *why = b->store ? ft_store_why(b->store) : "";
+
+	return *why ? why : "no room to stage the epoch: free memory or disk space in the state directory";
 }
 
 static void on_epoch_record(struct ft_backup *b, uint32_t type, const uint8_t *body, size_t len)
@@ -636,9 +651,9 @@ static void on_epoch_record(struct ft_backup *b, uint32_t type, const uint8_t *b
 	if (rc == -EPROTO)
 		part(b, FT_REASON_PROTO, "an epoch that makes no sense");
 	else if (rc == -ENOSPC || rc == -ENOMEM)
-		part(b, FT_REASON_NO_ROOM, "no room to stage the epoch: free memory or disk space in the state directory");
+		part(b, FT_REASON_NO_ROOM, no_room(b));
 	else if (rc)
-		part(b, FT_REASON_INTERNAL, strerror(-rc));
+		part(b, FT_REASON_INTERNAL, why_not(b, rc));
 }
 
 /* --- drill --- */
@@ -769,7 +784,7 @@ static int start_guest(struct ft_backup *b, uint64_t generation)
 	discard_partial(b);
 	rc = commit(b);
 	if (rc)
-		return -EAGAIN;
+		return ft_store_lost(b->store) ? rc : -EAGAIN;
 	rc = save_role(b, generation, FT_ROLE_RUNNING);         /* durable before it can be seen */
 	if (!rc && b->store)
 		rc = ft_store_release(b->store);
@@ -787,11 +802,11 @@ static int take_over(struct ft_backup *b, const char *why)
 	if (ft_log_due(&b->takeover_log, why))
 		ft_warn("%s: taking over at epoch %llu: %s", b->cfg.guest, (unsigned long long)epoch, why);
 	rc = start_guest(b, generation);
-	if (rc == -EAGAIN)              /* its disks have no room: nothing is lost, and it is tried again */
+	if (rc == -EAGAIN)              /* its disks cannot be written now: nothing is lost, and it is tried again */
 		return rc;
 	if (rc) {
 		/* Nothing runs here, and nothing may be started from this any more: if the primary lives, it goes on. */
-		ft_err("%s: TAKEOVER FAILED: the replica does not run: %s", b->cfg.guest, strerror(-rc));
+		ft_err("%s: TAKEOVER FAILED: the replica does not run: %s", b->cfg.guest, why_not(b, rc));
 		destroy_replica(b);
 		memset(b->session, 0, sizeof(b->session));
 		if (save_role(b, generation + 1, FT_ROLE_DISARMED))

@@ -73,6 +73,10 @@ int ft_store_whole(struct ft_store *st) FT_MUST_CHECK;
  */
 int ft_store_commit(struct ft_store *st) FT_MUST_CHECK;
 void ft_store_hold(struct ft_store *st, bool held);
+/* A sync of an image has failed. No later one brings back what was written, so nothing here can be started any more. */
+bool ft_store_lost(struct ft_store *st);
+/* Why the last begin, batch, whole, commit, or release failed for want of a disk, with the remedy. Else empty. */
+const char *ft_store_why(struct ft_store *st);
 void ft_store_discard_partial(struct ft_store *st);
 
 /*

@@ -731,7 +731,7 @@ TEST(a_journal_beyond_its_bound_is_full_and_empties_itself_when_it_can)
 	for (int e = 2; e <= EPOCHS && !rc; e++)
 		rc = send_epoch(w, 0);
 	CHECK_EQ(rc, -ENOSPC);
-	CHECK(ft_test_logged("raise its bound"));
+	CHECK(ft_test_logged("does not fit into 0 MiB - raise 'disk-spill-mb'"));
 	ft_store_hold(w->st, false);
 	CHECK_OK(commit(w));
 	CHECK(images_are(w, w->whole));
