@@ -191,19 +191,25 @@ static int sync_images(struct ft_store *st, const struct point *p)
 	return 0;
 }
 
-/* ids held. The image is the peer's at an epoch, durably: nothing of before counts. */
-static int adopt_disk(struct disk *d, const struct ft_disk_id *peer)
+/*
+ * ids held. The image is the peer's at an epoch, durably: nothing of before counts. Without a journal, later epochs are
+ * written to it, and nothing tells what of them is lost with the power. So its map says, before it says whose image it
+ * is, that it may be torn: after a power cut all of it is compared, and no guest is started from it by hand.
+ */
+static int adopt_disk(struct ft_store *st, struct disk *d, const struct ft_disk_id *peer)
 {
 	struct ft_disk_id id = { .bytes = peer->bytes, .current = peer->current };
-	int rc = ft_map_set_id(d->map, &id);
+	int rc = durable_mode(st) ? 0 : ft_map_unsafe_anew(d->map);
 
+	if (!rc)
+		rc = ft_map_set_id(d->map, &id);
 	if (rc)
 		return rc;
 	ft_map_copy_begins(d->map);
 	for (uint64_t r = ft_map_next(d->map, 0); r < ft_disk_regions(peer->bytes); r = ft_map_next(d->map, r + 1))
 		ft_map_compared(d->map, r, 0);
 	ft_map_durable(d->map, 0);
-	return ft_map_set_unsafe(d->map, false);
+	return durable_mode(st) ? ft_map_set_unsafe(d->map, false) : 0;
 }
 
 static int adopt_ids(struct ft_store *st, const struct point *p)
@@ -213,7 +219,7 @@ static int adopt_ids(struct ft_store *st, const struct point *p)
 	pthread_mutex_lock(&st->ids);
 	if (st->adopt && st->copies == p->copies) {
 		for (unsigned i = 0; i < st->cfg.nr_disks && !rc; i++)
-			rc = adopt_disk(&st->disk[i], &st->adopted[i]);
+			rc = adopt_disk(st, &st->disk[i], &st->adopted[i]);
 		st->adopt = rc;
 	}
 	pthread_mutex_unlock(&st->ids);
@@ -1084,6 +1090,24 @@ void ft_store_hold(struct ft_store *st, bool held)
 
 /* --- end --- */
 
+/* All is synced, and nobody writes any more. What an earlier boot has lost is not made good by that. */
+static int close_maps(struct ft_store *st)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < st->cfg.nr_disks && !rc; i++) {
+		struct disk *d = &st->disk[i];
+
+		if (d->map && !durable_mode(st) && !ft_map_unsafe(d->map))
+			rc = ft_map_set_unsafe(d->map, false);
+		if (d->map && !rc) {
+			rc = ft_map_close(d->map);
+			d->map = NULL;
+		}
+	}
+	return rc;
+}
+
 int ft_store_release(struct ft_store *st)
 {
 	int rc;
@@ -1096,16 +1120,28 @@ int ft_store_release(struct ft_store *st)
 	rc = ft_store_sync(st);
 	if (!rc)
 		rc = ft_journal_remove(&st->jcfg);
+	if (!rc)
+		rc = close_maps(st);
 	for (unsigned i = 0; i < st->cfg.nr_disks && !rc; i++) {
-		struct disk *d = &st->disk[i];
-
-		if (d->map)
-			rc = ft_map_close(d->map);
-		d->map = NULL;
-		st->f.close(st->f.ctx, d->h);
-		d->h = -1;
+		st->f.close(st->f.ctx, st->disk[i].h);
+		st->disk[i].h = -1;
 	}
 	return rc;
+}
+
+/* An end in order: a short sync now saves comparing all of the disks after the next start of this host. */
+static void leave_safe(struct ft_store *st)
+{
+	bool whole = st->journal && !durable_mode(st) && !sync_failure(st);
+
+	for (unsigned i = 0; i < st->cfg.nr_disks; i++) {
+		struct ft_disk_id id;
+
+		disk_id(st, i, &id);
+		whole &= !(id.flags & (FT_DISK_TARGET | FT_DISK_FRESH));
+	}
+	if (whole && (ft_store_sync(st) || close_maps(st)))
+		ft_warn("%s: its disks here are compared as a whole if this host restarts", st->cfg.guest);
 }
 
 void ft_store_free(struct ft_store *st)
@@ -1113,6 +1149,7 @@ void ft_store_free(struct ft_store *st)
 	if (!st)
 		return;
 	stop_thread(st);
+	leave_safe(st);
 	if (st->journal)
 		ft_store_discard_partial(st);
 	for (struct epoch *e = st->first, *next; e; e = next) {

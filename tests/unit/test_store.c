@@ -610,6 +610,104 @@ TEST(without_a_journal_a_dying_process_leaves_whole_ops_in_order)
 	}
 }
 
+/* Does the map say that all of the disks may differ from what their generation promises? */
+static bool all_suspect(struct world *w)
+{
+	bool all = true;
+
+	for (unsigned i = 0; i < NR_DISKS; i++) {
+		uint64_t word;
+
+		all &= ft_store_next_word(w->st, i, 0, &word) == 0 && word == (1 << (BYTES + FT_GRANULE - 1) / FT_GRANULE) - 1;
+	}
+	return all;
+}
+
+/* A life without a journal until the power fails; *torn: a generation's image was found that is no epoch of it. */
+static bool cut_life_without(unsigned cut_at, uint64_t seed, unsigned *torn)
+{
+	struct world *w = world_new(FT_DURABILITY_MEMORY);
+	bool was_cut;
+
+	w->seed += seed * 99991;
+	ft_map_tuning.boot_id = "boot-1";
+	CHECK_OK(ft_store_open(&w->cfg, &w->st));
+	CHECK_OK(meet(w));
+	CHECK_OK(send_epoch(w, FULL));
+	CHECK_OK(commit(w));
+	CHECK_OK(ft_store_release(w->st));      /* a map that has nothing as touched */
+	ft_store_free(w->st);
+	CHECK_OK(ft_store_open(&w->cfg, &w->st));
+	forgetful_cut_at(w->fs, cut_at);
+	live(w, seed % 2);
+	was_cut = forgetful_is_off(w->fs);
+	forgetful_cut_at(w->fs, 1);
+	CHECK(w->cfg.files->sync_dir(w->cfg.files->ctx, "/"));
+	ft_store_free(w->st);
+	ft_map_tuning.boot_id = "boot-2";
+	forgetful_power_on(w->fs, seed * 31 + cut_at);
+	CHECK_OK(ft_store_open(&w->cfg, &w->st));
+	if (both(w, 0) && found_epoch(w) < 0) {
+		++*torn;
+		CHECK(all_suspect(w));
+	}
+	world_free(w);
+	ft_map_tuning.boot_id = NULL;
+	return was_cut;
+}
+
+TEST_TIMEOUT(without_a_journal_an_image_that_a_power_cut_has_torn_says_so, 300)
+{
+	unsigned torn = 0;
+
+	forgetful_quiet();
+	for (uint64_t seed = 0; seed < 8; seed++)
+		for (unsigned cut_at = 1; cut_life_without(cut_at, seed, &torn); cut_at++)
+			;
+	printf("# torn in %u lives\n", torn);
+	CHECK(torn > 100);
+}
+
+/* Else each start of the host would compare all of the disks. */
+TEST(without_a_journal_an_end_in_order_leaves_images_that_a_power_cut_does_not_touch)
+{
+	for (int release = 0; release < 2; release++) {
+		struct world *w = world_new(FT_DURABILITY_MEMORY);
+
+		ft_map_tuning.boot_id = "boot-1";
+		CHECK_OK(ft_store_open(&w->cfg, &w->st));
+		CHECK_OK(meet(w));
+		CHECK_OK(send_epoch(w, FULL));
+		CHECK_OK(commit(w));
+		CHECK_OK(ft_store_sync(w->st));
+		CHECK_OK(send_epoch(w, 0));
+		CHECK_OK(commit(w));
+		if (release)
+			CHECK_OK(ft_store_release(w->st));
+		ft_store_free(w->st);
+		ft_map_tuning.boot_id = "boot-2";
+		forgetful_power_on(w->fs, 5);
+		CHECK(images_are(w, 2));
+		CHECK_OK(ft_store_open(&w->cfg, &w->st));
+		CHECK(!all_suspect(w));
+		CHECK_EQ(id_of(w, 0).current, 500);
+		/* And once written to it is marked anew. */
+		CHECK_OK(meet(w));
+		CHECK_OK(send_epoch(w, FULL));
+		CHECK_OK(commit(w));
+		CHECK_OK(ft_store_sync(w->st));
+		forgetful_cut_at(w->fs, 1);
+		CHECK(w->cfg.files->sync_dir(w->cfg.files->ctx, "/"));
+		ft_store_free(w->st);
+		ft_map_tuning.boot_id = "boot-3";
+		forgetful_power_on(w->fs, 5);
+		CHECK_OK(ft_store_open(&w->cfg, &w->st));
+		CHECK(all_suspect(w));
+		world_free(w);
+		ft_map_tuning.boot_id = NULL;
+	}
+}
+
 TEST(recover_replays_what_a_crash_left_and_wants_nothing_else)
 {
 	struct world *w = world_new(FT_DURABILITY_JOURNAL);
