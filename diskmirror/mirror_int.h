@@ -33,8 +33,10 @@ struct message {                        /* to an export */
 };
 
 struct mirror_disk {
+	struct mirror *m;
 	unsigned index;
 	char *control;
+	char *image;                    /* NULL: nobody writes to it */
 	struct ft_log_limit log;        /* the loop thread's */
 
 	/* Under the mirror's lock. */
@@ -50,6 +52,12 @@ struct mirror_disk {
 	uint32_t command;               /* FT_EXPORT_LEAVE, FT_EXPORT_FENCE, or 0: none */
 	bool said, done;                /* it is on its way; it was answered */
 	int result;
+
+	/* Its export has died: what that had answered flushes for is synced here, by a thread. */
+	pthread_t syncer;
+	bool has_syncer, syncing;
+	uint64_t sync_for;              /* m->leaves, when it began */
+	int sync_error;                 /* of the first sync that failed: the kernel does not say so again */
 
 	struct words *plan;
 	struct words *plan_last;
@@ -101,6 +109,8 @@ struct mirror {
 	uint64_t window;
 	uint64_t rate, rate_at_ns;      /* when the next region is due */
 	uint64_t teardown_until_ns;
+	uint64_t leaves;                /* how often LEAVE was begun */
+	const struct ft_disk_files *files;
 };
 
 static inline struct mirror *mirror_of(const struct ft_mirror *m)
@@ -124,6 +134,8 @@ int ft_mirror_say(struct mirror *m, struct mirror_disk *d, uint32_t type, const 
 void ft_mirror_forget_durable(struct mirror_disk *d);
 /* Say the disk's command where that is still due, connecting only for it if need be. */
 void ft_mirror_command(struct mirror *m, struct mirror_disk *d);
+/* At the end, without the lock. */
+void ft_mirror_stop_syncers(struct mirror *m);
 
 /* --- mirror_copy.c --- */
 void ft_mirror_copy_reset(struct mirror *m, struct mirror_disk *d);     /* forget its plan and what is in flight */

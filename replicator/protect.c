@@ -665,8 +665,10 @@ static int make_mirror(struct protect *pr)
 	if (!cfg.nr_disks)
 		return 0;
 	serve_again(pr);
-	for (unsigned i = 0; i < cfg.nr_disks; i++)
+	for (unsigned i = 0; i < cfg.nr_disks; i++) {
 		cfg.control[i] = pr->attach.disk[i].control;
+		cfg.image[i] = pr->attach.disk[i].read_only ? NULL : pr->attach.disk[i].image;
+	}
 	rc = ft_mirror_new(&cfg, &pr->mirror);
 	if (rc)
 		return rc;
