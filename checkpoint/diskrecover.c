@@ -36,6 +36,8 @@ static int identify(const char *path, struct ft_map_image *im)
 	rc = f->size(f->ctx, h, &im->bytes);
 	if (!rc)
 		rc = f->identity(f->ctx, h, &im->inode, &im->born_ns);
+	if (!rc)
+		rc = f->sync(f->ctx, h);        /* a server that was killed may have left to the kernel what flushes promised */
 	f->close(f->ctx, h);
 	return rc;
 }

@@ -2,6 +2,8 @@
 /* export.c - the image, its generation, and what the guest asks for; see ft/export.h. */
 #include "export_priv.h"
 
+#include <unistd.h>
+
 #define SECTOR 512u
 #define EXTENT_STEPS 1024u              /* granules of data looked at for one answer */
 
@@ -147,12 +149,6 @@ static int open_map(struct ft_export *e)
 	return 0;
 }
 
-/* An export that died while flushes were answered from the mirror has left the kernel to write: make it good. */
-static int make_good(struct ft_export *e)
-{
-	return e->map ? ft_export_end_elide(e) : 0;
-}
-
 static void let_go(struct ft_export *e)
 {
 	ft_map_abandon(e->map);
@@ -168,10 +164,10 @@ int ft_export_open_image(struct ft_export *e)
 
 	if (!rc)
 		rc = open_map(e);
-	if (!rc)
-		rc = make_good(e);
 	if (rc)
 		let_go(e);
+	else if (e->map)
+		ft_export_owe(e);       /* one that died while flushes were answered from the mirror left them to the kernel */
 	return rc;
 }
 
@@ -258,18 +254,6 @@ int ft_export_sync(struct ft_export *e)
 	rc = e->f->sync(e->f->ctx, e->h);
 	if (rc)
 		sync_failed(e, rc);
-	return rc;
-}
-
-int ft_export_end_elide(struct ft_export *e)
-{
-	int rc;
-
-	e->elide = false;
-	e->sync_owed = false;
-	rc = ft_export_sync(e);
-	if (!rc && e->map)
-		rc = ft_map_set_unsafe(e->map, false);
 	return rc;
 }
 
@@ -416,13 +400,16 @@ static int take_config(struct ft_export *e, const struct ft_export_config *cfg)
 
 static void init(struct ft_export *e)
 {
-	*e = (struct ft_export){ .h = -1, .door = -1, .stop_fd = -1 };
+	*e = (struct ft_export){ .h = -1, .door = -1, .wake_fd = -1 };
 	for (unsigned i = 0; i < FT_EXPORT_CLIENTS; i++)
 		e->client[i] = (struct ft_export_client){ .fd = -1, .memfd = -1 };
 	pthread_mutex_init(&e->order_lock, NULL);
 	pthread_cond_init(&e->order_changed, NULL);
 	pthread_mutex_init(&e->id_lock, NULL);
 	pthread_mutex_init(&e->stream_lock, NULL);
+	pthread_mutex_init(&e->mark_lock, NULL);
+	pthread_mutex_init(&e->sync_lock, NULL);
+	pthread_cond_init(&e->sync_moved, NULL);
 }
 
 int ft_export_open(const struct ft_export_config *cfg, struct ft_export **out)
@@ -450,7 +437,7 @@ static void close_image(struct ft_export *e)
 {
 	if (e->h < 0)
 		return;
-	ft_ignore(ft_export_end_elide(e));      /* logged; the map remembers */
+	ft_ignore(ft_export_pay(e));            /* logged; the map remembers */
 	if (e->map && ft_map_close(e->map))
 		ft_warn("disk %s: its map %s could not be closed in order; some more will be compared next time",
 			e->image, e->map_path);
@@ -462,11 +449,17 @@ void ft_export_close(struct ft_export *e)
 	if (!e)
 		return;
 	ft_export_stop(e);
+	ft_export_stop_syncer(e);
 	close_image(e);
+	if (e->wake_fd >= 0)
+		close(e->wake_fd);
 	pthread_mutex_destroy(&e->order_lock);
 	pthread_cond_destroy(&e->order_changed);
 	pthread_mutex_destroy(&e->id_lock);
 	pthread_mutex_destroy(&e->stream_lock);
+	pthread_mutex_destroy(&e->mark_lock);
+	pthread_mutex_destroy(&e->sync_lock);
+	pthread_cond_destroy(&e->sync_moved);
 	free(e->image);
 	free(e->map_path);
 	free(e->control);
