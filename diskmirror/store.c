@@ -82,6 +82,7 @@ struct ft_store {
 	size_t mem_used;
 	struct epoch *open;
 
+	pthread_mutex_t emptying;               /* of the journal; taken last */
 	pthread_mutex_t syncing;                /* one syncs at a time; taken before ids, that before lock */
 	pthread_mutex_t ids;                    /* for the ids in the maps, and: */
 	bool adopt;                             /* all of a copy is applied: with the next sync the images are */
@@ -95,6 +96,9 @@ struct ft_store {
 	bool retry;                             /* the last sync did not do all of its work */
 	uint64_t stream;                        /* sessions; seqs of another one mean nothing */
 	uint64_t ordinal_applied;
+	uint64_t begun, ended;                  /* syncs of the images; ended: those that went well, by number */
+	uint64_t awaited;                       /* the loop waits for that one; 0: for none */
+	int await_rc;
 	int failed;                             /* a sync: what was written is lost, and the kernel will not say so again */
 	unsigned failed_disk;
 
@@ -151,7 +155,7 @@ const char *ft_store_why(struct ft_store *st)
 /* --- syncing: by the thread, or when there is no other way out --- */
 
 struct point {                                  /* what a sync makes durable */
-	uint64_t stream, ordinal, copies;
+	uint64_t nr, stream, ordinal, copies;
 	uint64_t applied[FT_DISKS_MAX];
 	bool dirty[FT_DISKS_MAX], adopt;
 };
@@ -163,6 +167,7 @@ static void take_point(struct ft_store *st, struct point *p)
 	p->adopt = st->adopt;
 	p->copies = st->copies;
 	pthread_mutex_lock(&st->lock);
+	p->nr = ++st->begun;
 	p->stream = st->stream;
 	p->ordinal = st->ordinal_applied;
 	for (unsigned i = 0; i < st->cfg.nr_disks; i++) {
@@ -172,6 +177,14 @@ static void take_point(struct ft_store *st, struct point *p)
 	}
 	pthread_mutex_unlock(&st->lock);
 	pthread_mutex_unlock(&st->ids);
+}
+
+static void raise_event(struct ft_store *st)
+{
+	uint64_t one = 1;
+
+	if (write(st->event_fd, &one, sizeof(one)) < 0)
+		ft_debug("event: %s", strerror(errno));         /* the counter is full: it is readable anyway */
 }
 
 static int sync_images(struct ft_store *st, const struct point *p)
@@ -228,7 +241,6 @@ static int adopt_ids(struct ft_store *st, const struct point *p)
 
 static void publish(struct ft_store *st, const struct point *p)
 {
-	uint64_t one = 1;
 	bool news = false;
 
 	pthread_mutex_lock(&st->lock);
@@ -236,9 +248,21 @@ static void publish(struct ft_store *st, const struct point *p)
 		news |= st->disk[i].synced < p->applied[i];
 		st->disk[i].synced = p->applied[i];
 	}
+	st->ended = p->nr;
+	news |= st->awaited && st->awaited <= p->nr;
 	pthread_mutex_unlock(&st->lock);
-	if (news && write(st->event_fd, &one, sizeof(one)) < 0)
-		ft_debug("event: %s", strerror(errno));         /* the counter is full: it is readable anyway */
+	if (news)
+		raise_event(st);
+}
+
+static int empty_journal(struct ft_store *st, uint64_t ordinal)
+{
+	int rc;
+
+	pthread_mutex_lock(&st->emptying);
+	rc = ft_journal_reset(st->journal, ordinal);
+	pthread_mutex_unlock(&st->emptying);
+	return rc;
 }
 
 int ft_store_sync(struct ft_store *st)
@@ -253,10 +277,14 @@ int ft_store_sync(struct ft_store *st)
 		rc = adopt_ids(st, &p);
 	if (!rc) {
 		publish(st, &p);
-		rc = ft_journal_reset(st->journal, p.ordinal);
+		rc = empty_journal(st, p.ordinal);
 	}
 	pthread_mutex_lock(&st->lock);
 	st->retry = rc;
+	if (st->awaited && st->awaited <= p.nr && rc) {
+		st->await_rc = rc;
+		raise_event(st);
+	}
 	pthread_mutex_unlock(&st->lock);
 	pthread_mutex_unlock(&st->syncing);
 	return rc;
@@ -438,6 +466,7 @@ static void init_locks(struct ft_store *st)
 {
 	pthread_condattr_t attr;
 
+	pthread_mutex_init(&st->emptying, NULL);
 	pthread_mutex_init(&st->syncing, NULL);
 	pthread_mutex_init(&st->ids, NULL);
 	pthread_mutex_init(&st->lock, NULL);
@@ -802,6 +831,9 @@ void ft_store_discard_partial(struct ft_store *st)
 {
 	if (!st->open)
 		return;
+	pthread_mutex_lock(&st->lock);
+	st->awaited = 0;
+	pthread_mutex_unlock(&st->lock);
 	ft_journal_discard(st->journal);
 	drop_epoch(st, st->open);
 	st->open = NULL;
@@ -823,18 +855,19 @@ static bool begin_ok(const struct ft_store *st, uint64_t epoch, uint32_t flags)
 	return flags & FT_EPOCH_FULL ? st->peer_ok : st->usable && epoch > st->whole;
 }
 
-/* The images are written from now on. The journal must not say anything about them any more. */
+/*
+ * The images are written from now on, and are useless until the copy is through. So the journal need not be on them before it
+ * is emptied, which it must be: a replay would undo what is written now. All epochs in it are applied.
+ */
 static int begin_direct(struct ft_store *st, struct epoch *e)
 {
-	int rc = ft_store_sync(st);
+	int rc = mark_targets(st, e);
 
-	if (!rc && ft_journal_used(st->journal))
-		rc = -EIO;
-	if (!rc)
-		rc = mark_targets(st, e);
-	if (!rc)
-		st->usable = false;
-	return rc;
+	if (rc)
+		return rc;
+	st->usable = false;
+	rc = empty_journal(st, st->ordinal);
+	return !rc && ft_journal_used(st->journal) ? -EIO : rc;
 }
 
 static struct epoch *new_epoch(struct ft_store *st, uint64_t number, uint32_t flags)
@@ -864,6 +897,9 @@ int ft_store_begin(struct ft_store *st, uint64_t epoch, uint32_t flags)
 		return -EPROTO;
 	if (st->nr_epochs >= EPOCHS_MAX)
 		return -ENOBUFS;
+	rc = sync_failure(st);
+	if (rc)
+		return rc;
 	e = new_epoch(st, epoch, flags);
 	if (!e)
 		return -ENOMEM;
@@ -959,6 +995,28 @@ int ft_store_batch(struct ft_store *st, const uint8_t *body, size_t body_len)
 
 /* --- it is whole --- */
 
+/* A sync of all that was written until now, by the thread, as it may take long. -EINPROGRESS: the event says when to ask. */
+static int await_sync(struct ft_store *st)
+{
+	int rc = 0;
+
+	if (!st->running)
+		return ft_store_sync(st);
+	pthread_mutex_lock(&st->lock);
+	if (!st->awaited) {
+		st->awaited = st->begun + 1;
+		st->await_rc = 0;
+		st->kicked = true;
+		pthread_cond_signal(&st->wake);
+	}
+	if (st->ended < st->awaited)
+		rc = st->await_rc ? st->await_rc : -EINPROGRESS;
+	else
+		st->awaited = 0;
+	pthread_mutex_unlock(&st->lock);
+	return rc;
+}
+
 /* What stands in the way of saying so to the primary, which goes by it. */
 static int make_sure(struct ft_store *st, const struct epoch *e)
 {
@@ -974,7 +1032,7 @@ static int make_sure(struct ft_store *st, const struct epoch *e)
 		pthread_mutex_unlock(&st->ids);
 	}
 	if (!rc && direct)
-		rc = ft_store_sync(st);         /* its ops are nowhere but on the images */
+		rc = await_sync(st);            /* its ops are nowhere but on the images */
 	if (!rc)
 		rc = append(st, FT_JOURNAL_WHOLE, body, pack_whole(st, e, body), NULL);
 	if (!rc) {
@@ -1014,6 +1072,8 @@ int ft_store_whole(struct ft_store *st)
 	rc = sync_failure(st);
 	if (!rc)
 		rc = make_sure(st, e);
+	if (rc == -EINPROGRESS)
+		return rc;
 	if (rc)
 		return discard(st, rc);
 	e->ordinal = ++st->ordinal;
@@ -1164,6 +1224,7 @@ void ft_store_free(struct ft_store *st)
 	}
 	if (st->event_fd >= 0)
 		close(st->event_fd);
+	pthread_mutex_destroy(&st->emptying);
 	pthread_mutex_destroy(&st->syncing);
 	pthread_mutex_destroy(&st->ids);
 	pthread_mutex_destroy(&st->lock);

@@ -22,6 +22,8 @@ struct ft_backup {
 	uint64_t session_generation;
 	uint64_t nr_pages;
 	uint32_t flags;                         /* FT_HELLO_* */
+	uint8_t end[FT_WIRE_EPOCH_END_LEN];     /* of an epoch that is whole once its disks are synced */
+	bool ending;
 	struct ft_blob session_firmware;        /* becomes @firmware with the first whole epoch */
 	bool session_whole;                     /* ... which has come */
 
@@ -91,6 +93,7 @@ static int save_role(struct ft_backup *b, uint64_t generation, enum ft_role role
 
 static void discard_partial(struct ft_backup *b)
 {
+	b->ending = false;
 	if (b->image)
 		ft_image_discard_partial(b->image);
 	if (b->store)
@@ -168,6 +171,7 @@ static void destroy_replica(struct ft_backup *b)
 
 	if (b->drilling)
 		stop_drill(b, &ignored);
+	b->ending = false;
 	ft_image_free(b->image);
 	b->image = NULL;
 	if (b->replica)
@@ -501,6 +505,8 @@ static void on_disk_ask(struct ft_backup *b, const uint8_t *body, size_t len)
 		part(b, FT_REASON_INTERNAL, "DISK_HASHES could not be sent");
 }
 
+static void go_on_ending(struct ft_backup *b);
+
 /* What is durable here lets the primary's map get clean. */
 void ft_backup_store_event(struct ft_backup *b)
 {
@@ -513,6 +519,7 @@ void ft_backup_store_event(struct ft_backup *b)
 		if (ft_store_durable(b->store, i, &at.at) && b->link && b->disks_known)
 			(void)b->ops->send(b->cfg.ctx, FT_REC_DISK_DURABLE, body, ft_wire_pack_disk_at(&at, body)); /* said again later */
 	}
+	go_on_ending(b);
 }
 
 static void on_firmware(struct ft_backup *b, const uint8_t *body, size_t len)
@@ -585,6 +592,11 @@ static int epoch_end(struct ft_backup *b, const uint8_t *body, size_t len)
 	uint8_t ack[16];
 	int rc = whole(b, body, len);
 
+	b->ending = rc == -EINPROGRESS;
+	if (b->ending) {
+		memmove(b->end, body, sizeof(b->end));
+		return 0;
+	}
 	if (!rc && !b->session_whole)
 		rc = arm(b);
 	if (rc)
@@ -632,13 +644,25 @@ static const char *no_room(struct ft_backup *b)
 	return *why ? why : "no room to stage the epoch: free memory or disk space in the state directory";
 }
 
+static void epoch_result(struct ft_backup *b, int rc)
+{
+	if (rc == -EPROTO)
+		part(b, FT_REASON_PROTO, "an epoch that makes no sense");
+	else if (rc == -ENOSPC || rc == -ENOMEM)
+		part(b, FT_REASON_NO_ROOM, no_room(b));
+	else if (rc)
+		part(b, FT_REASON_INTERNAL, why_not(b, rc));
+}
+
 static void on_epoch_record(struct ft_backup *b, uint32_t type, const uint8_t *body, size_t len)
 {
 	int rc = -EPROTO;
 
 	if (b->state == FT_BACKUP_DISARMED)
 		return;                 /* were on their way when the primary ended */
-	if (b->image && type == FT_REC_EPOCH_BEGIN)
+	if (b->ending)
+		rc = -EPROTO;           /* nobody builds on an epoch before it is acknowledged as the first of a session */
+	else if (b->image && type == FT_REC_EPOCH_BEGIN)
 		rc = epoch_begin(b, body, len);
 	else if (b->image && type == FT_REC_PAGES)
 		rc = ft_image_pages(b->image, body, len);
@@ -648,12 +672,14 @@ static void on_epoch_record(struct ft_backup *b, uint32_t type, const uint8_t *b
 		rc = ft_image_state(b->image, body, len);
 	else if (b->image && type == FT_REC_EPOCH_END)
 		rc = epoch_end(b, body, len);
-	if (rc == -EPROTO)
-		part(b, FT_REASON_PROTO, "an epoch that makes no sense");
-	else if (rc == -ENOSPC || rc == -ENOMEM)
-		part(b, FT_REASON_NO_ROOM, no_room(b));
-	else if (rc)
-		part(b, FT_REASON_INTERNAL, why_not(b, rc));
+	epoch_result(b, rc);
+}
+
+/* Its disks may be synced now. */
+static void go_on_ending(struct ft_backup *b)
+{
+	if (b->ending)
+		epoch_result(b, epoch_end(b, b->end, sizeof(b->end)));
 }
 
 /* --- drill --- */

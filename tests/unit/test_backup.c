@@ -8,11 +8,64 @@
 #include "tests/lib/forgetful.h"
 #include "tests/test.h"
 
+#include <poll.h>
+#include <pthread.h>
+
 #define NR_PAGES 64u
 #define BYTES (4 * FT_GRANULE)
 #define IMAGE "/d/a.img"
 
 static const struct ft_fake_config machine = { .nr_pages = NR_PAGES, .seed = 3 };
+
+/* The disk under the image: a sync of it waits while it is held. */
+static struct {
+	const struct ft_disk_files *inner;
+	struct ft_disk_files files;
+	pthread_mutex_t lock;
+	pthread_cond_t moved;
+	bool is_image[4096];            /* by handle */
+	bool held;
+	unsigned syncs;                 /* begun */
+} disk = { .lock = PTHREAD_MUTEX_INITIALIZER, .moved = PTHREAD_COND_INITIALIZER };
+
+static int disk_open(void *ctx, const char *path, bool create, int *h)
+{
+	int rc = disk.inner->open(ctx, path, create, h);
+
+	if (!rc)
+		disk.is_image[*h] = !strcmp(path, IMAGE);
+	return rc;
+}
+
+static int disk_sync(void *ctx, int h)
+{
+	pthread_mutex_lock(&disk.lock);
+	if (disk.is_image[h]) {
+		disk.syncs++;
+		pthread_cond_broadcast(&disk.moved);
+		while (disk.held)
+			pthread_cond_wait(&disk.moved, &disk.lock);
+	}
+	pthread_mutex_unlock(&disk.lock);
+	return disk.inner->sync(ctx, h);
+}
+
+static void hold_disk(bool held)
+{
+	pthread_mutex_lock(&disk.lock);
+	disk.held = held;
+	disk.syncs = 0;
+	pthread_cond_broadcast(&disk.moved);
+	pthread_mutex_unlock(&disk.lock);
+}
+
+static void until_sync(void)
+{
+	pthread_mutex_lock(&disk.lock);
+	while (!disk.syncs)
+		pthread_cond_wait(&disk.moved, &disk.lock);
+	pthread_mutex_unlock(&disk.lock);
+}
 
 struct world {
 	struct forgetful *fs;
@@ -22,7 +75,7 @@ struct world {
 	size_t journal_bound;
 	enum ft_durability durability;
 	bool silent, took_over;
-	unsigned acks;
+	unsigned acks, pongs;
 	char error[FT_WIRE_TEXT_MAX + 1];       /* of the last ERROR record */
 	uint32_t reason;
 
@@ -53,6 +106,8 @@ static int op_send(void *ctx, uint32_t type, const void *body, size_t len)
 
 	if (type == FT_REC_ACK)
 		w->acks++;
+	if (type == FT_REC_PONG)
+		w->pongs++;
 	if (type != FT_REC_ERROR)
 		return 0;
 	w->reason = ft_le32(body);
@@ -112,7 +167,7 @@ static enum ft_wire_reason op_open_store(void *ctx, const struct ft_disk_id *the
 	struct world *w = ctx;
 	struct ft_store_config cfg = {
 		.guest = "vm1", .nr_disks = 1, .disk[0] = { IMAGE, theirs->bytes }, .state_dir = "/s", .memory_bound = 1 << 20,
-		.journal_bound = w->journal_bound, .files = forgetful_files(w->fs), .durability = w->durability,
+		.journal_bound = w->journal_bound, .files = &disk.files, .durability = w->durability,
 	};
 
 	CHECK_OK(ft_store_open(&cfg, out));
@@ -199,6 +254,10 @@ static struct world *world_new(enum ft_durability durability)
 
 	ft_store_tuning.sync_ms = 0;
 	w->fs = forgetful_new();
+	disk.inner = forgetful_files(w->fs);
+	disk.files = *disk.inner;
+	disk.files.open = disk_open;
+	disk.files.sync = disk_sync;
 	w->durability = durability;
 	w->journal_bound = 8 << 20;
 	CHECK_OK(ft_fake_guest_new(&machine, &w->guest));
@@ -337,6 +396,82 @@ TEST(a_takeover_whose_disk_is_full_waits_for_room)
 	forgetful_fail_at(w->fs, 0, 0, false);
 	ft_backup_tick(w->b);
 	CHECK(w->took_over);
+	world_free(w);
+}
+
+/* --- a sync that takes long --- */
+
+static void copy_with_a_slow_disk(struct world *w)
+{
+	ft_store_tuning.sync_ms = 3600 * 1000;
+	greet(w, 1);
+	hold_disk(true);
+	CHECK(!send_epoch(w, FT_EPOCH_FULL | FT_EPOCH_DIRECT, 2));
+	until_sync();
+	for (int i = 0; i < 10; i++) {                  /* its loop is free meanwhile */
+		ft_backup_record(w->b, FT_REC_PING, NULL, 0);
+		ft_backup_store_event(w->b);
+	}
+	CHECK_EQ(w->pongs, 10);
+	CHECK_EQ(w->acks, 0);
+	CHECK_STR(w->error, "");
+}
+
+/* A copy with a journal is durable when it is acknowledged, however long that takes. */
+TEST(a_copy_is_acknowledged_when_it_is_synced_and_the_primary_hears_from_us_meanwhile)
+{
+	struct world *w = world_new(FT_DURABILITY_JOURNAL);
+	struct pollfd p = { .events = POLLIN };
+
+	copy_with_a_slow_disk(w);
+	hold_disk(false);
+	p.fd = ft_store_event_fd(w->st);
+	while (!w->acks) {
+		CHECK_EQ(poll(&p, 1, 20000), 1);
+		ft_backup_store_event(w->b);
+	}
+	CHECK_EQ(status(w).state, FT_BACKUP_ARMED);
+	CHECK(send_epoch(w, 0, 1));
+	world_free(w);
+}
+
+TEST(a_copy_that_cannot_be_synced_is_not_acknowledged)
+{
+	struct world *w = world_new(FT_DURABILITY_JOURNAL);
+	struct pollfd p = { .events = POLLIN };
+
+	copy_with_a_slow_disk(w);
+	forgetful_only(w->fs, IMAGE);
+	forgetful_fail_at(w->fs, 1, EIO, false);
+	p.fd = ft_store_event_fd(w->st);
+	hold_disk(false);
+	while (!*w->error) {
+		CHECK_EQ(poll(&p, 1, 20000), 1);
+		ft_backup_store_event(w->b);
+	}
+	CHECK_EQ(w->acks, 0);
+	CHECK(strstr(w->error, IMAGE ": a sync of it failed"));
+	world_free(w);
+}
+
+TEST(a_link_lost_during_that_sync_leaves_nothing_to_acknowledge)
+{
+	struct world *w = world_new(FT_DURABILITY_JOURNAL);
+
+	copy_with_a_slow_disk(w);
+	ft_backup_link_down(w->b, "cut");
+	hold_disk(false);
+	CHECK_OK(ft_store_sync(w->st));
+	ft_backup_store_event(w->b);
+	CHECK_EQ(w->acks, 0);
+	CHECK_EQ(status(w).state, FT_BACKUP_SYNCING);
+	greet(w, 2);
+	CHECK(!send_epoch(w, FT_EPOCH_FULL | FT_EPOCH_DIRECT, 1));
+	struct pollfd p = { .fd = ft_store_event_fd(w->st), .events = POLLIN };
+	while (!w->acks) {
+		CHECK_EQ(poll(&p, 1, 20000), 1);
+		ft_backup_store_event(w->b);
+	}
 	world_free(w);
 }
 

@@ -577,6 +577,60 @@ TEST_TIMEOUT(with_a_journal_a_cut_at_any_step_leaves_a_whole_epoch_and_all_ackno
 	CHECK_EQ(wrong, 0);
 }
 
+/* A sync of much data would keep the caller, who serves the primary, for too long. */
+TEST(a_direct_copy_begins_without_a_sync_of_the_images)
+{
+	for (int d = 0; d < 2; d++) {
+		struct world *w = world_open(d ? FT_DURABILITY_JOURNAL : FT_DURABILITY_MEMORY);
+		unsigned steps;
+
+		w->cfg.memory_bound = 1000;
+		CHECK_OK(send_epoch(w, FULL));
+		CHECK_OK(send_epoch(w, 0));
+		CHECK_OK(commit(w));
+		CHECK_OK(meet(w));
+		forgetful_only(w->fs, "/d/");
+		steps = forgetful_steps(w->fs);
+		CHECK_OK(ft_store_begin(w->st, 3, DIRECT));
+		CHECK_EQ(forgetful_steps(w->fs), steps);
+		world_free(w);
+	}
+}
+
+/* The journal may not be replayed over a copy: it is gone before the first op of that, and the mark is there. */
+TEST(a_cut_while_a_direct_copy_follows_a_journal_leaves_what_was_before_or_a_target)
+{
+	bool was_cut = true;
+	unsigned targets = 0;
+
+	forgetful_quiet();
+	for (unsigned cut_at = 1; was_cut; cut_at++) {
+		struct world *w = world_open(FT_DURABILITY_JOURNAL);
+		bool before;
+
+		CHECK_OK(send_epoch(w, FULL));
+		CHECK_OK(send_epoch(w, 0));
+		CHECK_OK(commit(w));
+		CHECK_OK(meet(w));
+		forgetful_cut_at(w->fs, cut_at);
+		memset(w->seq, 0, sizeof(w->seq));
+		if (!ft_store_begin(w->st, 3, DIRECT))
+			for (int i = 0; i < 8; i++)
+				ft_ignore(random_op(w));
+		was_cut = forgetful_is_off(w->fs);
+		ft_store_free(w->st);
+		forgetful_cut_at(w->fs, 1);
+		CHECK(w->cfg.files->sync_dir(w->cfg.files->ctx, "/"));
+		forgetful_power_on(w->fs, cut_at);
+		CHECK_OK(ft_store_open(&w->cfg, &w->st));
+		before = both(w, 0);
+		CHECK(before ? images_are(w, 2) : id_of(w, 0).flags == FT_DISK_TARGET || id_of(w, 1).flags == FT_DISK_TARGET);
+		targets += !before;
+		world_free(w);
+	}
+	CHECK(targets > 5);
+}
+
 TEST(a_disk_that_lies_about_sync_is_caught_by_the_same_cuts)
 {
 	unsigned wrong = 0;
