@@ -7,6 +7,8 @@
 
 #include <stdio.h>
 
+#define NO_ROOM_TRIES 3u                /* copies that did not fit beside what could be started */
+
 struct ft_backup {
 	struct ft_backup_config cfg;
 	const struct ft_backup_ops *ops;        /* = cfg.ops */
@@ -32,6 +34,7 @@ struct ft_backup {
 	struct ft_image *image;
 	struct ft_store *store;                 /* of a guest with disks */
 	struct ft_log_limit store_log, takeover_log;
+	unsigned no_room;                       /* copies that did not fit, since the last one that did */
 	bool unwritten;                         /* the disks could not be written */
 	struct ft_blob firmware;
 	uint64_t generation;
@@ -284,8 +287,8 @@ static int open_session(struct ft_backup *b, const struct ft_wire_hello *h, bool
 	return welcome(b, &w, "");
 }
 
-/* The guest went on without us, and was seen: what is here must never be started. Durable before WELCOME. */
-static int void_replica(struct ft_backup *b)
+/* What is here must never be started any more. Durable when it returns. */
+static int void_replica(struct ft_backup *b, const char *why)
 {
 	int rc = 0;
 
@@ -295,7 +298,8 @@ static int void_replica(struct ft_backup *b)
 		return rc;
 	destroy_replica(b);
 	memset(b->session, 0, sizeof(b->session));
-	set_state(b, FT_BACKUP_EMPTY, "the guest went on without this backup");
+	b->no_room = 0;
+	set_state(b, FT_BACKUP_EMPTY, why);
 	return 0;
 }
 
@@ -330,7 +334,8 @@ static void greet(struct ft_backup *b, const struct ft_wire_hello *h, const char
 		refuse(b, reason, max64(b->record.generation, b->session_generation), why);
 		return;
 	}
-	if (h->flags & FT_HELLO_OUTRUN && void_replica(b)) {
+	/* The guest went on without us, and was seen. */
+	if (h->flags & FT_HELLO_OUTRUN && void_replica(b, "the guest went on without this backup")) {
 		part(b, FT_REASON_INTERNAL, "the promise could not be made durable");
 		return;
 	}
@@ -569,6 +574,7 @@ static int arm(struct ft_backup *b)
 	b->session_firmware = (struct ft_blob){ 0 };
 	b->generation = b->session_generation;
 	b->session_whole = true;
+	b->no_room = 0;
 	b->ops->echo_arm(b->cfg.ctx);
 	set_state(b, FT_BACKUP_ARMED, "a whole epoch is here");
 	return 0;
@@ -644,13 +650,29 @@ static const char *no_room(struct ft_backup *b)
 	return *why ? why : "no room to stage the epoch: free memory or disk space in the state directory";
 }
 
+/*
+ * A copy goes beside what could be started until it is whole. When there is no room for both, time after time, the output would
+ * stay shut for ever; so the old replica, whose primary lives, makes room: the next copy finds nothing to spare.
+ */
+static void make_room(struct ft_backup *b)
+{
+	if (b->session_whole || !usable(b) || ++b->no_room < NO_ROOM_TRIES)
+		return;
+	ft_warn("%s: %u copies in a row did not fit beside the replica here: it is given up, and the next copy takes its place",
+		b->cfg.guest, b->no_room);
+	if (void_replica(b, "no room for a copy beside it"))
+		ft_err("%s: ... but that could not be made durable: it stays", b->cfg.guest);
+}
+
 static void epoch_result(struct ft_backup *b, int rc)
 {
 	if (rc == -EPROTO)
 		part(b, FT_REASON_PROTO, "an epoch that makes no sense");
 	else if (rc == -ENOSPC || rc == -ENOMEM)
 		part(b, FT_REASON_NO_ROOM, no_room(b));
-	else if (rc)
+	if (rc == -ENOSPC)
+		make_room(b);
+	else if (rc && rc != -EPROTO && rc != -ENOMEM)
 		part(b, FT_REASON_INTERNAL, why_not(b, rc));
 }
 

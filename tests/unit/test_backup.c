@@ -72,7 +72,7 @@ struct world {
 	struct ft_backup *b;
 	struct ft_store *st;
 	struct ft_replica *replica;
-	size_t journal_bound;
+	size_t memory_bound, journal_bound;
 	enum ft_durability durability;
 	bool silent, took_over;
 	unsigned acks, pongs;
@@ -166,7 +166,7 @@ static enum ft_wire_reason op_open_store(void *ctx, const struct ft_disk_id *the
 {
 	struct world *w = ctx;
 	struct ft_store_config cfg = {
-		.guest = "vm1", .nr_disks = 1, .disk[0] = { IMAGE, theirs->bytes }, .state_dir = "/s", .memory_bound = 1 << 20,
+		.guest = "vm1", .nr_disks = 1, .disk[0] = { IMAGE, theirs->bytes }, .state_dir = "/s", .memory_bound = w->memory_bound,
 		.journal_bound = w->journal_bound, .files = &disk.files, .durability = w->durability,
 	};
 
@@ -259,6 +259,7 @@ static struct world *world_new(enum ft_durability durability)
 	disk.files.open = disk_open;
 	disk.files.sync = disk_sync;
 	w->durability = durability;
+	w->memory_bound = 1 << 20;
 	w->journal_bound = 8 << 20;
 	CHECK_OK(ft_fake_guest_new(&machine, &w->guest));
 	CHECK_OK(ft_fake_attach(w->guest, &w->vm));
@@ -487,5 +488,50 @@ TEST(the_primary_hears_which_image_has_no_space_left)
 	CHECK(!send_epoch(w, 0, 1));
 	CHECK_EQ(w->reason, FT_REASON_NO_ROOM);
 	CHECK_STR(w->error, IMAGE ": cannot write: No space left on device - free space there");
+	world_free(w);
+}
+
+/* --- a copy that does not fit beside what could be started --- */
+
+TEST(a_copy_that_never_fits_beside_the_replica_takes_its_place)
+{
+	struct world *w = world_new(FT_DURABILITY_MEMORY);
+
+	w->memory_bound = 1 << 17;
+	w->journal_bound = 1 << 18;
+	greet(w, 1);
+	CHECK(send_epoch(w, FT_EPOCH_FULL | FT_EPOCH_DIRECT, 8));
+	for (uint64_t g = 2; g <= 4; g++) {
+		CHECK(w->replica);              /* the first times may be chance */
+		greet(w, g);
+		CHECK(!send_epoch(w, FT_EPOCH_FULL, 8));
+		CHECK_EQ(w->reason, FT_REASON_NO_ROOM);
+		CHECK(strstr(w->error, "raise 'disk-spill-mb' in the ft.conf of this host"));
+	}
+	CHECK(!w->replica);
+	CHECK_EQ(status(w).state, FT_BACKUP_EMPTY);
+	w->silent = true;
+	ft_backup_tick(w->b);                   /* it is nothing to start */
+	CHECK(!w->took_over);
+	w->silent = false;
+	greet(w, 5);
+	CHECK(send_epoch(w, FT_EPOCH_FULL | FT_EPOCH_DIRECT, 8));
+	CHECK_EQ(status(w).state, FT_BACKUP_ARMED);
+	world_free(w);
+}
+
+TEST(copies_that_fit_in_between_keep_the_replica)
+{
+	struct world *w = world_new(FT_DURABILITY_MEMORY);
+
+	w->memory_bound = 1 << 17;
+	w->journal_bound = 1 << 18;
+	greet(w, 1);
+	CHECK(send_epoch(w, FT_EPOCH_FULL | FT_EPOCH_DIRECT, 8));
+	for (uint64_t g = 2; g <= 9; g++) {
+		greet(w, g);
+		CHECK_EQ(send_epoch(w, FT_EPOCH_FULL, g % 3 ? 8 : 1), g % 3 == 0);
+		CHECK(w->replica);
+	}
 	world_free(w);
 }
