@@ -1313,6 +1313,15 @@ bool ft_store_durable(struct ft_store *st, unsigned disk, uint64_t *seq)
 	return more;
 }
 
+void ft_store_tell_again(struct ft_store *st)
+{
+	pthread_mutex_lock(&st->lock);
+	for (unsigned i = 0; i < st->cfg.nr_disks; i++)
+		st->disk[i].told = 0;
+	pthread_mutex_unlock(&st->lock);
+	raise_event(st);
+}
+
 void ft_store_get_status(const struct ft_store *st, struct ft_store_status *out)
 {
 	struct ft_disk_id id;

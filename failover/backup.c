@@ -284,6 +284,8 @@ static int open_session(struct ft_backup *b, const struct ft_wire_hello *h, bool
 	memcpy(w.session, b->session, sizeof(w.session));
 	b->greeted = true;
 	b->disks_known = resume && b->store;
+	if (b->disks_known)             /* what was told while there was no link, nobody heard */
+		ft_store_tell_again(b->store);
 	return welcome(b, &w, "");
 }
 

@@ -92,6 +92,7 @@ int ft_store_hashes(struct ft_store *st, unsigned disk, uint64_t region, uint64_
 int ft_store_event_fd(const struct ft_store *st);
 /* True when @disk has more durable than when last asked: *seq. */
 bool ft_store_durable(struct ft_store *st, unsigned disk, uint64_t *seq);
+void ft_store_tell_again(struct ft_store *st);  /* who was told may not have heard: all that is durable is news */
 
 struct ft_store_status {
 	uint64_t bytes;

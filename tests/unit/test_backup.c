@@ -76,6 +76,7 @@ struct world {
 	enum ft_durability durability;
 	bool silent, took_over;
 	unsigned acks, pongs;
+	uint64_t durable;               /* what the primary was told last */
 	char error[FT_WIRE_TEXT_MAX + 1];       /* of the last ERROR record */
 	uint32_t reason;
 
@@ -106,6 +107,12 @@ static int op_send(void *ctx, uint32_t type, const void *body, size_t len)
 
 	if (type == FT_REC_ACK)
 		w->acks++;
+	if (type == FT_REC_DISK_DURABLE) {
+		struct ft_wire_disk_at at;
+
+		CHECK_OK(ft_wire_unpack_disk_at(body, len, &at));
+		w->durable = at.at;
+	}
 	if (type == FT_REC_PONG)
 		w->pongs++;
 	if (type != FT_REC_ERROR)
@@ -284,24 +291,33 @@ static void world_free(struct world *w)
 	free(w);
 }
 
-static void greet(struct world *w, uint64_t generation)
+/* @resume: 0, or the byte that its session is made of. */
+static void hello(struct world *w, uint64_t generation, int resume)
 {
 	struct ft_wire_hello h = {
 		.version_min = FT_WIRE_VERSION_MIN, .version_max = FT_WIRE_VERSION_MAX, .generation = generation, .nr_pages = NR_PAGES,
 		.spec_len = 4, .facts_len = 5,
 	};
+	uint8_t body[FT_WIRE_HELLO_LEN + 9];
+
+	memset(h.resume, resume, sizeof(h.resume));
+	ft_wire_pack_hello(&h, body);
+	memcpy(body + FT_WIRE_HELLO_LEN, "specfacts", 9);
+	ft_backup_link_up(w->b, "alpha");
+	ft_backup_record(w->b, FT_REC_HELLO, body, sizeof(body));
+}
+
+static void greet(struct world *w, uint64_t generation)
+{
 	struct ft_disk_id id = { .bytes = BYTES, .current = 500 };
-	uint8_t body[FT_WIRE_HELLO_LEN + 9], disks[FT_DISK_ID_LEN];
+	uint8_t disks[FT_DISK_ID_LEN];
 	struct ft_blob firmware = { 0 };
 
 	*w->error = 0;
 	w->epoch = w->seq = 0;
 	ft_encoder_reset(w->encoder);
-	ft_wire_pack_hello(&h, body);
-	memcpy(body + FT_WIRE_HELLO_LEN, "specfacts", 9);
 	ft_disk_pack_id(&id, disks);
-	ft_backup_link_up(w->b, "alpha");
-	ft_backup_record(w->b, FT_REC_HELLO, body, sizeof(body));
+	hello(w, generation, 0);
 	ft_backup_record(w->b, FT_REC_DISKS, disks, sizeof(disks));
 	CHECK_OK(w->vm->ops->firmware(w->vm, &firmware));
 	ft_backup_record(w->b, FT_REC_FIRMWARE, firmware.data, firmware.len);
@@ -488,6 +504,22 @@ TEST(the_primary_hears_which_image_has_no_space_left)
 	CHECK(!send_epoch(w, 0, 1));
 	CHECK_EQ(w->reason, FT_REASON_NO_ROOM);
 	CHECK_STR(w->error, IMAGE ": cannot write: No space left on device - free space there");
+	world_free(w);
+}
+
+/* Else the map of a primary whose guest writes no more would never get clean. */
+TEST(what_became_durable_without_a_link_is_told_when_the_session_is_resumed)
+{
+	struct world *w = armed_world(FT_DURABILITY_MEMORY);
+	uint64_t last = w->seq - 1;             /* the encoder asked for one more */
+
+	ft_backup_link_down(w->b, "cut");
+	CHECK_OK(ft_store_sync(w->st));
+	ft_backup_store_event(w->b);
+	CHECK_EQ(w->durable, 0);
+	hello(w, 1, 7);
+	ft_backup_store_event(w->b);
+	CHECK_EQ(w->durable, last);
 	world_free(w);
 }
 
