@@ -49,10 +49,15 @@ static int measure(struct ft_export *e, int h, uint64_t *bytes)
 	return rc ? rc : check_size(e->image, *bytes);
 }
 
+static int open_file(struct ft_export *e, int *h)
+{
+	return e->read_only ? e->f->open_read(e->f->ctx, e->image, h) : e->f->open(e->f->ctx, e->image, false, h);
+}
+
 /* A parked one only tells how large its disk is; somebody else is writing to it. */
 static int park(struct ft_export *e)
 {
-	int h, rc = e->f->open(e->f->ctx, e->image, false, &h);
+	int h, rc = open_file(e, &h);
 
 	if (rc) {
 		say_cannot_open(e->image, rc);
@@ -76,7 +81,7 @@ static int check_grown(const struct ft_export *e, uint64_t bytes)
 static int lock_image(struct ft_export *e)
 {
 	uint64_t bytes;
-	int rc = e->f->open(e->f->ctx, e->image, false, &e->h);
+	int rc = open_file(e, &e->h);
 
 	if (!rc)
 		rc = e->f->lock(e->f->ctx, e->h);
@@ -281,13 +286,24 @@ static int touch(struct ft_export *e, const struct ft_range *r)
 	return ft_map_touch(e->map, r->from, r->to - r->from, e->streaming ? r->floor : 0);
 }
 
+static void request_failed(struct ft_export *e, const char *what, uint64_t at, int rc)
+{
+	bool due;
+
+	pthread_mutex_lock(&e->order_lock);
+	due = ft_log_due(&e->log, strerror(-rc));
+	pthread_mutex_unlock(&e->order_lock);
+	if (due)
+		ft_err("disk %s: %s at byte %llu failed: %s", e->image, what, (unsigned long long)at, strerror(-rc));
+}
+
 /* @buf: NULL for zeros. */
 static int change_image(struct ft_export *e, const void *buf, uint32_t len, uint64_t at)
 {
 	int rc = buf ? e->f->pwrite(e->f->ctx, e->h, buf, len, at) : e->f->zero(e->f->ctx, e->h, at, len);
 
 	if (rc) {
-		ft_err("disk %s: writing at byte %llu failed: %s", e->image, (unsigned long long)at, strerror(-rc));
+		request_failed(e, "writing", at, rc);
 		/* Some of it may have been written, so that nobody can say what the peer should have there. */
 		ft_export_fail(e, "writing to the image failed: %s", strerror(-rc));
 	}
@@ -333,7 +349,7 @@ int ft_export_read(struct ft_export *e, void *buf, uint32_t len, uint64_t at)
 		return rc;
 	rc = e->f->pread(e->f->ctx, e->h, buf, len, at);
 	if (rc)
-		ft_err("disk %s: reading at byte %llu failed: %s", e->image, (unsigned long long)at, strerror(-rc));
+		request_failed(e, "reading", at, rc);
 	return rc;
 }
 

@@ -53,6 +53,7 @@ struct ft_export {
 	pthread_mutex_t order_lock;
 	pthread_cond_t order_changed;
 	struct ft_range *first, *last;
+	struct ft_log_limit log;        /* of requests that fail: a guest may try again and again */
 	uint64_t durable, applied;      /* what the peer has durable; up to where the map knows */
 
 	pthread_mutex_t id_lock;

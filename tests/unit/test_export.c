@@ -1213,6 +1213,65 @@ TEST(a_read_only_disk_is_mirrored_and_never_written)
 	host_free(&h);
 }
 
+static int refuse_write(void *ctx, const char *path, bool create, int *h)
+{
+	return strcmp(path, IMAGE) ? gated_open(ctx, path, create, h) : -EROFS;
+}
+
+static int open_to_read(void *ctx, const char *path, int *h)
+{
+	return gated_open(ctx, path, false, h);
+}
+
+TEST(a_read_only_disk_may_lie_where_nobody_can_write)
+{
+	struct host h;
+	uint8_t byte;
+
+	host_make(&h);
+	h.files.open = refuse_write;
+	h.files.open_read = open_to_read;
+	CHECK_EQ(host_open(&h), -EROFS);
+	h.cfg.read_only = true;
+	CHECK_OK(host_open(&h));
+	CHECK_OK(ft_export_read(h.e, &byte, 1, 0));
+	host_close(&h);
+	h.cfg.parked = true;
+	CHECK_OK(host_open(&h));
+	host_free(&h);
+}
+
+static unsigned lines;
+
+static void count_line(void *ctx, enum ft_log_level level, const char *line)
+{
+	lines += strstr(line, "at byte") != NULL;
+}
+
+TEST(a_guest_that_tries_a_bad_sector_again_and_again_does_not_fill_the_log)
+{
+	struct host h;
+	uint8_t byte;
+
+	host_make(&h);
+	CHECK_OK(host_open(&h));
+	forgetful_fail_reads(h.fs, EIO);
+	ft_log_divert(count_line, NULL);
+	for (int i = 0; i < 1000; i++)
+		CHECK_EQ(ft_export_read(h.e, &byte, 1, 0), -EIO);
+	CHECK(lines >= 1 && lines < 20);
+	forgetful_fail_reads(h.fs, 0);
+	forgetful_only(h.fs, "disk.img");
+	forgetful_fail_at(h.fs, 1, EIO, true);
+	lines = 0;
+	for (int i = 0; i < 1000; i++)
+		CHECK_EQ(put(&h, 1, 512, 0), -EIO);
+	CHECK(lines < 20);
+	ft_log_divert(NULL, NULL);
+	forgetful_fail_at(h.fs, 0, 0, false);
+	host_free(&h);
+}
+
 TEST(a_disk_without_a_map_is_served_and_not_mirrored)
 {
 	struct host h;
