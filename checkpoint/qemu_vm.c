@@ -9,7 +9,7 @@
 #include <sys/pidfd.h>
 #include <unistd.h>
 
-#define PAUSE_TIMEOUT_MS 5000           /* `stop` waits for disk requests in flight; well before the guard gives up (grace-ms) */
+#define PAUSE_TIMEOUT_MS 10000          /* `stop` waits for disk requests in flight */
 #define STATE_TIMEOUT_MS 10000
 #define STATE_MAX (16u << 20)
 #define KILL_TIMEOUT_MS 5000
