@@ -26,16 +26,18 @@ static int replay(const struct ft_spec *spec)
 	return rc ? rc : ft_store_recover(&cfg);
 }
 
-static int identify(const char *path, struct ft_map_image *im)
+static int identify(const char *path, bool read_only, struct ft_map_image *im)
 {
 	const struct ft_disk_files *f = &ft_disk_files_real;
-	int h, rc = f->open(f->ctx, path, false, &h);
+	int h, rc = read_only ? f->open_read(f->ctx, path, &h) : f->open(f->ctx, path, false, &h);
 
 	if (rc)
 		return rc;
 	rc = f->size(f->ctx, h, &im->bytes);
 	if (!rc)
 		rc = f->identity(f->ctx, h, &im->inode, &im->born_ns);
+	if (!rc)
+		rc = f->sync(f->ctx, h);        /* a server that was killed may have left to the kernel what flushes promised */
 	f->close(f->ctx, h);
 	return rc;
 }
@@ -63,15 +65,16 @@ static int forget(const char *guest, const char *image, const char *path, const 
 	return -EIO;
 }
 
-static int check_map(const char *guest, unsigned n, const char *image, bool force)
+static int check_map(const char *guest, unsigned n, const struct ft_disk_spec *disk, bool force)
 {
+	const char *image = disk->image;
 	char path[2 * FT_PATH_MAX + 32];
 	struct ft_map_image im;
 	struct ft_map *m;
 	const char *why;
 	int rc;
 
-	rc = identify(image, &im);
+	rc = identify(image, disk->read_only, &im);
 	snprintf(path, sizeof(path), "%s/%s.disk%u.map", ft_conf()->state_dir, guest, n);
 	if (!rc)
 		rc = ft_map_open(&ft_disk_files_real, path, &im, &m);
@@ -97,6 +100,6 @@ int ft_disk_recover(const struct ft_spec *spec, bool force)
 	int rc = spec->nr_disks ? replay(spec) : 0;
 
 	for (unsigned i = 0; i < spec->nr_disks && !rc; i++)
-		rc = check_map(spec->name, i, spec->disk[i].image, force);
+		rc = check_map(spec->name, i, &spec->disk[i], force);
 	return rc;
 }

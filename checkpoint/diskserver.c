@@ -20,6 +20,7 @@
 #define END_TIMEOUT_MS 60000            /* an fsync */
 #define LISTEN_FD 3                     /* where systemd's protocol of socket activation has it */
 #define LOG_READ_MAX (64u << 10)
+#define LOG_MAX (1 << 20)               /* a server that begins with more forgets what its predecessors said */
 
 static const char *const file_kinds[] = { "nbd", "ctl", "pid", "log" };
 enum { F_NBD, F_CONTROL, F_PID, F_LOG };
@@ -359,6 +360,11 @@ static int set_files(struct server *s)
 	if (s->null_fd < 0 || s->log_fd < 0)
 		return -errno;
 	s->log_start = lseek(s->log_fd, 0, SEEK_END);
+	if (s->log_start > LOG_MAX) {
+		if (ftruncate(s->log_fd, 0) < 0)
+			return -errno;
+		s->log_start = 0;
+	}
 	s->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (s->listen_fd < 0)
 		return -errno;

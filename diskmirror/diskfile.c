@@ -12,10 +12,10 @@
 
 #define ZEROS_LEN (64u << 10)
 
-static int real_open(void *ctx, const char *path, bool create, int *h)
+static int open_file(const char *path, int flags, int *h)
 {
 	/* Not blocking: a FIFO by mistake must be refused, not waited for. */
-	int fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | (create ? O_CREAT : 0), 0600);
+	int fd = open(path, flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
 	struct stat st;
 	int rc = 0;
 
@@ -31,6 +31,16 @@ static int real_open(void *ctx, const char *path, bool create, int *h)
 	}
 	*h = fd;
 	return 0;
+}
+
+static int real_open(void *ctx, const char *path, bool create, int *h)
+{
+	return open_file(path, O_RDWR | (create ? O_CREAT : 0), h);
+}
+
+static int real_open_read(void *ctx, const char *path, int *h)
+{
+	return open_file(path, O_RDONLY, h);
 }
 
 static int real_size(void *ctx, int h, uint64_t *bytes)
@@ -131,6 +141,8 @@ static int real_lock(void *ctx, int h)
 {
 	struct flock all = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
 
+	if ((fcntl(h, F_GETFL) & O_ACCMODE) == O_RDONLY)
+		all.l_type = F_RDLCK;
 	if (fcntl(h, F_OFD_SETLK, &all) == 0)
 		return 0;
 	return errno == EAGAIN || errno == EACCES ? -EBUSY : -errno;
@@ -157,7 +169,7 @@ static void real_close(void *ctx, int h)
 }
 
 const struct ft_disk_files ft_disk_files_real = {
-	.open = real_open, .size = real_size, .identity = real_identity, .truncate = real_truncate, .pread = real_pread,
+	.open = real_open, .open_read = real_open_read, .size = real_size, .identity = real_identity, .truncate = real_truncate, .pread = real_pread,
 	.pwrite = real_pwrite, .zero = real_zero, .is_hole = real_is_hole, .sync = real_sync, .lock = real_lock,
 	.rename = real_rename, .unlink = real_unlink, .sync_dir = real_sync_dir, .close = real_close,
 };

@@ -2,6 +2,8 @@
 /* export.c - the image, its generation, and what the guest asks for; see ft/export.h. */
 #include "export_priv.h"
 
+#include <unistd.h>
+
 #define SECTOR 512u
 #define EXTENT_STEPS 1024u              /* granules of data looked at for one answer */
 
@@ -47,10 +49,15 @@ static int measure(struct ft_export *e, int h, uint64_t *bytes)
 	return rc ? rc : check_size(e->image, *bytes);
 }
 
+static int open_file(struct ft_export *e, int *h)
+{
+	return e->read_only ? e->f->open_read(e->f->ctx, e->image, h) : e->f->open(e->f->ctx, e->image, false, h);
+}
+
 /* A parked one only tells how large its disk is; somebody else is writing to it. */
 static int park(struct ft_export *e)
 {
-	int h, rc = e->f->open(e->f->ctx, e->image, false, &h);
+	int h, rc = open_file(e, &h);
 
 	if (rc) {
 		say_cannot_open(e->image, rc);
@@ -74,7 +81,7 @@ static int check_grown(const struct ft_export *e, uint64_t bytes)
 static int lock_image(struct ft_export *e)
 {
 	uint64_t bytes;
-	int rc = e->f->open(e->f->ctx, e->image, false, &e->h);
+	int rc = open_file(e, &e->h);
 
 	if (!rc)
 		rc = e->f->lock(e->f->ctx, e->h);
@@ -147,12 +154,6 @@ static int open_map(struct ft_export *e)
 	return 0;
 }
 
-/* An export that died while flushes were answered from the mirror has left the kernel to write: make it good. */
-static int make_good(struct ft_export *e)
-{
-	return e->map ? ft_export_end_elide(e) : 0;
-}
-
 static void let_go(struct ft_export *e)
 {
 	ft_map_abandon(e->map);
@@ -168,10 +169,10 @@ int ft_export_open_image(struct ft_export *e)
 
 	if (!rc)
 		rc = open_map(e);
-	if (!rc)
-		rc = make_good(e);
 	if (rc)
 		let_go(e);
+	else if (e->map)
+		ft_export_owe(e);       /* one that died while flushes were answered from the mirror left them to the kernel */
 	return rc;
 }
 
@@ -261,18 +262,6 @@ int ft_export_sync(struct ft_export *e)
 	return rc;
 }
 
-int ft_export_end_elide(struct ft_export *e)
-{
-	int rc;
-
-	e->elide = false;
-	e->sync_owed = false;
-	rc = ft_export_sync(e);
-	if (!rc && e->map)
-		rc = ft_map_set_unsafe(e->map, false);
-	return rc;
-}
-
 /* --- what the guest asks for --- */
 
 static int check_request(const struct ft_export *e, uint64_t at, uint64_t len)
@@ -297,13 +286,24 @@ static int touch(struct ft_export *e, const struct ft_range *r)
 	return ft_map_touch(e->map, r->from, r->to - r->from, e->streaming ? r->floor : 0);
 }
 
+static void request_failed(struct ft_export *e, const char *what, uint64_t at, int rc)
+{
+	bool due;
+
+	pthread_mutex_lock(&e->order_lock);
+	due = ft_log_due(&e->log, strerror(-rc));
+	pthread_mutex_unlock(&e->order_lock);
+	if (due)
+		ft_err("disk %s: %s at byte %llu failed: %s", e->image, what, (unsigned long long)at, strerror(-rc));
+}
+
 /* @buf: NULL for zeros. */
 static int change_image(struct ft_export *e, const void *buf, uint32_t len, uint64_t at)
 {
 	int rc = buf ? e->f->pwrite(e->f->ctx, e->h, buf, len, at) : e->f->zero(e->f->ctx, e->h, at, len);
 
 	if (rc) {
-		ft_err("disk %s: writing at byte %llu failed: %s", e->image, (unsigned long long)at, strerror(-rc));
+		request_failed(e, "writing", at, rc);
 		/* Some of it may have been written, so that nobody can say what the peer should have there. */
 		ft_export_fail(e, "writing to the image failed: %s", strerror(-rc));
 	}
@@ -349,7 +349,7 @@ int ft_export_read(struct ft_export *e, void *buf, uint32_t len, uint64_t at)
 		return rc;
 	rc = e->f->pread(e->f->ctx, e->h, buf, len, at);
 	if (rc)
-		ft_err("disk %s: reading at byte %llu failed: %s", e->image, (unsigned long long)at, strerror(-rc));
+		request_failed(e, "reading", at, rc);
 	return rc;
 }
 
@@ -416,13 +416,16 @@ static int take_config(struct ft_export *e, const struct ft_export_config *cfg)
 
 static void init(struct ft_export *e)
 {
-	*e = (struct ft_export){ .h = -1, .door = -1, .stop_fd = -1 };
+	*e = (struct ft_export){ .h = -1, .door = -1, .wake_fd = -1 };
 	for (unsigned i = 0; i < FT_EXPORT_CLIENTS; i++)
 		e->client[i] = (struct ft_export_client){ .fd = -1, .memfd = -1 };
 	pthread_mutex_init(&e->order_lock, NULL);
 	pthread_cond_init(&e->order_changed, NULL);
 	pthread_mutex_init(&e->id_lock, NULL);
 	pthread_mutex_init(&e->stream_lock, NULL);
+	pthread_mutex_init(&e->mark_lock, NULL);
+	pthread_mutex_init(&e->sync_lock, NULL);
+	pthread_cond_init(&e->sync_moved, NULL);
 }
 
 int ft_export_open(const struct ft_export_config *cfg, struct ft_export **out)
@@ -450,7 +453,7 @@ static void close_image(struct ft_export *e)
 {
 	if (e->h < 0)
 		return;
-	ft_ignore(ft_export_end_elide(e));      /* logged; the map remembers */
+	ft_ignore(ft_export_pay(e));            /* logged; the map remembers */
 	if (e->map && ft_map_close(e->map))
 		ft_warn("disk %s: its map %s could not be closed in order; some more will be compared next time",
 			e->image, e->map_path);
@@ -462,11 +465,17 @@ void ft_export_close(struct ft_export *e)
 	if (!e)
 		return;
 	ft_export_stop(e);
+	ft_export_stop_syncer(e);
 	close_image(e);
+	if (e->wake_fd >= 0)
+		close(e->wake_fd);
 	pthread_mutex_destroy(&e->order_lock);
 	pthread_cond_destroy(&e->order_changed);
 	pthread_mutex_destroy(&e->id_lock);
 	pthread_mutex_destroy(&e->stream_lock);
+	pthread_mutex_destroy(&e->mark_lock);
+	pthread_mutex_destroy(&e->sync_lock);
+	pthread_cond_destroy(&e->sync_moved);
 	free(e->image);
 	free(e->map_path);
 	free(e->control);

@@ -209,28 +209,17 @@ static int cmd_seen(struct ft_export *e, client *c, const uint8_t *body, size_t 
 	return rc;
 }
 
-static int begin_elide(struct ft_export *e)
-{
-	int rc = ft_map_set_unsafe(e->map, true);
-
-	if (rc) {
-		ft_export_fail(e, "its map cannot be written: %s", strerror(-rc));
-		return rc;
-	}
-	pthread_mutex_lock(&e->stream_lock);
-	e->elide = e->streaming;
-	e->sync_owed = !e->streaming;
-	pthread_mutex_unlock(&e->stream_lock);
-	return 0;
-}
-
 static int cmd_elide(struct ft_export *e, client *c, const uint8_t *body, size_t len)
 {
+	int rc = 0;
+
 	if (ft_le32(body))
-		return begin_elide(e);
-	/* What cannot be synced has ended the mirror, and is the guest's at its next flush. */
-	ft_ignore(ft_export_end_elide(e));
-	return 0;
+		rc = ft_export_begin_elide(e);
+	else
+		ft_export_end_elide(e);         /* what cannot be synced ends the mirror, and is the guest's at its next flush */
+	if (rc)
+		ft_export_fail(e, "its map cannot be written: %s", strerror(-rc));
+	return rc;
 }
 
 static int cmd_adopted(struct ft_export *e, client *c, const uint8_t *body, size_t len)
@@ -248,19 +237,19 @@ static int cmd_adopted(struct ft_export *e, client *c, const uint8_t *body, size
 	return rc;
 }
 
+/* The guest goes on meanwhile, as a new generation; who asked hears when it is synced. */
 static int cmd_leave(struct ft_export *e, client *c, const uint8_t *body, size_t len)
 {
 	struct ft_range whole;
-	int rc;
 
 	if (e->streaming && !has_stream(e, c))
 		return -EPROTO;
 	ft_export_order_all(e, &whole);
 	ft_export_stream_end(e);
-	rc = ft_export_end_elide(e);
 	e->generation_due = !e->parked;
 	ft_export_settle(e, &whole);
-	return tell_error(e, c, FT_EXPORT_LEFT, rc);
+	c->leave = ft_export_owe(e);
+	return 0;
 }
 
 static int cmd_fence(struct ft_export *e, client *c, const uint8_t *body, size_t len)
@@ -343,13 +332,6 @@ static void drop_client(struct ft_export *e, client *c)
 	*c = (client){ .fd = -1, .memfd = -1 };
 }
 
-/* Flushes that were answered from the mirror are made good. */
-static void pay_sync(struct ft_export *e)
-{
-	if (e->sync_owed)
-		ft_ignore(ft_export_end_elide(e));      /* logged, and the guest's at its next flush */
-}
-
 union control {
 	struct cmsghdr hdr;
 	char space[CMSG_SPACE(sizeof(int))];
@@ -411,7 +393,6 @@ static void serve(struct ft_export *e, client *c)
 		ft_err("disk %s: a client of %s sends what makes no sense; it is dropped", e->image, e->control);
 	if (rc)
 		drop_client(e, c);
-	pay_sync(e);
 }
 
 /* A free place, or that of somebody who only asks. */
@@ -449,6 +430,26 @@ static void welcome(struct ft_export *e)
 
 /* --- the thread --- */
 
+static void answer_leave(struct ft_export *e, client *c)
+{
+	int rc;
+
+	if (c->fd < 0 || !c->leave || !ft_export_paid(e, c->leave, &rc))
+		return;
+	c->leave = 0;
+	if (tell_error(e, c, FT_EXPORT_LEFT, rc))
+		drop_client(e, c);
+}
+
+static void woken(struct ft_export *e)
+{
+	eventfd_t nr;
+
+	ft_ignore(eventfd_read(e->wake_fd, &nr));
+	for (unsigned i = 0; i < FT_EXPORT_CLIENTS; i++)
+		answer_leave(e, &e->client[i]);
+}
+
 static void serve_ready(struct ft_export *e, const struct pollfd *p)
 {
 	/* Those who are here first: the end of one mirror is seen before the start of the next. */
@@ -457,6 +458,8 @@ static void serve_ready(struct ft_export *e, const struct pollfd *p)
 			serve(e, &e->client[i]);
 	if (p[FT_EXPORT_CLIENTS].revents)
 		welcome(e);
+	if (p[FT_EXPORT_CLIENTS + 1].revents)
+		woken(e);
 }
 
 static void *control_main(void *arg)
@@ -468,7 +471,7 @@ static void *control_main(void *arg)
 		for (unsigned i = 0; i < FT_EXPORT_CLIENTS; i++)
 			p[i] = (struct pollfd){ .fd = e->client[i].fd, .events = POLLIN };
 		p[FT_EXPORT_CLIENTS] = (struct pollfd){ .fd = e->door, .events = POLLIN };
-		p[FT_EXPORT_CLIENTS + 1] = (struct pollfd){ .fd = e->stop_fd, .events = POLLIN };
+		p[FT_EXPORT_CLIENTS + 1] = (struct pollfd){ .fd = e->wake_fd, .events = POLLIN };
 		if (poll(p, FT_ARRAY_LEN(p), -1) > 0)
 			serve_ready(e, p);
 	}
@@ -523,12 +526,12 @@ int ft_export_start(struct ft_export *e)
 {
 	int rc;
 
-	if (e->door < 0)
-		return 0;
-	e->stop_fd = eventfd(0, EFD_CLOEXEC);
-	rc = e->stop_fd < 0 ? -errno : start_thread(e);
+	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	rc = e->wake_fd < 0 ? -errno : ft_export_start_syncer(e);
+	if (!rc && e->door >= 0)
+		rc = start_thread(e);
 	if (rc)
-		ft_err("disk %s: no thread for %s: %s", e->image, e->control, strerror(-rc));
+		ft_err("disk %s: no threads to serve it: %s", e->image, strerror(-rc));
 	return rc;
 }
 
@@ -536,14 +539,12 @@ void ft_export_stop(struct ft_export *e)
 {
 	e->stop = true;
 	if (e->running) {
-		ft_ignore(eventfd_write(e->stop_fd, 1));        /* a counter of 1 always fits */
+		ft_ignore(eventfd_write(e->wake_fd, 1));        /* a counter of 1 always fits */
 		pthread_join(e->thread, NULL);
 	}
 	for (unsigned i = 0; i < FT_EXPORT_CLIENTS; i++)
 		if (e->client[i].fd >= 0)
 			drop_client(e, &e->client[i]);
-	if (e->stop_fd >= 0)
-		close(e->stop_fd);
 	if (e->door >= 0)
 		close(e->door);
 	if (e->bound && is_ours(e->control, e->door_inode))

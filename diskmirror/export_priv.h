@@ -6,9 +6,10 @@
  *   export_order.c    which of two overlapping requests is first
  *   export_stream.c   the stream of ops to the mirror, and its end
  *   export_copy.c     comparing with the peer
+ *   export_sync.c     syncs that may take long, by a thread of their own
  *   export_control.c  the control socket and its thread
  *
- * Locks, in the order in which they are taken: a range, then id_lock or stream_lock. What decides how a change is
+ * Locks, in the order in which they are taken: a range, then mark_lock, then id_lock or stream_lock, then sync_lock. What decides how a change is
  * treated (image, map, whether there is a stream to come) is changed only by who holds the whole disk as its range.
  */
 #ifndef FT_DISKMIRROR_EXPORT_PRIV_H
@@ -27,6 +28,7 @@ struct ft_export_client {
 	int fd;                         /* -1: free */
 	int memfd;                      /* came with a message, or -1 */
 	bool had_stream;                /* what it sent before it knew of the end is no nonsense */
+	uint64_t leave;                 /* LEFT is due when as much is paid; 0: none */
 	size_t have;
 	uint8_t *in;                    /* FT_EXPORT_HDR + FT_EXPORT_BODY_MAX */
 };
@@ -51,6 +53,7 @@ struct ft_export {
 	pthread_mutex_t order_lock;
 	pthread_cond_t order_changed;
 	struct ft_range *first, *last;
+	struct ft_log_limit log;        /* of requests that fail: a guest may try again and again */
 	uint64_t durable, applied;      /* what the peer has durable; up to where the map knows */
 
 	pthread_mutex_t id_lock;
@@ -61,11 +64,19 @@ struct ft_export {
 	struct ft_export_page *page;
 	atomic_bool streaming;          /* stream != NULL, for who has not the lock */
 	atomic_bool elide;
-	atomic_bool sync_owed;          /* elide was on when the stream ended */
 	_Atomic uint64_t seq;
 
+	pthread_mutex_t mark_lock;      /* elide and the map's mark change together */
+	pthread_mutex_t sync_lock;      /* for: */
+	pthread_cond_t sync_moved;
+	uint64_t owed, paid;            /* syncs asked for, and made */
+	int paid_rc;                    /* of the last one */
+	bool sync_stop;
+	pthread_t syncer;
+	bool has_syncer;
+
 	struct ft_export_client client[FT_EXPORT_CLIENTS];      /* of the control thread */
-	int door, stop_fd;
+	int door, wake_fd;
 	bool bound;
 	uint64_t door_inode;
 	pthread_t thread;
@@ -85,9 +96,19 @@ int ft_export_open_image(struct ft_export *e) FT_MUST_CHECK;   /* lock it, open 
 int ft_export_make_map(struct ft_export *e) FT_MUST_CHECK;
 int ft_export_make_generation(struct ft_export *e) FT_MUST_CHECK;      /* if one is due */
 int ft_export_sync(struct ft_export *e) FT_MUST_CHECK;
-/* Flushes are honoured from here on, and what was answered without is made good. */
-int ft_export_end_elide(struct ft_export *e) FT_MUST_CHECK;
 void ft_export_id(struct ft_export *e, struct ft_disk_id *out);
+
+/* --- syncs that may take long: whoever serves the control socket never waits for one --- */
+/* What was answered without a sync is made good from here on; returns what e->paid reaches then. Flushes are honoured already. */
+uint64_t ft_export_owe(struct ft_export *e);
+/* Is that so? *rc is the outcome. */
+bool ft_export_paid(struct ft_export *e, uint64_t nr, int *rc);
+void ft_export_wait_paid(struct ft_export *e);          /* for tests: all that is owed */
+int ft_export_start_syncer(struct ft_export *e) FT_MUST_CHECK;
+void ft_export_stop_syncer(struct ft_export *e);        /* what is still owed, the caller pays: */
+int ft_export_pay(struct ft_export *e) FT_MUST_CHECK;
+int ft_export_begin_elide(struct ft_export *e) FT_MUST_CHECK;
+void ft_export_end_elide(struct ft_export *e);
 
 /* --- stream --- */
 /* Whole messages, to any client. -ETIMEDOUT: it has taken nothing for FT_EXPORT_STALL_MS. */

@@ -87,9 +87,7 @@ static void end_stream(struct ft_export *e, bool hang_up)
 	e->page = NULL;
 	e->stream = NULL;
 	e->streaming = false;
-	if (e->elide)
-		e->sync_owed = true;
-	e->elide = false;
+	ft_export_end_elide(e);
 }
 
 void ft_export_stream_end(struct ft_export *e)

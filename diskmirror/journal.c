@@ -389,6 +389,11 @@ static int write_record(struct ft_journal *j, const struct segment *s, unsigned 
 	return rc ? rc : j->f.pwrite(j->f.ctx, s->h, body, len, s->used + REC_HDR);
 }
 
+bool ft_journal_fits(struct ft_journal *j, size_t len)
+{
+	return ft_journal_used(j) + REC_HDR + len <= j->cfg.bound;
+}
+
 int ft_journal_append(struct ft_journal *j, unsigned type, const uint8_t *body, size_t len, struct ft_journal_place *at)
 {
 	struct segment *s = &j->seg[j->current];        /* open: nobody else changes it */
@@ -396,7 +401,7 @@ int ft_journal_append(struct ft_journal *j, unsigned type, const uint8_t *body, 
 	int rc;
 
 	assert(j->open && len <= FT_JOURNAL_BODY_MAX);
-	if (ft_journal_used(j) + REC_HDR + len > j->cfg.bound)
+	if (!ft_journal_fits(j, len))
 		return -ENOSPC;
 	rc = write_record(j, s, type, body, len, &hash);
 	if (rc)

@@ -46,6 +46,7 @@ void ft_journal_free(struct ft_journal *j);     /* the files stay; NULL is fine 
 
 /* --- epoch by epoch: begin, append..., then keep or discard --- */
 void ft_journal_begin(struct ft_journal *j);
+bool ft_journal_fits(struct ft_journal *j, size_t len);        /* a body of @len stays within the bound */
 /* -ENOSPC: beyond the bound, or the disk is full. *at (may be NULL) is where it is. */
 int ft_journal_append(struct ft_journal *j, unsigned type, const uint8_t *body, size_t len, struct ft_journal_place *at) FT_MUST_CHECK;
 int ft_journal_sync(struct ft_journal *j) FT_MUST_CHECK;

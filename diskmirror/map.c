@@ -766,17 +766,15 @@ int ft_map_set_id(struct ft_map *m, const struct ft_disk_id *id)
 	return failed(m, rc);
 }
 
-/* io held. */
+/* io held. One write: there is no moment between two marks. */
 static int change_unsafe(struct ft_map *m, bool unsafe)
 {
 	char boot[BOOT_LEN + 1] = "";
 	int rc = 0;
 
-	if (unsafe && m->unsafe_before)
-		return 0;                       /* it stays what it was: since an earlier boot */
 	if (unsafe)
 		get_boot_id(boot);
-	else if (m->unsafe_before)
+	if (m->unsafe_before)
 		rc = save_words(m, 0, m->nr_regions - 1, false);        /* what open has added */
 	if (!rc)
 		rc = write_header(m, &m->id, unsafe, boot);
@@ -790,14 +788,25 @@ static int change_unsafe(struct ft_map *m, bool unsafe)
 	return 0;
 }
 
-int ft_map_set_unsafe(struct ft_map *m, bool unsafe)
+static int set_unsafe(struct ft_map *m, bool unsafe, bool anew)
 {
-	int rc;
+	int rc = 0;
 
 	pthread_mutex_lock(&m->io);
-	rc = change_unsafe(m, unsafe);
+	if (anew || !unsafe || !m->unsafe_before)       /* else it stays what it was: since an earlier boot */
+		rc = change_unsafe(m, unsafe);
 	pthread_mutex_unlock(&m->io);
 	return failed(m, rc);
+}
+
+int ft_map_set_unsafe(struct ft_map *m, bool unsafe)
+{
+	return set_unsafe(m, unsafe, false);
+}
+
+int ft_map_unsafe_anew(struct ft_map *m)
+{
+	return set_unsafe(m, true, true);
 }
 
 bool ft_map_unsafe(const struct ft_map *m)

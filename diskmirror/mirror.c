@@ -375,6 +375,7 @@ static void command_all(struct mirror *m, uint32_t command)
 	ft_dlog_shut(m->log);
 	m->copying = false;
 	m->teardown_until_ns = ft_now_ns() + TEARDOWN_NS;
+	m->leaves++;
 	for (unsigned i = 0; i < m->nr_disks; i++) {
 		struct mirror_disk *d = &m->disk[i];
 
@@ -496,6 +497,7 @@ static void mirror_free(struct ft_mirror *api)
 		return;
 	m = mirror_of(api);
 	ft_mirror_stop_reader(m);
+	ft_mirror_stop_syncers(m);
 	for (unsigned i = 0; i < m->nr_disks; i++) {
 		if (m->disk[i].page)
 			munmap(m->disk[i].page, FT_PAGE_SIZE);
@@ -556,15 +558,17 @@ static void init_sync(struct mirror *m)
 	ft_cond_init(&m->moved);
 }
 
-static int init_disk(struct mirror *m, unsigned i, const char *control, const char *image)
+static int init_disk(struct mirror *m, unsigned i, const char *control, const char *image, bool read_only)
 {
 	struct mirror_disk *d = &m->disk[i];
 
+	d->m = m;
 	d->index = i;
 	d->fd = -1;
 	d->out_end = &d->out;
 	d->control = strdup(control);
 	d->image = image ? strdup(image) : NULL;
+	d->read_only = read_only;
 	d->rx = malloc(RX_ROOM);
 	return d->control && !image == !d->image && d->rx ? 0 : -ENOMEM;
 }
@@ -578,7 +582,7 @@ static int init(struct mirror *m, const struct ft_mirror_config *cfg)
 	int rc = ft_dlog_new(&lcfg, &m->log);
 
 	for (unsigned i = 0; i < m->nr_disks && !rc; i++)
-		rc = init_disk(m, i, cfg->control[i], cfg->image[i]);
+		rc = init_disk(m, i, cfg->control[i], cfg->image[i], cfg->read_only[i]);
 	if (rc)
 		return rc;
 	m->guest = strdup(cfg->guest);
@@ -605,6 +609,7 @@ int ft_mirror_new(const struct ft_mirror_config *cfg, struct ft_mirror **out)
 	m->api = (struct ft_mirror){ .ops = &mirror_ops, .output.ops = &output_ops, .nr_disks = cfg->nr_disks };
 	m->nr_disks = cfg->nr_disks;
 	m->event_fd = m->poke_fd = -1;
+	m->files = cfg->files ? cfg->files : &ft_disk_files_real;
 	m->rate = cfg->rate_limit;
 	m->window = cfg->memory_bound / 2 < WINDOW_MAX ? cfg->memory_bound / 2 : WINDOW_MAX;
 	if (m->window < FT_REGION)

@@ -33,9 +33,11 @@ struct message {                        /* to an export */
 };
 
 struct mirror_disk {
+	struct mirror *m;
 	unsigned index;
 	char *control;
-	char *image;
+	char *image;                    /* NULL: not known */
+	bool read_only;                 /* nobody writes to it */
 	struct ft_log_limit log;        /* the loop thread's */
 
 	/* Under the mirror's lock. */
@@ -51,6 +53,12 @@ struct mirror_disk {
 	uint32_t command;               /* FT_EXPORT_LEAVE, FT_EXPORT_FENCE, or 0: none */
 	bool said, done;                /* it is on its way; it was answered */
 	int result;
+
+	/* Its export has died: what that had answered flushes for is synced here, by a thread. */
+	pthread_t syncer;
+	bool has_syncer, syncing;
+	uint64_t sync_for;              /* m->leaves, when it began */
+	int sync_error;                 /* of the first sync that failed: the kernel does not say so again */
 
 	struct words *plan;
 	struct words *plan_last;
@@ -102,6 +110,8 @@ struct mirror {
 	uint64_t window;
 	uint64_t rate, rate_at_ns;      /* when the next region is due */
 	uint64_t teardown_until_ns;
+	uint64_t leaves;                /* how often LEAVE was begun */
+	const struct ft_disk_files *files;
 };
 
 static inline struct mirror *mirror_of(const struct ft_mirror *m)
@@ -125,6 +135,8 @@ int ft_mirror_say(struct mirror *m, struct mirror_disk *d, uint32_t type, const 
 void ft_mirror_forget_durable(struct mirror_disk *d);
 /* Say the disk's command where that is still due, connecting only for it if need be. */
 void ft_mirror_command(struct mirror *m, struct mirror_disk *d);
+/* At the end, without the lock. */
+void ft_mirror_stop_syncers(struct mirror *m);
 
 /* --- mirror_digest.c --- */
 int ft_mirror_digest(struct ft_mirror *api, unsigned disk, uint64_t region, uint64_t granules, uint8_t *out);

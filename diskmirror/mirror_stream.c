@@ -530,7 +530,76 @@ int ft_mirror_up(struct mirror *m, struct mirror_disk *d, unsigned wait_ms)
 	return 0;
 }
 
-/* Only for its command: an export that dropped us, say. Nobody there: there is nobody who could write, either. */
+/* --- an export that has died: what it answered flushes for is on nobody's disk yet --- */
+
+static int sync_image(struct mirror *m, const char *image)
+{
+	const struct ft_disk_files *f = m->files;
+	int h, rc = f->open(f->ctx, image, false, &h);
+
+	if (rc)
+		return rc;
+	rc = f->sync(f->ctx, h);
+	f->close(f->ctx, h);
+	return rc;
+}
+
+static void *sync_main(void *arg)
+{
+	struct mirror_disk *d = arg;
+	struct mirror *m = d->m;
+	int rc = sync_image(m, d->image);
+
+	if (rc)
+		ft_err("%s: disk %u: its nbdkit is gone, and %s cannot be synced: %s - check its file system", m->guest, d->index,
+		       d->image, strerror(-rc));
+	pthread_mutex_lock(&m->lock);
+	if (rc && !d->sync_error)
+		d->sync_error = rc;
+	d->syncing = false;
+	if (d->command == FT_EXPORT_LEAVE && d->sync_for == m->leaves) {
+		d->done = true;
+		d->result = -d->sync_error;
+	}
+	ft_mirror_post(m);
+	pthread_mutex_unlock(&m->lock);
+	return NULL;
+}
+
+/* Lock held. */
+static int start_sync(struct mirror *m, struct mirror_disk *d)
+{
+	int rc;
+
+	if (d->has_syncer)
+		pthread_join(d->syncer, NULL);          /* has ended, or is about to without our lock */
+	d->sync_for = m->leaves;
+	rc = ft_thread_start(&d->syncer, "ft-mirror-sync", sync_main, d);
+	d->has_syncer = d->syncing = !rc;
+	return rc;
+}
+
+void ft_mirror_stop_syncers(struct mirror *m)
+{
+	for (unsigned i = 0; i < m->nr_disks; i++)
+		if (m->disk[i].has_syncer)
+			pthread_join(m->disk[i].syncer, NULL);
+}
+
+/* Nobody there: there is nobody who could write, either. */
+static void without_export(struct mirror *m, struct mirror_disk *d)
+{
+	int rc = 0;
+
+	if (d->command == FT_EXPORT_LEAVE && d->image && !d->read_only)
+		rc = start_sync(m, d);
+	else
+		d->done = true;
+	if (!rc && ft_log_due(&d->log, "gone"))
+		ft_warn("%s: disk %u (%s): its nbdkit is gone; the image is as that left it", m->guest, d->index, d->control);
+}
+
+/* Only for its command: an export that dropped us, say. */
 static void connect_plainly(struct mirror *m, struct mirror_disk *d)
 {
 	int fd, rc = ft_dial_export(d->control, ft_now_ns(), &fd);
@@ -539,19 +608,18 @@ static void connect_plainly(struct mirror *m, struct mirror_disk *d)
 		d->fd = fd;
 		ft_mirror_poke(m);
 	} else if (rc == -ENOENT || rc == -ECONNREFUSED) {
-		ft_warn("%s: disk %u (%s): its nbdkit is gone; the image is as that left it", m->guest, d->index, d->control);
-		d->done = true;
+		without_export(m, d);
 	}
 }
 
 void ft_mirror_command(struct mirror *m, struct mirror_disk *d)
 {
-	if (d->done || d->said)
+	if (d->done || d->said || d->syncing)
 		return;
 	if (d->fd < 0)
 		connect_plainly(m, d);
 	if (d->fd >= 0)
 		d->said = !ft_mirror_say(m, d, d->command, NULL, 0, d->command == FT_EXPORT_FENCE);
-	if (!d->said && !d->done)
+	if (!d->said && !d->done && !d->syncing)
 		ft_mirror_post(m);              /* to be tried again */
 }

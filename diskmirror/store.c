@@ -28,6 +28,7 @@
 #define EPOCHS_MAX 65536u
 #define WHOLE_HDR 16u                           /* le64 epoch, le32 flags, le32 number of disks; then their ids */
 #define WHOLE_MAX (WHOLE_HDR + FT_DISKS_MAX * FT_DISK_ID_LEN)
+#define WHY_MAX (PATH_MAX + 256)
 
 struct ft_store_tuning ft_store_tuning = { .sync_ms = 1000 };
 
@@ -80,6 +81,7 @@ struct ft_store {
 	size_t mem_used;
 	struct epoch *open;
 
+	pthread_mutex_t emptying;               /* of the journal; taken last */
 	pthread_mutex_t syncing;                /* one syncs at a time; taken before ids, that before lock */
 	pthread_mutex_t ids;                    /* for the ids in the maps, and: */
 	bool adopt;                             /* all of a copy is applied: with the next sync the images are */
@@ -93,7 +95,14 @@ struct ft_store {
 	bool retry;                             /* the last sync did not do all of its work */
 	uint64_t stream;                        /* sessions; seqs of another one mean nothing */
 	uint64_t ordinal_applied;
+	uint64_t begun, ended;                  /* syncs of the images; ended: those that went well, by number */
+	uint64_t awaited;                       /* the loop waits for that one; 0: for none */
+	int await_rc;
 	int failed;                             /* a sync: what was written is lost, and the kernel will not say so again */
+	unsigned failed_disk;
+
+	struct ft_log_limit log;                /* the loop thread's, for: */
+	char why[WHY_MAX];                      /* the last failure, empty after a success */
 };
 
 static bool durable_mode(const struct ft_store *st)
@@ -101,10 +110,51 @@ static bool durable_mode(const struct ft_store *st)
 	return st->cfg.durability == FT_DURABILITY_JOURNAL;
 }
 
+/* --- what went wrong --- */
+
+static int sync_failure(struct ft_store *st)
+{
+	int rc;
+
+	pthread_mutex_lock(&st->lock);
+	rc = st->failed;
+	pthread_mutex_unlock(&st->lock);
+	return rc;
+}
+
+/* Said again and again while it is tried again and again: logged now and then. */
+static int fault(struct ft_store *st, int rc, const char *fmt, ...) FT_PRINTF(3, 4);
+static int fault(struct ft_store *st, int rc, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(st->why, sizeof(st->why), fmt, ap);
+	va_end(ap);
+	if (ft_log_due(&st->log, st->why))
+		ft_err("%s", st->why);
+	return rc;
+}
+
+bool ft_store_lost(struct ft_store *st)
+{
+	return sync_failure(st) != 0;
+}
+
+const char *ft_store_why(struct ft_store *st)
+{
+	int rc = sync_failure(st);
+
+	if (rc)
+		snprintf(st->why, sizeof(st->why), "%s: a sync of it failed (%s), and what was written to it is lost - replace the disk "
+			 "under it", st->disk[st->failed_disk].image, strerror(-rc));
+	return st->why;
+}
+
 /* --- syncing: by the thread, or when there is no other way out --- */
 
 struct point {                                  /* what a sync makes durable */
-	uint64_t stream, ordinal, copies;
+	uint64_t nr, stream, ordinal, copies;
 	uint64_t applied[FT_DISKS_MAX];
 	bool dirty[FT_DISKS_MAX], adopt;
 };
@@ -116,6 +166,7 @@ static void take_point(struct ft_store *st, struct point *p)
 	p->adopt = st->adopt;
 	p->copies = st->copies;
 	pthread_mutex_lock(&st->lock);
+	p->nr = ++st->begun;
 	p->stream = st->stream;
 	p->ordinal = st->ordinal_applied;
 	for (unsigned i = 0; i < st->cfg.nr_disks; i++) {
@@ -125,6 +176,14 @@ static void take_point(struct ft_store *st, struct point *p)
 	}
 	pthread_mutex_unlock(&st->lock);
 	pthread_mutex_unlock(&st->ids);
+}
+
+static void raise_event(struct ft_store *st)
+{
+	uint64_t one = 1;
+
+	if (write(st->event_fd, &one, sizeof(one)) < 0)
+		ft_debug("event: %s", strerror(errno));         /* the counter is full: it is readable anyway */
 }
 
 static int sync_images(struct ft_store *st, const struct point *p)
@@ -137,25 +196,32 @@ static int sync_images(struct ft_store *st, const struct point *p)
 		ft_err("%s: sync: %s - what was written to it is lost; replace the disk under it", st->disk[i].image, strerror(-rc));
 		pthread_mutex_lock(&st->lock);
 		st->failed = rc;
+		st->failed_disk = i;
 		pthread_mutex_unlock(&st->lock);
 		return rc;
 	}
 	return 0;
 }
 
-/* ids held. The image is the peer's at an epoch, durably: nothing of before counts. */
-static int adopt_disk(struct disk *d, const struct ft_disk_id *peer)
+/*
+ * ids held. The image is the peer's at an epoch, durably: nothing of before counts. Without a journal, later epochs are
+ * written to it, and nothing tells what of them is lost with the power. So its map says, before it says whose image it
+ * is, that it may be torn: after a power cut all of it is compared, and no guest is started from it by hand.
+ */
+static int adopt_disk(struct ft_store *st, struct disk *d, const struct ft_disk_id *peer)
 {
 	struct ft_disk_id id = { .bytes = peer->bytes, .current = peer->current };
-	int rc = ft_map_set_id(d->map, &id);
+	int rc = durable_mode(st) ? 0 : ft_map_unsafe_anew(d->map);
 
+	if (!rc)
+		rc = ft_map_set_id(d->map, &id);
 	if (rc)
 		return rc;
 	ft_map_copy_begins(d->map);
 	for (uint64_t r = ft_map_next(d->map, 0); r < ft_disk_regions(peer->bytes); r = ft_map_next(d->map, r + 1))
 		ft_map_compared(d->map, r, 0);
 	ft_map_durable(d->map, 0);
-	return ft_map_set_unsafe(d->map, false);
+	return durable_mode(st) ? ft_map_set_unsafe(d->map, false) : 0;
 }
 
 static int adopt_ids(struct ft_store *st, const struct point *p)
@@ -165,7 +231,7 @@ static int adopt_ids(struct ft_store *st, const struct point *p)
 	pthread_mutex_lock(&st->ids);
 	if (st->adopt && st->copies == p->copies) {
 		for (unsigned i = 0; i < st->cfg.nr_disks && !rc; i++)
-			rc = adopt_disk(&st->disk[i], &st->adopted[i]);
+			rc = adopt_disk(st, &st->disk[i], &st->adopted[i]);
 		st->adopt = rc;
 	}
 	pthread_mutex_unlock(&st->ids);
@@ -174,7 +240,6 @@ static int adopt_ids(struct ft_store *st, const struct point *p)
 
 static void publish(struct ft_store *st, const struct point *p)
 {
-	uint64_t one = 1;
 	bool news = false;
 
 	pthread_mutex_lock(&st->lock);
@@ -182,9 +247,21 @@ static void publish(struct ft_store *st, const struct point *p)
 		news |= st->disk[i].synced < p->applied[i];
 		st->disk[i].synced = p->applied[i];
 	}
+	st->ended = p->nr;
+	news |= st->awaited && st->awaited <= p->nr;
 	pthread_mutex_unlock(&st->lock);
-	if (news && write(st->event_fd, &one, sizeof(one)) < 0)
-		ft_debug("event: %s", strerror(errno));         /* the counter is full: it is readable anyway */
+	if (news)
+		raise_event(st);
+}
+
+static int empty_journal(struct ft_store *st, uint64_t ordinal)
+{
+	int rc;
+
+	pthread_mutex_lock(&st->emptying);
+	rc = ft_journal_reset(st->journal, ordinal);
+	pthread_mutex_unlock(&st->emptying);
+	return rc;
 }
 
 int ft_store_sync(struct ft_store *st)
@@ -199,10 +276,14 @@ int ft_store_sync(struct ft_store *st)
 		rc = adopt_ids(st, &p);
 	if (!rc) {
 		publish(st, &p);
-		rc = ft_journal_reset(st->journal, p.ordinal);
+		rc = empty_journal(st, p.ordinal);
 	}
 	pthread_mutex_lock(&st->lock);
 	st->retry = rc;
+	if (st->awaited && st->awaited <= p.nr && rc) {
+		st->await_rc = rc;
+		raise_event(st);
+	}
 	pthread_mutex_unlock(&st->lock);
 	pthread_mutex_unlock(&st->syncing);
 	return rc;
@@ -327,8 +408,7 @@ static int unpack(struct ft_store *st, const uint8_t *body, size_t body_len, uin
 
 static int cannot_apply(struct ft_store *st, unsigned disk, int rc)
 {
-	ft_err("%s: cannot write: %s%s", st->disk[disk].image, strerror(-rc), rc == -ENOSPC ? " - free space there" : "");
-	return rc;
+	return fault(st, rc, "%s: cannot write: %s%s", st->disk[disk].image, strerror(-rc), rc == -ENOSPC ? " - free space there" : "");
 }
 
 static void set_applied(struct ft_store *st, unsigned disk, uint64_t seq, uint64_t stream)
@@ -375,6 +455,7 @@ static int apply_body(struct ft_store *st, const uint8_t *body, size_t body_len,
 
 static void init_locks(struct ft_store *st)
 {
+	pthread_mutex_init(&st->emptying, NULL);
 	pthread_mutex_init(&st->syncing, NULL);
 	pthread_mutex_init(&st->ids, NULL);
 	pthread_mutex_init(&st->lock, NULL);
@@ -732,6 +813,9 @@ void ft_store_discard_partial(struct ft_store *st)
 {
 	if (!st->open)
 		return;
+	pthread_mutex_lock(&st->lock);
+	st->awaited = 0;
+	pthread_mutex_unlock(&st->lock);
 	ft_journal_discard(st->journal);
 	drop_epoch(st, st->open);
 	st->open = NULL;
@@ -753,18 +837,19 @@ static bool begin_ok(const struct ft_store *st, uint64_t epoch, uint32_t flags)
 	return flags & FT_EPOCH_FULL ? st->peer_ok : st->usable && epoch > st->whole;
 }
 
-/* The images are written from now on. The journal must not say anything about them any more. */
+/*
+ * The images are written from now on, and are useless until the copy is through. So the journal need not be on them before it
+ * is emptied, which it must be: a replay would undo what is written now. All epochs in it are applied.
+ */
 static int begin_direct(struct ft_store *st, struct epoch *e)
 {
-	int rc = ft_store_sync(st);
+	int rc = mark_targets(st, e);
 
-	if (!rc && ft_journal_used(st->journal))
-		rc = -EIO;
-	if (!rc)
-		rc = mark_targets(st, e);
-	if (!rc)
-		st->usable = false;
-	return rc;
+	if (rc)
+		return rc;
+	st->usable = false;
+	rc = empty_journal(st, st->ordinal);
+	return !rc && ft_journal_used(st->journal) ? -EIO : rc;
 }
 
 static struct epoch *new_epoch(struct ft_store *st, uint64_t number, uint32_t flags)
@@ -789,10 +874,14 @@ int ft_store_begin(struct ft_store *st, uint64_t epoch, uint32_t flags)
 	int rc = 0;
 
 	ft_store_discard_partial(st);
+	*st->why = 0;
 	if (!begin_ok(st, epoch, flags))
 		return -EPROTO;
 	if (st->nr_epochs >= EPOCHS_MAX)
 		return -ENOBUFS;
+	rc = sync_failure(st);
+	if (rc)
+		return rc;
 	e = new_epoch(st, epoch, flags);
 	if (!e)
 		return -ENOMEM;
@@ -807,10 +896,16 @@ int ft_store_begin(struct ft_store *st, uint64_t epoch, uint32_t flags)
 	return 0;
 }
 
-static int journal_full(const struct ft_store *st, int rc)
+static int journal_failed(struct ft_store *st, int rc)
 {
-	ft_err("journal of %s in %s: %s - free space there, or raise its bound", st->cfg.guest, st->cfg.state_dir, strerror(-rc));
-	return rc;
+	return fault(st, rc, "journal of %s in %s: %s%s", st->cfg.guest, st->cfg.state_dir, strerror(-rc),
+		     rc == -ENOSPC ? " - free space there" : "");
+}
+
+static int journal_full(struct ft_store *st)
+{
+	return fault(st, -ENOSPC, "journal of %s in %s: what comes in at once does not fit into %llu MiB - raise 'disk-spill-mb' in "
+		     "the ft.conf of this host", st->cfg.guest, st->cfg.state_dir, (unsigned long long)(st->cfg.journal_bound >> 20));
 }
 
 /* When it is full, and all epochs in it are applied, a sync makes room. */
@@ -822,7 +917,9 @@ static int append(struct ft_store *st, unsigned type, const uint8_t *body, size_
 		rc = ft_journal_append(st->journal, type, body, len, at);
 	if (ft_journal_wants_reset(st->journal))
 		kick(st);
-	return rc ? journal_full(st, rc) : 0;
+	if (rc == -ENOSPC && !ft_journal_fits(st->journal, len))
+		return journal_full(st);
+	return rc ? journal_failed(st, rc) : 0;
 }
 
 static int stage_in_memory(struct ft_store *st, const uint8_t *body, size_t len)
@@ -880,6 +977,28 @@ int ft_store_batch(struct ft_store *st, const uint8_t *body, size_t body_len)
 
 /* --- it is whole --- */
 
+/* A sync of all that was written until now, by the thread, as it may take long. -EINPROGRESS: the event says when to ask. */
+static int await_sync(struct ft_store *st)
+{
+	int rc = 0;
+
+	if (!st->running)
+		return ft_store_sync(st);
+	pthread_mutex_lock(&st->lock);
+	if (!st->awaited) {
+		st->awaited = st->begun + 1;
+		st->await_rc = 0;
+		st->kicked = true;
+		pthread_cond_signal(&st->wake);
+	}
+	if (st->ended < st->awaited)
+		rc = st->await_rc ? st->await_rc : -EINPROGRESS;
+	else
+		st->awaited = 0;
+	pthread_mutex_unlock(&st->lock);
+	return rc;
+}
+
 /* What stands in the way of saying so to the primary, which goes by it. */
 static int make_sure(struct ft_store *st, const struct epoch *e)
 {
@@ -895,13 +1014,13 @@ static int make_sure(struct ft_store *st, const struct epoch *e)
 		pthread_mutex_unlock(&st->ids);
 	}
 	if (!rc && direct)
-		rc = ft_store_sync(st);         /* its ops are nowhere but on the images */
+		rc = await_sync(st);            /* its ops are nowhere but on the images */
 	if (!rc)
 		rc = append(st, FT_JOURNAL_WHOLE, body, pack_whole(st, e, body), NULL);
 	if (!rc) {
 		rc = ft_journal_sync(st->journal);
 		if (rc)
-			journal_full(st, rc);
+			journal_failed(st, rc);
 	}
 	return rc;
 }
@@ -932,7 +1051,11 @@ int ft_store_whole(struct ft_store *st)
 
 	if (!e)
 		return -EPROTO;
-	rc = st->failed ? st->failed : make_sure(st, e);
+	rc = sync_failure(st);
+	if (!rc)
+		rc = make_sure(st, e);
+	if (rc == -EINPROGRESS)
+		return rc;
 	if (rc)
 		return discard(st, rc);
 	e->ordinal = ++st->ordinal;
@@ -958,7 +1081,7 @@ static int apply_spilled(struct ft_store *st, struct epoch *e)
 	int rc = ft_journal_read(st->journal, &next, st->back, &len);
 
 	if (rc)
-		return journal_full(st, rc);
+		return journal_failed(st, rc);
 	rc = apply_body(st, st->back, len, e->stream);
 	if (!rc) {
 		e->at = next;
@@ -986,8 +1109,10 @@ int ft_store_commit(struct ft_store *st)
 {
 	while (st->first && !st->held) {
 		struct epoch *e = st->first;
-		int rc = st->failed ? st->failed : apply_epoch(st, e);
+		int rc = sync_failure(st);
 
+		if (!rc)
+			rc = apply_epoch(st, e);
 		if (rc)
 			return rc;
 		st->first = e->next;
@@ -995,8 +1120,9 @@ int ft_store_commit(struct ft_store *st)
 			st->last = &st->first;
 		st->nr_epochs--;
 		applied(st, e);
+		*st->why = 0;
 	}
-	return st->failed;
+	return sync_failure(st);
 }
 
 void ft_store_hold(struct ft_store *st, bool held)
@@ -1005,6 +1131,24 @@ void ft_store_hold(struct ft_store *st, bool held)
 }
 
 /* --- end --- */
+
+/* All is synced, and nobody writes any more. What an earlier boot has lost is not made good by that. */
+static int close_maps(struct ft_store *st)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < st->cfg.nr_disks && !rc; i++) {
+		struct disk *d = &st->disk[i];
+
+		if (d->map && !durable_mode(st) && !ft_map_unsafe(d->map))
+			rc = ft_map_set_unsafe(d->map, false);
+		if (d->map && !rc) {
+			rc = ft_map_close(d->map);
+			d->map = NULL;
+		}
+	}
+	return rc;
+}
 
 int ft_store_release(struct ft_store *st)
 {
@@ -1018,16 +1162,28 @@ int ft_store_release(struct ft_store *st)
 	rc = ft_store_sync(st);
 	if (!rc)
 		rc = ft_journal_remove(&st->jcfg);
+	if (!rc)
+		rc = close_maps(st);
 	for (unsigned i = 0; i < st->cfg.nr_disks && !rc; i++) {
-		struct disk *d = &st->disk[i];
-
-		if (d->map)
-			rc = ft_map_close(d->map);
-		d->map = NULL;
-		st->f.close(st->f.ctx, d->h);
-		d->h = -1;
+		st->f.close(st->f.ctx, st->disk[i].h);
+		st->disk[i].h = -1;
 	}
 	return rc;
+}
+
+/* An end in order: a short sync now saves comparing all of the disks after the next start of this host. */
+static void leave_safe(struct ft_store *st)
+{
+	bool whole = st->journal && !durable_mode(st) && !sync_failure(st);
+
+	for (unsigned i = 0; i < st->cfg.nr_disks; i++) {
+		struct ft_disk_id id;
+
+		disk_id(st, i, &id);
+		whole &= !(id.flags & (FT_DISK_TARGET | FT_DISK_FRESH));
+	}
+	if (whole && (ft_store_sync(st) || close_maps(st)))
+		ft_warn("%s: its disks here are compared as a whole if this host restarts", st->cfg.guest);
 }
 
 void ft_store_free(struct ft_store *st)
@@ -1035,6 +1191,7 @@ void ft_store_free(struct ft_store *st)
 	if (!st)
 		return;
 	stop_thread(st);
+	leave_safe(st);
 	if (st->journal)
 		ft_store_discard_partial(st);
 	for (struct epoch *e = st->first, *next; e; e = next) {
@@ -1049,6 +1206,7 @@ void ft_store_free(struct ft_store *st)
 	}
 	if (st->event_fd >= 0)
 		close(st->event_fd);
+	pthread_mutex_destroy(&st->emptying);
 	pthread_mutex_destroy(&st->syncing);
 	pthread_mutex_destroy(&st->ids);
 	pthread_mutex_destroy(&st->lock);
@@ -1135,6 +1293,15 @@ bool ft_store_durable(struct ft_store *st, unsigned disk, uint64_t *seq)
 	*seq = d->told = d->synced;
 	pthread_mutex_unlock(&st->lock);
 	return more;
+}
+
+void ft_store_tell_again(struct ft_store *st)
+{
+	pthread_mutex_lock(&st->lock);
+	for (unsigned i = 0; i < st->cfg.nr_disks; i++)
+		st->disk[i].told = 0;
+	pthread_mutex_unlock(&st->lock);
+	raise_event(st);
 }
 
 void ft_store_get_status(const struct ft_store *st, struct ft_store_status *out)

@@ -7,6 +7,8 @@
 
 #include <stdio.h>
 
+#define NO_ROOM_TRIES 3u                /* copies that did not fit beside what could be started */
+
 struct ft_backup {
 	struct ft_backup_config cfg;
 	const struct ft_backup_ops *ops;        /* = cfg.ops */
@@ -22,6 +24,8 @@ struct ft_backup {
 	uint64_t session_generation;
 	uint64_t nr_pages;
 	uint32_t flags;                         /* FT_HELLO_* */
+	uint8_t end[FT_WIRE_EPOCH_END_LEN];     /* of an epoch that is whole once its disks are synced */
+	bool ending;
 	struct ft_blob session_firmware;        /* becomes @firmware with the first whole epoch */
 	bool session_whole;                     /* ... which has come */
 
@@ -30,6 +34,7 @@ struct ft_backup {
 	struct ft_image *image;
 	struct ft_store *store;                 /* of a guest with disks */
 	struct ft_log_limit store_log, takeover_log;
+	unsigned no_room;                       /* copies that did not fit, since the last one that did */
 	bool unwritten;                         /* the disks could not be written */
 	struct ft_blob firmware;
 	uint64_t generation;
@@ -91,10 +96,19 @@ static int save_role(struct ft_backup *b, uint64_t generation, enum ft_role role
 
 static void discard_partial(struct ft_backup *b)
 {
+	b->ending = false;
 	if (b->image)
 		ft_image_discard_partial(b->image);
 	if (b->store)
 		ft_store_discard_partial(b->store);
+}
+
+/* The store knows which disk it was, and what helps. */
+static const char *why_not(struct ft_backup *b, int rc)
+{
+	const char *why = b->store ? ft_store_why(b->store) : "";
+
+	return *why ? why : strerror(-rc);
 }
 
 /* -errno: the disks cannot be written. Their epochs stay staged, and are tried again. */
@@ -104,9 +118,8 @@ static int commit(struct ft_backup *b)
 
 	ft_image_commit(b->image);
 	rc = b->store ? ft_store_commit(b->store) : 0;
-	if (rc && ft_log_due(&b->store_log, strerror(-rc)))
-		ft_err("%s: the disks cannot be written here: %s - nothing more is acknowledged until they can", b->cfg.guest,
-		       strerror(-rc));
+	if (rc && ft_log_due(&b->store_log, ft_store_why(b->store)))
+		ft_err("%s: nothing more is acknowledged: %s", b->cfg.guest, why_not(b, rc));
 	return rc;
 }
 
@@ -161,6 +174,7 @@ static void destroy_replica(struct ft_backup *b)
 
 	if (b->drilling)
 		stop_drill(b, &ignored);
+	b->ending = false;
 	ft_image_free(b->image);
 	b->image = NULL;
 	if (b->replica)
@@ -270,11 +284,13 @@ static int open_session(struct ft_backup *b, const struct ft_wire_hello *h, bool
 	memcpy(w.session, b->session, sizeof(w.session));
 	b->greeted = true;
 	b->disks_known = resume && b->store;
+	if (b->disks_known)             /* what was told while there was no link, nobody heard */
+		ft_store_tell_again(b->store);
 	return welcome(b, &w, "");
 }
 
-/* The guest went on without us, and was seen: what is here must never be started. Durable before WELCOME. */
-static int void_replica(struct ft_backup *b)
+/* What is here must never be started any more. Durable when it returns. */
+static int void_replica(struct ft_backup *b, const char *why)
 {
 	int rc = 0;
 
@@ -284,7 +300,8 @@ static int void_replica(struct ft_backup *b)
 		return rc;
 	destroy_replica(b);
 	memset(b->session, 0, sizeof(b->session));
-	set_state(b, FT_BACKUP_EMPTY, "the guest went on without this backup");
+	b->no_room = 0;
+	set_state(b, FT_BACKUP_EMPTY, why);
 	return 0;
 }
 
@@ -319,7 +336,8 @@ static void greet(struct ft_backup *b, const struct ft_wire_hello *h, const char
 		refuse(b, reason, max64(b->record.generation, b->session_generation), why);
 		return;
 	}
-	if (h->flags & FT_HELLO_OUTRUN && void_replica(b)) {
+	/* The guest went on without us, and was seen. */
+	if (h->flags & FT_HELLO_OUTRUN && void_replica(b, "the guest went on without this backup")) {
 		part(b, FT_REASON_INTERNAL, "the promise could not be made durable");
 		return;
 	}
@@ -494,6 +512,8 @@ static void on_disk_ask(struct ft_backup *b, const uint8_t *body, size_t len)
 		part(b, FT_REASON_INTERNAL, "DISK_HASHES could not be sent");
 }
 
+static void go_on_ending(struct ft_backup *b);
+
 /* What is durable here lets the primary's map get clean. */
 void ft_backup_store_event(struct ft_backup *b)
 {
@@ -506,6 +526,7 @@ void ft_backup_store_event(struct ft_backup *b)
 		if (ft_store_durable(b->store, i, &at.at) && b->link && b->disks_known)
 			(void)b->ops->send(b->cfg.ctx, FT_REC_DISK_DURABLE, body, ft_wire_pack_disk_at(&at, body)); /* said again later */
 	}
+	go_on_ending(b);
 }
 
 static void on_firmware(struct ft_backup *b, const uint8_t *body, size_t len)
@@ -555,6 +576,7 @@ static int arm(struct ft_backup *b)
 	b->session_firmware = (struct ft_blob){ 0 };
 	b->generation = b->session_generation;
 	b->session_whole = true;
+	b->no_room = 0;
 	b->ops->echo_arm(b->cfg.ctx);
 	set_state(b, FT_BACKUP_ARMED, "a whole epoch is here");
 	return 0;
@@ -578,6 +600,11 @@ static int epoch_end(struct ft_backup *b, const uint8_t *body, size_t len)
 	uint8_t ack[16];
 	int rc = whole(b, body, len);
 
+	b->ending = rc == -EINPROGRESS;
+	if (b->ending) {
+		memmove(b->end, body, sizeof(b->end));
+		return 0;
+	}
 	if (!rc && !b->session_whole)
 		rc = arm(b);
 	if (rc)
@@ -601,8 +628,9 @@ static int epoch_begin(struct ft_backup *b, const uint8_t *body, size_t len)
 	/* A new session starts with all of memory, and brings the firmware that goes with it. */
 	if (!b->session_whole && (!(e.flags & FT_EPOCH_FULL) || !b->session_firmware.data))
 		return -EPROTO;
-	if (b->unwritten && commit(b))
-		return -EUCLEAN;
+	rc = b->unwritten ? commit(b) : 0;
+	if (rc)
+		return rc;
 	b->unwritten = false;
 	rc = ft_image_begin(b->image, e.epoch, e.base, e.flags);
 	if (!rc && b->store)
@@ -617,13 +645,48 @@ static int epoch_disk(struct ft_backup *b, const uint8_t *body, size_t len)
 	return rc ? rc : ft_store_batch(b->store, body, len);
 }
 
+static const char *no_room(struct ft_backup *b)
+{
+	const char *why = b->store ? ft_store_why(b->store) : "";
+
+	return *why ? why : "no room to stage the epoch: free memory or disk space in the state directory";
+}
+
+/*
+ * A copy goes beside what could be started until it is whole. When there is no room for both, time after time, the output would
+ * stay shut for ever; so the old replica, whose primary lives, makes room: the next copy finds nothing to spare.
+ */
+static void make_room(struct ft_backup *b)
+{
+	if (b->session_whole || !usable(b) || ++b->no_room < NO_ROOM_TRIES)
+		return;
+	ft_warn("%s: %u copies in a row did not fit beside the replica here: it is given up, and the next copy takes its place",
+		b->cfg.guest, b->no_room);
+	if (void_replica(b, "no room for a copy beside it"))
+		ft_err("%s: ... but that could not be made durable: it stays", b->cfg.guest);
+}
+
+static void epoch_result(struct ft_backup *b, int rc)
+{
+	if (rc == -EPROTO)
+		part(b, FT_REASON_PROTO, "an epoch that makes no sense");
+	else if (rc == -ENOSPC || rc == -ENOMEM)
+		part(b, FT_REASON_NO_ROOM, no_room(b));
+	if (rc == -ENOSPC)
+		make_room(b);
+	else if (rc && rc != -EPROTO && rc != -ENOMEM)
+		part(b, FT_REASON_INTERNAL, why_not(b, rc));
+}
+
 static void on_epoch_record(struct ft_backup *b, uint32_t type, const uint8_t *body, size_t len)
 {
 	int rc = -EPROTO;
 
 	if (b->state == FT_BACKUP_DISARMED)
 		return;                 /* were on their way when the primary ended */
-	if (b->image && type == FT_REC_EPOCH_BEGIN)
+	if (b->ending)
+		rc = -EPROTO;           /* nobody builds on an epoch before it is acknowledged as the first of a session */
+	else if (b->image && type == FT_REC_EPOCH_BEGIN)
 		rc = epoch_begin(b, body, len);
 	else if (b->image && type == FT_REC_PAGES)
 		rc = ft_image_pages(b->image, body, len);
@@ -633,14 +696,14 @@ static void on_epoch_record(struct ft_backup *b, uint32_t type, const uint8_t *b
 		rc = ft_image_state(b->image, body, len);
 	else if (b->image && type == FT_REC_EPOCH_END)
 		rc = epoch_end(b, body, len);
-	if (rc == -EPROTO)
-		part(b, FT_REASON_PROTO, "an epoch that makes no sense");
-	else if (rc == -ENOSPC || rc == -ENOMEM)
-		part(b, FT_REASON_NO_ROOM, "no room to stage the epoch: free memory or disk space in the state directory");
-	else if (rc == -EUCLEAN)
-		part(b, FT_REASON_INTERNAL, "its disks cannot be written: ftd's log there names the image and says why");
-	else if (rc)
-		part(b, FT_REASON_INTERNAL, strerror(-rc));
+	epoch_result(b, rc);
+}
+
+/* Its disks may be synced now. */
+static void go_on_ending(struct ft_backup *b)
+{
+	if (b->ending)
+		epoch_result(b, epoch_end(b, b->end, sizeof(b->end)));
 }
 
 /* --- drill --- */
@@ -771,7 +834,7 @@ static int start_guest(struct ft_backup *b, uint64_t generation)
 	discard_partial(b);
 	rc = commit(b);
 	if (rc)
-		return -EAGAIN;
+		return ft_store_lost(b->store) ? rc : -EAGAIN;
 	rc = save_role(b, generation, FT_ROLE_RUNNING);         /* durable before it can be seen */
 	if (!rc && b->store)
 		rc = ft_store_release(b->store);
@@ -789,11 +852,11 @@ static int take_over(struct ft_backup *b, const char *why)
 	if (ft_log_due(&b->takeover_log, why))
 		ft_warn("%s: taking over at epoch %llu: %s", b->cfg.guest, (unsigned long long)epoch, why);
 	rc = start_guest(b, generation);
-	if (rc == -EAGAIN)              /* its disks have no room: nothing is lost, and it is tried again */
+	if (rc == -EAGAIN)              /* its disks cannot be written now: nothing is lost, and it is tried again */
 		return rc;
 	if (rc) {
 		/* Nothing runs here, and nothing may be started from this any more: if the primary lives, it goes on. */
-		ft_err("%s: TAKEOVER FAILED: the replica does not run: %s", b->cfg.guest, strerror(-rc));
+		ft_err("%s: TAKEOVER FAILED: the replica does not run: %s", b->cfg.guest, why_not(b, rc));
 		destroy_replica(b);
 		memset(b->session, 0, sizeof(b->session));
 		if (save_role(b, generation + 1, FT_ROLE_DISARMED))

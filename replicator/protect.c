@@ -666,6 +666,7 @@ static int make_mirror(struct protect *pr)
 	for (unsigned i = 0; i < cfg.nr_disks; i++) {
 		cfg.control[i] = pr->attach.disk[i].control;
 		cfg.image[i] = pr->attach.disk[i].image;
+		cfg.read_only[i] = pr->attach.disk[i].read_only;
 	}
 	rc = ft_mirror_new(&cfg, &pr->mirror);
 	if (rc)
@@ -776,8 +777,10 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 	*pr = (struct protect){
 		.guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0),
 	};
-	if (load_guest(pr) || take_lock(pr) || check_record(pr, log_obstacle, pr) || adopt_guard(pr) || ft_tls_check(&tls) ||
-	    ft_hv_check(&pr->spec, &pr->attach, log_obstacle, pr))
+	if (load_guest(pr) || take_lock(pr) || check_record(pr, log_obstacle, pr) || adopt_guard(pr) || ft_tls_check(&tls))
+		return FT_END_OBSTACLE;
+	serve_again(pr);                /* a server that died is none of the guest's faults */
+	if (ft_hv_check(&pr->spec, &pr->attach, log_obstacle, pr))
 		return FT_END_OBSTACLE;
 	ft_priority_raise();
 	ft_log_keep(why, sizeof(why));

@@ -11,6 +11,7 @@
 struct ft_disk_files {
 	/* @create: make it when it is not there (0600). An existing one is not truncated. *h >= 0. Block devices, too. */
 	int (*open)(void *ctx, const char *path, bool create, int *h);
+	int (*open_read)(void *ctx, const char *path, int *h);          /* only to be read: from a read-only file system, too */
 	int (*size)(void *ctx, int h, uint64_t *bytes);
 	/* What tells it from another file of that name (map.h): inode, 0 for a block device; time of birth, 0: not known. */
 	int (*identity)(void *ctx, int h, uint64_t *inode, uint64_t *born_ns);
@@ -20,7 +21,8 @@ struct ft_disk_files {
 	int (*zero)(void *ctx, int h, uint64_t at, uint64_t len);       /* reads back as zeros; frees space where it can */
 	bool (*is_hole)(void *ctx, int h, uint64_t at, uint64_t len);   /* certainly zeros, without reading */
 	int (*sync)(void *ctx, int h);                                  /* fdatasync */
-	int (*lock)(void *ctx, int h);                                  /* -EBUSY: another open of it, of any process, has it */
+	/* -EBUSY: another open of it, of any process, has it. Who only reads shares it with others who do. */
+	int (*lock)(void *ctx, int h);
 	int (*rename)(void *ctx, const char *from, const char *to);
 	int (*unlink)(void *ctx, const char *path);
 	int (*sync_dir)(void *ctx, const char *dir);

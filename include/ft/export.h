@@ -72,7 +72,8 @@ enum ft_export_msg {
 	FT_EXPORT_HELD     = 7,         /* nobody sees what the guest does until the mirror has it: makes no generation. ASK
 					   after it: until then the guest's next write may make one */
 	/* ADD to ADOPTED only from who has started the mirror; LEAVE from others when nobody has. */
-	FT_EXPORT_ELIDE    = 8,         /* le32 on: flushes are answered from the mirror. Off: fsync, and honour them */
+	FT_EXPORT_ELIDE    = 8,         /* le32 on: flushes are answered from the mirror. Off: they are honoured, and an fsync
+					   for the others begins, which LEFT waits for */
 	FT_EXPORT_ADOPTED  = 9,         /* the peer's image is of our generation now: base becomes 0 */
 	FT_EXPORT_LEAVE    = 10,        /* the guest will be seen without the mirror: fsync, stop streaming, a new generation
 					   before the next write. LEFT */

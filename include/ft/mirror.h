@@ -13,6 +13,7 @@
 #define FT_MIRROR_H
 
 #include "ft/disk.h"
+#include "ft/diskfile.h"
 #include "ft/output.h"
 
 struct ft_mirror_status {               /* of one disk */
@@ -86,7 +87,13 @@ struct ft_mirror_config {
 	const char *guest;
 	unsigned nr_disks;
 	const char *control[FT_DISKS_MAX];      /* the exports' sockets */
-	const char *image[FT_DISKS_MAX];        /* only read, for digest; NULL: it fails */
+	/*
+	 * Their images: digest reads them, and one whose export has died is synced by us before teardown is through, as flushes
+	 * may have been answered from the mirror. NULL: neither.
+	 */
+	const char *image[FT_DISKS_MAX];
+	bool read_only[FT_DISKS_MAX];           /* nobody writes to it, so there is nothing to sync */
+	const struct ft_disk_files *files;      /* for syncs; NULL: real ones */
 	size_t memory_bound;                    /* of the log, all disks; the rest in a file */
 	uint64_t file_bound;
 	const char *spill_dir;

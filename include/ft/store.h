@@ -65,7 +65,10 @@ int ft_store_peer(struct ft_store *st, const struct ft_disk_id *theirs, unsigned
  */
 int ft_store_begin(struct ft_store *st, uint64_t epoch, uint32_t flags) FT_MUST_CHECK;
 int ft_store_batch(struct ft_store *st, const uint8_t *body, size_t len) FT_MUST_CHECK;        /* a DISK record's */
-/* The epoch is whole. 0: may be acknowledged, as far as disks are concerned (journal: it is durable). */
+/*
+ * The epoch is whole. 0: may be acknowledged, as far as disks are concerned (journal: it is durable). -EINPROGRESS: a thread
+ * syncs what came DIRECT; to be called again at the store's event.
+ */
 int ft_store_whole(struct ft_store *st) FT_MUST_CHECK;
 /*
  * Apply whole epochs, oldest first. While held: nothing. -errno: the image cannot be written; the epochs stay staged and
@@ -73,6 +76,10 @@ int ft_store_whole(struct ft_store *st) FT_MUST_CHECK;
  */
 int ft_store_commit(struct ft_store *st) FT_MUST_CHECK;
 void ft_store_hold(struct ft_store *st, bool held);
+/* A sync of an image has failed. No later one brings back what was written, so nothing here can be started any more. */
+bool ft_store_lost(struct ft_store *st);
+/* Why the last begin, batch, whole, commit, or release failed for want of a disk, with the remedy. Else empty. */
+const char *ft_store_why(struct ft_store *st);
 void ft_store_discard_partial(struct ft_store *st);
 
 /*
@@ -81,10 +88,11 @@ void ft_store_discard_partial(struct ft_store *st);
  */
 int ft_store_hashes(struct ft_store *st, unsigned disk, uint64_t region, uint64_t granules, uint8_t *out /* [64][FT_HASH_LEN] */);
 
-/* Readable when ft_store_durable has news. */
+/* Readable when ft_store_durable, or a whole that was in progress, has news. */
 int ft_store_event_fd(const struct ft_store *st);
 /* True when @disk has more durable than when last asked: *seq. */
 bool ft_store_durable(struct ft_store *st, unsigned disk, uint64_t *seq);
+void ft_store_tell_again(struct ft_store *st);  /* who was told may not have heard: all that is durable is news */
 
 struct ft_store_status {
 	uint64_t bytes;

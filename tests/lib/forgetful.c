@@ -286,6 +286,11 @@ static int fake_open(void *ctx, const char *path, bool create, int *h)
 	return rc;
 }
 
+static int fake_open_read(void *ctx, const char *path, int *h)
+{
+	return fake_open(ctx, path, false, h);
+}
+
 static int fake_size(void *ctx, int h, uint64_t *bytes)
 {
 	struct forgetful *fs = ctx;
@@ -465,7 +470,7 @@ struct forgetful *forgetful_new(void)
 	fs->stored = fs->cached = calloc(1, sizeof(*fs->stored));
 	CHECK(fs->stored != NULL);
 	fs->files = (struct ft_disk_files){
-		.open = fake_open, .size = fake_size, .identity = fake_identity, .truncate = fake_truncate, .pread = fake_pread,
+		.open = fake_open, .open_read = fake_open_read, .size = fake_size, .identity = fake_identity, .truncate = fake_truncate, .pread = fake_pread,
 		.pwrite = fake_pwrite, .zero = fake_zero, .is_hole = fake_is_hole, .sync = fake_sync, .lock = fake_lock,
 		.rename = fake_rename, .unlink = fake_unlink, .sync_dir = fake_sync_dir, .close = fake_close, .ctx = fs,
 	};

@@ -2,6 +2,7 @@
 /* test_export.c - what the mirror is told is what is on the disk, and the disk is never worse for being mirrored. */
 #include "ft/export.h"
 
+#include "diskmirror/export_priv.h"
 #include "diskmirror/map_priv.h"
 #include "ft/map.h"
 #include "tests/lib/follower.h"
@@ -26,6 +27,8 @@ static struct {
 	atomic_bool slow;
 	_Atomic uint64_t hold_at;       /* a write there waits */
 	atomic_bool held;               /* it does */
+	unsigned syncs;                 /* of the image, begun */
+	bool hold_syncs;                /* they wait */
 	pthread_mutex_t lock;
 	pthread_cond_t change;
 } gate = { .lock = PTHREAD_MUTEX_INITIALIZER, .change = PTHREAD_COND_INITIALIZER };
@@ -58,6 +61,35 @@ static void pass_gate(uint64_t at)
 	pthread_mutex_unlock(&gate.lock);
 }
 
+static void hold_syncs(bool hold)
+{
+	pthread_mutex_lock(&gate.lock);
+	gate.hold_syncs = hold;
+	pthread_cond_broadcast(&gate.change);
+	pthread_mutex_unlock(&gate.lock);
+}
+
+static void until_syncs(unsigned nr)
+{
+	pthread_mutex_lock(&gate.lock);
+	while (gate.syncs < nr)
+		pthread_cond_wait(&gate.change, &gate.lock);
+	pthread_mutex_unlock(&gate.lock);
+}
+
+static unsigned nr_syncs(void)
+{
+	unsigned nr;
+
+	pthread_mutex_lock(&gate.lock);
+	nr = gate.syncs;
+	pthread_mutex_unlock(&gate.lock);
+	return nr;
+}
+
+static int gated_open(void *ctx, const char *path, bool create, int *h);
+static int gated_sync(void *ctx, int h);
+
 /* A disk's latency, not a synchronisation. */
 static void take_time(void)
 {
@@ -82,6 +114,30 @@ static int slow_pread(void *ctx, int h, void *buf, size_t len, uint64_t at)
 	return rc;
 }
 
+static bool is_image[4096];             /* by handle */
+
+static int gated_open(void *ctx, const char *path, bool create, int *h)
+{
+	int rc = gate.inner->open(ctx, path, create, h);
+
+	if (!rc)
+		is_image[*h] = !strcmp(path, IMAGE);
+	return rc;
+}
+
+static int gated_sync(void *ctx, int h)
+{
+	pthread_mutex_lock(&gate.lock);
+	if (is_image[h]) {
+		gate.syncs++;
+		pthread_cond_broadcast(&gate.change);
+		while (gate.hold_syncs)
+			pthread_cond_wait(&gate.change, &gate.lock);
+	}
+	pthread_mutex_unlock(&gate.lock);
+	return gate.inner->sync(ctx, h);
+}
+
 struct host {
 	struct forgetful *fs;
 	struct ft_disk_files files;
@@ -101,6 +157,9 @@ static void host_make(struct host *h)
 	h->files = *gate.inner;
 	h->files.pwrite = gated_pwrite;
 	h->files.pread = slow_pread;
+	h->files.open = gated_open;
+	h->files.sync = gated_sync;
+	gate.syncs = 0;
 	snprintf(h->control, sizeof(h->control), "%s/c", ft_test_dir());
 	h->cfg = (struct ft_export_config){ .image = IMAGE, .map = MAP, .control = h->control, .files = &h->files };
 }
@@ -684,6 +743,7 @@ TEST(flushes_are_answered_from_the_mirror_and_honoured_without_it)
 	CHECK_EQ(image_steps(&h), before + 1);          /* the write */
 	follower_say32(f, FT_EXPORT_ELIDE, 0);
 	follower_ask(f);
+	ft_export_wait_paid(h.e);
 	CHECK_EQ(image_steps(&h), before + 2);          /* what was answered is made good */
 	CHECK_OK(ft_export_flush(h.e));
 	CHECK_EQ(image_steps(&h), before + 3);
@@ -696,7 +756,7 @@ static void leave_by(struct host *h, struct follower *f, int way)
 {
 	switch (way) {
 	case 0: follower_leave(f); CHECK_EQ(f->left_errno, 0); break;
-	case 1: follower_say32(f, FT_EXPORT_ELIDE, 0); follower_ask(f); break;
+	case 1: follower_say32(f, FT_EXPORT_ELIDE, 0); follower_ask(f); ft_export_wait_paid(h->e); break;
 	case 2: host_close(h); break;
 	case 3: follower_say(f, 999, NULL, 0); break;           /* dropped, as if it had died */
 	}
@@ -719,7 +779,8 @@ static void leave_and_lose_power(int way, unsigned seed)
 	if (way == 3) {
 		FOLLOWER_UNTIL(f, f->closed);
 		again = follower_new(h.control, DISK);
-		follower_ask(again);            /* served after the sync */
+		follower_ask(again);            /* served after the end of the stream */
+		ft_export_wait_paid(h.e);
 	}
 	forgetful_power_on(h.fs, seed);
 	forgetful_read(h.fs, IMAGE, &byte, 1, 0);
@@ -760,7 +821,7 @@ TEST(an_image_whose_flushes_only_the_mirror_has_is_refused)
 	host_free(&h);
 }
 
-/* The kernel still has it: it is synced before the guest gets it, and then a crash of the host is no matter. */
+/* The kernel still has it: it is synced, and then a crash of the host is no matter. */
 TEST(an_export_that_died_is_followed_by_one_that_makes_its_flushes_good)
 {
 	struct host h;
@@ -777,12 +838,117 @@ TEST(an_export_that_died_is_followed_by_one_that_makes_its_flushes_good)
 	follower_free(f);
 	host_close(&h);
 	CHECK_OK(host_open(&h));
+	ft_export_wait_paid(h.e);
 	forgetful_power_on(h.fs, 1);
 	host_close(&h);
 	forgetful_read(h.fs, IMAGE, &byte, 1, 0);
 	CHECK_EQ(byte, 1);
 	ft_map_tuning.boot_id = "the next boot";
 	CHECK_OK(host_open(&h));
+	host_free(&h);
+}
+
+/* --- a sync that takes long --- */
+
+/* Else whoever asks, or begins a session, would give up, and the next one after it. */
+TEST(nobody_at_the_control_socket_waits_for_a_sync_but_who_leaves)
+{
+	struct follower *f, *again;
+	unsigned syncs;
+	struct host h;
+
+	host_make(&h);
+	CHECK_OK(host_open(&h));
+	f = protect(&h);
+	follower_say32(f, FT_EXPORT_ELIDE, 1);
+	follower_ask(f);
+	CHECK_OK(put(&h, 1, 512, 0));
+	syncs = nr_syncs();
+	hold_syncs(true);
+	follower_say32(f, FT_EXPORT_ELIDE, 0);
+	follower_ask(f);
+	until_syncs(syncs + 1);
+	follower_say(f, 999, NULL, 0);          /* dropped, as if it had died */
+	FOLLOWER_UNTIL(f, f->closed);
+	again = protect(&h);                    /* the next session, from START to its end */
+	follower_say(again, FT_EXPORT_LEAVE, NULL, 0);
+	CHECK_OK(put(&h, 2, 512, 0));           /* the guest goes on meanwhile */
+	follower_free(f);
+	f = follower_new(h.control, DISK);
+	follower_ask(f);
+	CHECK_EQ(again->lefts, 0);
+	hold_syncs(false);
+	FOLLOWER_UNTIL(again, again->lefts == 1);
+	CHECK_EQ(again->left_errno, 0);
+	follower_free(again);
+	follower_free(f);
+	host_free(&h);
+}
+
+TEST(an_export_that_follows_a_dead_one_serves_before_all_is_synced)
+{
+	struct follower *f;
+	struct host h;
+	struct ft_map *m;
+
+	host_make(&h);
+	CHECK_OK(host_open(&h));
+	f = protect(&h);
+	follower_say32(f, FT_EXPORT_ELIDE, 1);
+	follower_ask(f);
+	CHECK_OK(put(&h, 1, 512, 0));
+	forgetful_process_dies(h.fs);
+	follower_free(f);
+	host_close(&h);
+	hold_syncs(true);
+	CHECK_OK(host_open(&h));
+	until_syncs(1);
+	f = follower_new(h.control, DISK);
+	follower_ask(f);
+	CHECK_OK(put(&h, 1, 512, 4096));
+	/* But a loss of power is known until it is. */
+	forgetful_power_on(h.fs, 1);
+	hold_syncs(false);
+	follower_free(f);
+	host_close(&h);
+	ft_map_tuning.boot_id = "the next boot";
+	m = host_map(&h);
+	CHECK(ft_map_unsafe(m));
+	ft_map_abandon(m);
+	host_free(&h);
+}
+
+/* The mark of the new session must not go with the sync of the old one. */
+TEST(a_sync_of_the_session_before_makes_nothing_safe_that_came_after_it)
+{
+	struct follower *f;
+	struct host h;
+	struct ft_map *m;
+	unsigned syncs;
+
+	host_make(&h);
+	CHECK_OK(host_open(&h));
+	f = protect(&h);
+	follower_say32(f, FT_EXPORT_ELIDE, 1);
+	follower_ask(f);
+	syncs = nr_syncs();
+	hold_syncs(true);
+	follower_say32(f, FT_EXPORT_ELIDE, 0);
+	follower_ask(f);
+	until_syncs(syncs + 1);
+	follower_say32(f, FT_EXPORT_ELIDE, 1);
+	follower_ask(f);
+	CHECK_OK(put(&h, 1, 512, 0));
+	CHECK_OK(ft_export_flush(h.e));
+	hold_syncs(false);
+	ft_export_wait_paid(h.e);
+	forgetful_power_on(h.fs, 1);
+	follower_free(f);
+	host_close(&h);
+	ft_map_tuning.boot_id = "the next boot";
+	m = host_map(&h);
+	CHECK(ft_map_unsafe(m));
+	ft_map_abandon(m);
 	host_free(&h);
 }
 
@@ -1044,6 +1210,65 @@ TEST(a_read_only_disk_is_mirrored_and_never_written)
 	CHECK_EQ(ft_export_zero(h.e, 512, 0, false), -EROFS);
 	CHECK(!f->closed);
 	follower_free(f);
+	host_free(&h);
+}
+
+static int refuse_write(void *ctx, const char *path, bool create, int *h)
+{
+	return strcmp(path, IMAGE) ? gated_open(ctx, path, create, h) : -EROFS;
+}
+
+static int open_to_read(void *ctx, const char *path, int *h)
+{
+	return gated_open(ctx, path, false, h);
+}
+
+TEST(a_read_only_disk_may_lie_where_nobody_can_write)
+{
+	struct host h;
+	uint8_t byte;
+
+	host_make(&h);
+	h.files.open = refuse_write;
+	h.files.open_read = open_to_read;
+	CHECK_EQ(host_open(&h), -EROFS);
+	h.cfg.read_only = true;
+	CHECK_OK(host_open(&h));
+	CHECK_OK(ft_export_read(h.e, &byte, 1, 0));
+	host_close(&h);
+	h.cfg.parked = true;
+	CHECK_OK(host_open(&h));
+	host_free(&h);
+}
+
+static unsigned lines;
+
+static void count_line(void *ctx, enum ft_log_level level, const char *line)
+{
+	lines += strstr(line, "at byte") != NULL;
+}
+
+TEST(a_guest_that_tries_a_bad_sector_again_and_again_does_not_fill_the_log)
+{
+	struct host h;
+	uint8_t byte;
+
+	host_make(&h);
+	CHECK_OK(host_open(&h));
+	forgetful_fail_reads(h.fs, EIO);
+	ft_log_divert(count_line, NULL);
+	for (int i = 0; i < 1000; i++)
+		CHECK_EQ(ft_export_read(h.e, &byte, 1, 0), -EIO);
+	CHECK(lines >= 1 && lines < 20);
+	forgetful_fail_reads(h.fs, 0);
+	forgetful_only(h.fs, "disk.img");
+	forgetful_fail_at(h.fs, 1, EIO, true);
+	lines = 0;
+	for (int i = 0; i < 1000; i++)
+		CHECK_EQ(put(&h, 1, 512, 0), -EIO);
+	CHECK(lines < 20);
+	ft_log_divert(NULL, NULL);
+	forgetful_fail_at(h.fs, 0, 0, false);
 	host_free(&h);
 }
 

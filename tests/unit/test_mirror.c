@@ -61,6 +61,7 @@ struct opts {
 	uint64_t file, rate;
 	uint64_t bytes;                 /* of a disk; 0: DISK_BYTES */
 	bool real;
+	const struct ft_disk_files *files;      /* for images of dead exports */
 };
 
 static void on_wake(void *ctx)
@@ -113,10 +114,12 @@ static void rig_init(struct rig *r, const struct opts *o)
 	r->cfg = (struct ft_mirror_config){
 		.guest = "web", .nr_disks = r->nr, .memory_bound = o->memory ? o->memory : 64 * MIB,
 		.file_bound = o->file ? o->file : 1024ull * MIB, .spill_dir = ft_test_dir(), .rate_limit = o->rate,
+		.files = o->files,
 	};
 	for (unsigned i = 0; i < r->nr; i++) {
 		start_disk(r, i);
 		r->cfg.control[i] = r->control[i];
+		r->cfg.image[i] = o->files ? i ? "/images/b" : "/images/a" : NULL;
 		r->replica[i] = calloc(1, r->bytes);
 		r->snap[i] = malloc(r->bytes);
 		CHECK(r->replica[i] && r->snap[i]);
@@ -1166,6 +1169,133 @@ TEST(teardown_finds_an_export_that_had_dropped_us_and_does_not_wait_for_a_dead_o
 	unlink(r.control[1]);
 	CHECK_OK(tear_down(&r));
 	CHECK(r.x[0].left && !r.x[1].left);
+	rig_free(&r);
+}
+
+/* --- an image whose export has died --- */
+
+struct slow_disk {                      /* file operations whose sync lasts until it is let through */
+	struct ft_disk_files files;
+	pthread_mutex_t lock;
+	pthread_cond_t moved;
+	unsigned begun, may, ended;     /* syncs */
+	int rc;
+	char path[32];
+};
+
+static int slow_open(void *ctx, const char *path, bool create, int *h)
+{
+	struct slow_disk *sd = ctx;
+
+	CHECK(!create);
+	snprintf(sd->path, sizeof(sd->path), "%s", path);
+	*h = 1;
+	return 0;
+}
+
+static int slow_sync(void *ctx, int h)
+{
+	struct slow_disk *sd = ctx;
+	int rc;
+
+	pthread_mutex_lock(&sd->lock);
+	sd->begun++;
+	pthread_cond_broadcast(&sd->moved);
+	while (sd->may < sd->begun)
+		pthread_cond_wait(&sd->moved, &sd->lock);
+	sd->ended++;
+	rc = sd->rc;
+	sd->rc = 0;                             /* the kernel says it once */
+	pthread_mutex_unlock(&sd->lock);
+	return rc;
+}
+
+static void slow_close(void *ctx, int h)
+{
+}
+
+static void slow_init(struct slow_disk *sd)
+{
+	*sd = (struct slow_disk){ .files = { .open = slow_open, .sync = slow_sync, .close = slow_close, .ctx = sd } };
+	pthread_mutex_init(&sd->lock, NULL);
+	pthread_cond_init(&sd->moved, NULL);
+}
+
+static void slow_let(struct slow_disk *sd, unsigned may)
+{
+	pthread_mutex_lock(&sd->lock);
+	sd->may = may;
+	pthread_cond_broadcast(&sd->moved);
+	pthread_mutex_unlock(&sd->lock);
+}
+
+static void slow_wait(struct slow_disk *sd, unsigned begun)
+{
+	pthread_mutex_lock(&sd->lock);
+	while (sd->begun < begun)
+		pthread_cond_wait(&sd->moved, &sd->lock);
+	pthread_mutex_unlock(&sd->lock);
+}
+
+/* Flushes were answered from the mirror: what they promised must be on the disk before anybody sees the guest without it. */
+TEST(what_a_dead_export_left_in_memory_is_synced_before_teardown_is_through)
+{
+	struct slow_disk sd;
+	struct rig r;
+
+	slow_init(&sd);
+	rig_init(&r, &(struct opts){ .disks = 1, .files = &sd.files });
+	session(&r, true);
+	r.m->ops->protect(r.m, true);
+	fake_export_kill(&r.x[0]);
+	UNTIL(&r, r.broken);
+	CHECK_EQ(r.m->output.ops->teardown(&r.m->output), -EINPROGRESS);
+	slow_wait(&sd, 1);
+	for (int i = 0; i < 100; i++)
+		CHECK_EQ(r.m->output.ops->teardown(&r.m->output), -EINPROGRESS);
+	CHECK_EQ(sd.begun, 1);                          /* and the loop was never kept waiting for it */
+	slow_let(&sd, 1);
+	CHECK_OK(tear_down(&r));
+	CHECK_EQ(sd.ended, 1);
+	CHECK_STR(sd.path, "/images/a");
+	rig_free(&r);
+}
+
+TEST(a_dead_export_whose_image_cannot_be_synced_keeps_the_output_shut)
+{
+	struct slow_disk sd;
+	struct rig r;
+
+	slow_init(&sd);
+	sd.rc = -EIO;
+	slow_let(&sd, 100);
+	rig_init(&r, &(struct opts){ .disks = 1, .files = &sd.files });
+	session(&r, true);
+	r.m->ops->protect(r.m, true);
+	fake_export_kill(&r.x[0]);
+	UNTIL(&r, r.broken);
+	CHECK_EQ(tear_down(&r), -EIO);
+	CHECK(ft_test_logged("/images/a cannot be synced: Input/output error"));
+	CHECK_EQ(tear_down(&r), -EIO);                  /* the next sync brings nothing back */
+	CHECK_EQ(sd.ended, 2);
+	rig_free(&r);
+}
+
+TEST(an_export_that_is_started_again_is_told_to_leave_after_all)
+{
+	struct slow_disk sd;
+	struct rig r;
+
+	slow_init(&sd);
+	rig_init(&r, &(struct opts){ .disks = 2, .files = &sd.files });
+	session(&r, true);
+	r.m->ops->protect(r.m, true);
+	fake_export_kill(&r.x[0]);
+	UNTIL(&r, r.broken);
+	fake_export_start(&r.x[0]);
+	CHECK_OK(tear_down(&r));
+	CHECK(r.x[0].left && r.x[1].left);
+	CHECK_EQ(sd.begun, 0);
 	rig_free(&r);
 }
 
