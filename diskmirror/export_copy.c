@@ -12,13 +12,6 @@
 /* --- what is to be compared --- */
 
 /* The granules that a region has: the last one of a disk may be short of some. */
-static uint64_t granules_of(const struct ft_export *e, uint64_t region)
-{
-	uint64_t left = e->bytes - region * FT_REGION, nr = (left + FT_GRANULE - 1) / FT_GRANULE;
-
-	return nr >= FT_REGION_GRANULES ? UINT64_MAX : (1ull << nr) - 1;
-}
-
 int ft_export_add(struct ft_export *e, const uint8_t *body, size_t len)
 {
 	uint64_t region, regions = ft_disk_regions(e->bytes), nr;
@@ -30,7 +23,7 @@ int ft_export_add(struct ft_export *e, const uint8_t *body, size_t len)
 	if (region > regions || nr > regions - region)
 		return -EPROTO;
 	for (uint64_t i = 0; i < nr; i++)
-		ft_map_add(e->map, region + i, ft_le64(body + 8 + 8 * i) & granules_of(e, region + i));
+		ft_map_add(e->map, region + i, ft_le64(body + 8 + 8 * i) & ft_disk_granules(e->bytes, region + i));
 	return 0;
 }
 
@@ -59,7 +52,7 @@ static void add_to_plan(struct plan *p, uint64_t region, uint64_t word)
 /* A region that is the same on both sides now stays so as long as its changes are streamed: it counts as compared. */
 static int plan_region(struct ft_export *e, struct ft_export_client *c, struct plan *p, uint64_t region)
 {
-	uint64_t word = ft_map_word(e->map, region) & granules_of(e, region);
+	uint64_t word = ft_map_word(e->map, region) & ft_disk_granules(e->bytes, region);
 
 	if (!word) {
 		ft_map_compared(e->map, region, e->seq);
@@ -156,7 +149,7 @@ int ft_export_compare(struct ft_export *e, const uint8_t *body, size_t len)
 		return -EPROTO;
 	region = ft_le64(body);
 	granules = ft_le64(body + 8);
-	if (region >= ft_disk_regions(e->bytes) || granules & ~granules_of(e, region))
+	if (region >= ft_disk_regions(e->bytes) || granules & ~ft_disk_granules(e->bytes, region))
 		return -EPROTO;
 	if (len != 16 + FT_HASH_LEN * (size_t)__builtin_popcountll(granules))
 		return -EPROTO;

@@ -124,13 +124,6 @@ static int failed(struct ft_map *m, int rc)
 
 /* --- words in memory; lock held --- */
 
-static uint64_t all_of(const struct ft_map *m, uint64_t region)
-{
-	uint64_t left = m->image.bytes - region * FT_REGION, granules = (left + FT_GRANULE - 1) / FT_GRANULE;
-
-	return granules >= FT_REGION_GRANULES ? UINT64_MAX : (1ull << granules) - 1;
-}
-
 static void set_word(struct ft_map *m, uint64_t region, uint64_t word)
 {
 	struct region *r = &m->region[region];
@@ -399,7 +392,7 @@ int ft_map_touch_all(struct ft_map *m)
 void ft_map_add(struct ft_map *m, uint64_t region, uint64_t word)
 {
 	pthread_mutex_lock(&m->lock);
-	if (region < m->nr_regions && (word &= all_of(m, region)))
+	if (region < m->nr_regions && (word &= ft_disk_granules(m->image.bytes, region)))
 		mark(m, region, word, 0);
 	pthread_mutex_unlock(&m->lock);
 }
@@ -554,7 +547,7 @@ static int read_log(struct ft_map *m)
 		m->slot[i].region = region;
 		m->region[region].slot = i + 1;
 		m->region[region].touched = NEVER;
-		set_word(m, region, all_of(m, region));
+		set_word(m, region, ft_disk_granules(m->image.bytes, region));
 	}
 	return 0;
 }
@@ -570,7 +563,7 @@ static int read_words(struct ft_map *m)
 		if (r % VALUES == 0 && (rc = get_sector(m, buf, 1 + log_sectors(m) + r / VALUES)))
 			return rc;
 		word = ft_le64(buf + 8 * (r % VALUES));
-		if (word & ~all_of(m, r))
+		if (word & ~ft_disk_granules(m->image.bytes, r))
 			return -EBADMSG;
 		m->region[r].disk = word;
 		m->region[r].touched = word ? NEVER : 0;
@@ -605,7 +598,7 @@ static void look_at_unsafe(struct ft_map *m)
 	if (!m->unsafe_before)
 		return;
 	for (uint64_t r = 0; r < m->nr_regions; r++)
-		mark(m, r, all_of(m, r), 0);
+		mark(m, r, ft_disk_granules(m->image.bytes, r), 0);
 }
 
 static int load(struct ft_map *m)
@@ -689,7 +682,7 @@ static int write_new(struct ft_map *m, const struct ft_disk_id *id)
 		rc = put_sector(m, buf, 1 + s);
 	}
 	for (uint64_t r = 0; r < m->nr_regions; r++)
-		mark(m, r, all_of(m, r), 0);
+		mark(m, r, ft_disk_granules(m->image.bytes, r), 0);
 	if (!rc)
 		rc = save_words(m, 0, m->nr_regions - 1, true);
 	m->id = *id;

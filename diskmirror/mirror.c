@@ -121,7 +121,7 @@ static int mirror_theirs(struct ft_mirror *api, unsigned disk, uint64_t region, 
 	if (region >= regions || nr > regions - region)
 		rc = -EPROTO;
 	for (size_t i = 0; i < nr && !rc; i++)
-		if (word[i] & ~ft_mirror_word_mask(d->id.bytes, region + i))
+		if (word[i] & ~ft_disk_granules(d->id.bytes, region + i))
 			rc = -EPROTO;
 	for (size_t at = 0, n; at < nr && !rc; at += n) {
 		n = nr - at < FT_EXPORT_BODY_MAX / 8 - 1 ? nr - at : FT_EXPORT_BODY_MAX / 8 - 1;

@@ -10,15 +10,6 @@
 
 #define RATE_BURST_NS (100 * FT_MS_NS)  /* what was not used of the rate is remembered for so long */
 
-uint64_t ft_mirror_word_mask(uint64_t bytes, uint64_t region)
-{
-	uint64_t granules = (bytes + FT_GRANULE - 1) / FT_GRANULE, first = region * FT_REGION_GRANULES;
-
-	if (granules - first >= FT_REGION_GRANULES)
-		return UINT64_MAX;
-	return (1ull << (granules - first)) - 1;
-}
-
 static uint64_t granule_bytes(uint64_t granules)
 {
 	return (uint64_t)__builtin_popcountll(granules) * FT_GRANULE;
@@ -71,7 +62,7 @@ bool ft_mirror_plan(struct mirror_disk *d, const uint8_t *body, size_t len)
 	*w = (struct words){ .region = region, .nr = nr };
 	for (size_t i = 0; i < nr; i++) {
 		w->word[i] = ft_le64(body + 8 + 8 * i);
-		if (w->word[i] & ~ft_mirror_word_mask(d->id.bytes, region + i)) {
+		if (w->word[i] & ~ft_disk_granules(d->id.bytes, region + i)) {
 			free(w);
 			return false;
 		}

@@ -152,7 +152,5 @@ bool ft_mirror_ask(struct mirror *m, unsigned *disk, uint64_t *region, uint64_t 
 int ft_mirror_hashes(struct mirror *m, struct mirror_disk *d, uint64_t region, uint64_t granules, const uint8_t *hash, size_t nr);
 /* Would ask have one now? Wakes the owner, if so, or returns when to look again (0: something else will happen). */
 uint64_t ft_mirror_ask_again(struct mirror *m);
-/* Bits of @region's word that are granules of a disk of @bytes. */
-uint64_t ft_mirror_word_mask(uint64_t bytes, uint64_t region);
 
 #endif

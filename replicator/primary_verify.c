@@ -11,13 +11,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-static uint64_t granules_of(uint64_t bytes, uint64_t region)
-{
-	uint64_t left = (bytes - region * FT_REGION + FT_GRANULE - 1) / FT_GRANULE;
-
-	return left < FT_REGION_GRANULES ? (1ull << left) - 1 : ~0ull;
-}
-
 /* The next slice with anything in it, or false: that was all. */
 static bool find_slice(const struct ft_primary *p, struct ft_disk_verify *v)
 {
@@ -54,7 +47,7 @@ void ft_primary_verify_paused(struct ft_primary *p)
 	v->rc = 0;
 	for (unsigned i = 0; i < v->nr && !v->rc; i++) {
 		v->rc = p->cfg.mirror->ops->digest(p->cfg.mirror, v->disk, v->region + i,
-						   granules_of(p->disk_id[v->disk].bytes, v->region + i), v->hash[i]);
+						   ft_disk_granules(p->disk_id[v->disk].bytes, v->region + i), v->hash[i]);
 		p->ops->pausing(p->cfg.ctx);
 	}
 	p->verify_epoch = p->epoch;
@@ -70,7 +63,7 @@ int ft_primary_verify_ask(struct ft_primary *p)
 		uint8_t body[FT_WIRE_DISK_RANGE_LEN];
 		const struct ft_wire_disk_range r = {
 			.disk = v->disk, .region = v->region + i,
-			.granules = granules_of(p->disk_id[v->disk].bytes, v->region + i),
+			.granules = ft_disk_granules(p->disk_id[v->disk].bytes, v->region + i),
 		};
 
 		rc = p->ops->send(p->cfg.ctx, FT_REC_DISK_ASK, body, ft_wire_pack_disk_range(&r, body));
@@ -99,7 +92,7 @@ int ft_primary_verify_hashes(struct ft_primary *p, const uint8_t *body, size_t l
 		return 0;
 	}
 	if (!v->on || !v->asked || r.disk != v->disk || r.region != v->region + v->answered || v->answered == v->nr ||
-	    r.granules != granules_of(p->disk_id[r.disk].bytes, r.region) ||
+	    r.granules != ft_disk_granules(p->disk_id[r.disk].bytes, r.region) ||
 	    len != FT_WIRE_DISK_RANGE_LEN + (size_t)__builtin_popcountll(r.granules) * FT_HASH_LEN)
 		return -EPROTO;
 	compare(v, &r, body + FT_WIRE_DISK_RANGE_LEN);

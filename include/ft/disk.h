@@ -23,6 +23,14 @@ static inline uint64_t ft_disk_regions(uint64_t bytes)
 	return (bytes + FT_REGION - 1) / FT_REGION;
 }
 
+/* A bit for each granule of @region; the last region of a disk of @bytes may have fewer than 64. */
+static inline uint64_t ft_disk_granules(uint64_t bytes, uint64_t region)
+{
+	uint64_t nr = (bytes - region * FT_REGION + FT_GRANULE - 1) / FT_GRANULE;
+
+	return nr >= FT_REGION_GRANULES ? UINT64_MAX : (1ull << nr) - 1;
+}
+
 enum ft_disk_opcode {
 	FT_DISK_WRITE = 1,              /* len bytes follow */
 	FT_DISK_ZERO  = 2,              /* reads back as zeros from here on: write-zeroes and trim */

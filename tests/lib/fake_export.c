@@ -147,13 +147,6 @@ static void start(struct fake_export *x, int fd, int memfd)
 	here(x, fd);
 }
 
-static uint64_t all_of(const struct fake_export *x, uint64_t region)
-{
-	uint64_t granules = (x->bytes + FT_GRANULE - 1) / FT_GRANULE - region * FT_REGION_GRANULES;
-
-	return granules >= FT_REGION_GRANULES ? UINT64_MAX : (1ull << granules) - 1;
-}
-
 /* Two words at a time. */
 static void copy(struct fake_export *x, int fd, bool all)
 {
@@ -165,7 +158,7 @@ static void copy(struct fake_export *x, int fd, bool all)
 
 		ft_put64(body, r);
 		for (size_t i = 0; i < nr; i++) {
-			uint64_t word = all ? all_of(x, r + i) : x->touched[r + i];
+			uint64_t word = all ? ft_disk_granules(x->bytes, r + i) : x->touched[r + i];
 
 			ft_put64(body + 8 + 8 * i, word);
 			total += (uint64_t)__builtin_popcountll(word);
