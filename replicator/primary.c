@@ -10,7 +10,7 @@
 
 #define RECONNECT_MIN_NS (100 * FT_MS_NS)
 #define RECONNECT_MAX_NS (1000 * FT_MS_NS)
-#define PING_NS (50 * FT_MS_NS)
+#define PINGS 6u                        /* in a silence; at most one each 50 ms */
 #define BREACH_RETRY_NS (200 * FT_MS_NS)
 #define RELEASE_RETRY_NS (5 * FT_MS_NS)
 #define LOOK_NS (50 * FT_MS_NS)
@@ -917,10 +917,11 @@ static bool unanswered(const struct ft_primary *p, uint64_t now)
 
 static void ping(struct ft_primary *p, uint64_t now)
 {
+	unsigned each = (p->silence_ms ? p->silence_ms : p->cfg.policy.silence_ms) / PINGS;
 	uint8_t body[8];
 
 	ft_put64(body, now);
-	p->ping_ns = now + PING_NS;
+	p->ping_ns = now + (each > 50 ? each : 50) * FT_MS_NS;
 	(void)p->ops->send(p->cfg.ctx, FT_REC_PING, body, sizeof(body));        /* only a sign of life: the next one will do */
 }
 
