@@ -963,7 +963,7 @@ void ft_primary_tick(struct ft_primary *p)
 	if (p->state == FT_PRIMARY_CUT_OFF)
 		cut_off_tick(p, now);
 	if (ft_primary_backlog(p))
-		ft_debug("%s: staging is %zu bytes full: the link is slower than the guest", p->cfg.guest, ft_staging_used(p->cfg.staging));
+		;                               /* the link is slower than the guest */
 	else if (p->state == FT_PRIMARY_SYNCING)
 		sync_slice(p);
 	else if (ft_primary_may_take_epoch(p) && now >= ft_pacer_next_ns(&p->pacer))
