@@ -22,6 +22,14 @@
 
 /* --- the object --- */
 
+static uint64_t clock_ns(clockid_t id)
+{
+	struct timespec ts;
+
+	clock_gettime(id, &ts);
+	return (uint64_t)ts.tv_sec * FT_S_NS + (uint64_t)ts.tv_nsec;
+}
+
 static void choose_layers(struct ft_gate *g, const struct ft_gate_caps *caps)
 {
 	struct gate_layer *first = &g->layer[0], *second = &g->layer[1];
@@ -83,6 +91,7 @@ int ft_gate_new(const struct ft_gate_config *cfg, struct ft_gate **out)
 	}
 	assert(ft_name_ok(cfg->guest) && cfg->nr_taps <= FT_TAPS_MAX);
 	pthread_mutex_init(&g->lock, NULL);
+	g->clock_offset = (int64_t)(clock_ns(CLOCK_REALTIME) - ft_now_ns());
 	snprintf(g->guest, sizeof(g->guest), "%s", cfg->guest);
 	g->nr_taps = cfg->nr_taps;
 	for (unsigned i = 0; i < cfg->nr_taps; i++)
@@ -208,14 +217,6 @@ int ft_gate_install(struct ft_gate *g, uint16_t queue, const struct ft_gate_port
 	if (!rc)
 		rc = digest_all(g);
 	return gate_explain(g->guest, "put the rules in", &f, rc);
-}
-
-static uint64_t clock_ns(clockid_t id)
-{
-	struct timespec ts;
-
-	clock_gettime(id, &ts);
-	return (uint64_t)ts.tv_sec * FT_S_NS + (uint64_t)ts.tv_nsec;
 }
 
 /* Slots from @first to before @last, with what is left of each as its time-out. */
