@@ -212,6 +212,29 @@ def a_guest_that_does_not_answer_the_request_to_suspend_runs_on(shared):
     check(lab.ask('stat', 60) is not None, 'the guest does not answer')
 
 
+@test(limit=1200)
+def a_guest_with_two_processors_is_replicated_and_taken_over(shared):
+    shared.close()
+    shared.lab = lab = xenlab.Lab(guest_on=None)
+    lab.start_ftd(lab.beta)
+    lab.alpha.write('/ft/guest/vm1.cfg', xenlab.XL_CFG.replace('vcpus = 1', 'vcpus = 2'))
+    for host in lab.hosts:
+        host.write('/etc/ft/guests/vm1.conf', xenlab.GUEST_FILE.replace('vcpus = 1', 'vcpus = 2'))
+    lab.alpha.run('xl create /ft/guest/vm1.cfg', 120)
+    wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 240, 1)
+    shared.job = lab.protect()
+    check(lab.ask('dirty 16 300', 60) is not None, 'the guest does not answer')
+    for n in range(5):
+        done = lab.alpha.call('ft-ctl verify vm1', 120)
+        check(done.returncode == 0, f'comparison {n + 1}: {done.stdout.strip()}')
+    lab.alpha.cut()
+    wait_for('the takeover', lambda: 'RUNNING here' in lab.beta.run('cat /ft/log/ftd.log'), 120, 1)
+    check(lab.ask('stat', 120) is not None, 'the guest does not answer')
+    seen = lab.beta.run('xl vcpu-list vm1').count('vm1')
+    check(seen == 2, f'{seen} processors run here')
+    shared.close()
+
+
 @test(limit=600)
 def a_backup_without_room_or_with_a_domain_of_that_name_refuses(shared):
     lab = shared.open()
