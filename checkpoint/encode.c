@@ -285,6 +285,8 @@ static void *worker_main(void *arg)
 	struct worker *w = arg;
 	struct ft_encoder *en = w->en;
 
+	if (en->cfg.yield)
+		ft_priority_default();
 	pthread_mutex_lock(&en->lock);
 	while (!en->stop) {
 		if (may_take(en))

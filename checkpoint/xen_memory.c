@@ -186,16 +186,27 @@ static int probe_down(struct finder *f, uint64_t first, uint64_t end)
 	return n < 0 ? n : 0;
 }
 
-static int collect(const struct finder *f, struct xen_pages *out)
+static int collect_with(const struct finder *f, uint64_t gap, struct xen_pages *out)
 {
 	uint64_t gfn = ft_bitmap_next(&f->there, 0);
 	int rc = 0;
 
 	*out = (struct xen_pages){ 0 };
 	while (gfn < f->there.nr_bits && !rc) {
-		rc = xen_pages_add(out, gfn, 1);
+		rc = xen_pages_add(out, gfn, 1, gap);
 		gfn = ft_bitmap_next(&f->there, gfn + 1);
 	}
+	return rc;
+}
+
+/* A balloon may leave many holes: then the larger ones are counted as memory, too. */
+static int collect(const struct finder *f, struct xen_pages *out)
+{
+	uint64_t gap = XEN_GAP_MIN;
+	int rc;
+
+	while ((rc = collect_with(f, gap, out)) == -E2BIG && gap < f->there.nr_bits)
+		gap *= 2;
 	return rc;
 }
 

@@ -7,12 +7,12 @@
 
 #define GFN_MAX ((uint64_t)1 << 36)     /* 48 bits of address */
 
-int xen_pages_add(struct xen_pages *map, uint64_t gfn, uint64_t count)
+int xen_pages_add(struct xen_pages *map, uint64_t gfn, uint64_t count, uint64_t gap)
 {
 	unsigned last = map->nr - 1;
 	uint64_t end = map->nr ? map->range[last].first + map->range[last].count : 0;
 
-	if (map->nr && gfn - end < XEN_GAP_MIN) {
+	if (map->nr && gfn - end < gap) {
 		map->range[last].count += gfn - end + count;
 		map->total += gfn - end + count;
 		return 0;

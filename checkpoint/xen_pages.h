@@ -12,7 +12,7 @@
 #include "ft/bitmap.h"
 
 #define XEN_RANGES_MAX 16u
-#define XEN_GAP_MIN 512u                /* smaller gaps are part of a range */
+#define XEN_GAP_MIN 512u                /* smaller gaps are part of a range, at least */
 
 struct xen_pages {
 	unsigned nr;
@@ -22,8 +22,8 @@ struct xen_pages {
 	uint64_t total;
 };
 
-/* Append frame @gfn, not below any that is there. -E2BIG: too many ranges. */
-int xen_pages_add(struct xen_pages *map, uint64_t gfn, uint64_t count) FT_MUST_CHECK;
+/* Append frame @gfn, not below any that is there; a gap below @gap becomes part of a range. -E2BIG: too many ranges. */
+int xen_pages_add(struct xen_pages *map, uint64_t gfn, uint64_t count, uint64_t gap) FT_MUST_CHECK;
 /* @text may be hostile. -EPROTO. */
 int xen_pages_parse(const char *text, struct xen_pages *out) FT_MUST_CHECK;
 int xen_pages_format(const struct xen_pages *map, char *buf, size_t size) FT_MUST_CHECK;

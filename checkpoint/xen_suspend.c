@@ -40,46 +40,40 @@ void xen_suspend_drain(struct xen_suspend *s)
 		free(event);
 }
 
-/* Somebody asked it to power off, or is about to save it: not now. */
-static int request(struct xen_suspend *s)
+/*
+ * Make @to of a node that says @from, or do nothing; nobody's word in between is overwritten. -EBUSY: it says something
+ * else.
+ */
+static int swap_request(struct xen_suspend *s, const char *from, const char *to)
 {
+	struct xs_handle *xs = s->dom->xs;
 	char path[64], *now;
 	unsigned len;
-	int rc = 0;
+	int rc;
 
 	control_path(s, path);
-	now = xs_read(s->dom->xs, XBT_NULL, path, &len);
-	if (now && *now)
-		rc = -EBUSY;
-	free(now);
-	if (!rc && !xs_write(s->dom->xs, XBT_NULL, path, "suspend", 7)) {
-		rc = -errno;
-		ft_err("%s: %s cannot be written: %s", s->dom->guest, path, strerror(-rc));
-	}
+	do {
+		xs_transaction_t t = xs_transaction_start(xs);
+
+		if (t == XBT_NULL)
+			return -errno;
+		now = xs_read(xs, t, path, &len);
+		rc = strcmp(now ? now : "", from) ? -EBUSY : xs_write(xs, t, path, to, (unsigned)strlen(to)) ? 0 : -errno;
+		free(now);
+		if (!xs_transaction_end(xs, t, rc != 0) && !rc)
+			rc = -errno;
+	} while (rc == -EAGAIN);
 	return rc;
 }
 
-/* Take back a request that the guest has not taken. False: it has, at the last moment, and will suspend. */
-static bool withdraw(struct xen_suspend *s)
+/* -EBUSY: somebody asked it to power off, or is about to save it: not now. */
+static int request(struct xen_suspend *s)
 {
-	char path[64], *now;
-	bool taken, done = false;
-	unsigned len;
+	int rc = swap_request(s, "", "suspend");
 
-	control_path(s, path);
-	while (!done) {
-		xs_transaction_t t = xs_transaction_start(s->dom->xs);
-
-		if (t == XBT_NULL)
-			return false;
-		now = xs_read(s->dom->xs, t, path, &len);
-		taken = !now || strcmp(now, "suspend") != 0;
-		free(now);
-		if (!taken && !xs_write(s->dom->xs, t, path, "", 0))
-			taken = true;
-		done = xs_transaction_end(s->dom->xs, t, taken) || errno != EAGAIN;
-	}
-	return !taken;
+	if (rc && rc != -EBUSY)
+		ft_err("%s: xenstore cannot be told that it is to suspend: %s", s->dom->guest, strerror(-rc));
+	return rc;
 }
 
 static int look(const struct xen_suspend *s, bool *suspended)
@@ -124,7 +118,7 @@ static int begin(struct xen_suspend *s)
 	rc = wait_suspended(s, start + ACK_NS);
 	if (rc != -ETIMEDOUT)
 		return rc;
-	if (withdraw(s)) {
+	if (!swap_request(s, "suspend", "")) {          /* else it has taken it, at the last moment, and will suspend */
 		ft_err("%s: the guest does not answer the request to suspend: has it a Linux with Xen's PV drivers, and does it run?",
 		       s->dom->guest);
 		return rc;

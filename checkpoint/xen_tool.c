@@ -51,8 +51,14 @@ static void run(int log_fd, char *const *argv)
 static int wait_for(pid_t pid, unsigned timeout_s)
 {
 	struct pollfd p = { .fd = pidfd_open(pid, 0), .events = POLLIN };
-	int status = 0, n = p.fd < 0 ? -1 : poll(&p, 1, (int)timeout_s * 1000);
+	uint64_t now = ft_now_ns(), end = now + timeout_s * FT_S_NS;
+	int status = 0, n = -1;
 
+	for (; p.fd >= 0 && n < 0 && now < end; now = ft_now_ns()) {
+		n = poll(&p, 1, (int)((end - now) / FT_MS_NS) + 1);
+		if (n < 0 && errno != EINTR)
+			break;
+	}
 	if (p.fd >= 0)
 		close(p.fd);
 	if (n <= 0)

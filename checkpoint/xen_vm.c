@@ -157,7 +157,6 @@ static int map_again(struct xen_vm *v)
 static int xen_pause(struct ft_vm *vm)
 {
 	struct xen_vm *v = xen_of(vm);
-	uint64_t start = ft_now_ns();
 	int rc;
 
 	if (v->paused)
@@ -175,7 +174,6 @@ static int xen_pause(struct ft_vm *vm)
 	v->paused = true;
 	v->taken = false;
 	v->suspended_ns = ft_now_ns();
-	ft_debug("%s: suspended after %.1f ms", v->at.guest, (double)(v->suspended_ns - start) / 1e6);
 	return map_again(v);
 }
 

@@ -17,8 +17,18 @@
 
 #define SLACK_MS 20                     /* two ticks of the coarsest kernel: an element outlives its slot */
 #define LEASE_MAX_NS (2 * FT_S_NS)      /* renewals reach no further: 239 slots */
+#define LEASE_PLENTY_NS (3 * LEASE_MAX_NS / 4)  /* with so much left there is no hurry to renew */
+#define STEP_NS (5 * (int64_t)FT_MS_NS) /* more than a clock is slewed between two renewals */
 
 /* --- the object --- */
+
+static uint64_t clock_ns(clockid_t id)
+{
+	struct timespec ts;
+
+	clock_gettime(id, &ts);
+	return (uint64_t)ts.tv_sec * FT_S_NS + (uint64_t)ts.tv_nsec;
+}
 
 static void choose_layers(struct ft_gate *g, const struct ft_gate_caps *caps)
 {
@@ -81,6 +91,7 @@ int ft_gate_new(const struct ft_gate_config *cfg, struct ft_gate **out)
 	}
 	assert(ft_name_ok(cfg->guest) && cfg->nr_taps <= FT_TAPS_MAX);
 	pthread_mutex_init(&g->lock, NULL);
+	g->clock_offset = (int64_t)(clock_ns(CLOCK_REALTIME) - ft_now_ns());
 	snprintf(g->guest, sizeof(g->guest), "%s", cfg->guest);
 	g->nr_taps = cfg->nr_taps;
 	for (unsigned i = 0; i < cfg->nr_taps; i++)
@@ -150,6 +161,7 @@ static int restore_spare(struct ft_gate *g, struct gate_layer *spare)
 		if (!strcmp(f.table[i].name, spare->name))
 			ft_nft_del_table(&g->batch, f.table[i].family, f.table[i].name);
 	gate_add_layer(g, spare, 0);
+	g->slots_end = 0;
 	rc = ft_nft_send(&g->batch, g->owner, NULL, 0);
 	pthread_mutex_unlock(&g->lock);
 	if (!rc)
@@ -198,6 +210,7 @@ int ft_gate_install(struct ft_gate *g, uint16_t queue, const struct ft_gate_port
 			gate_add_layer(g, &g->layer[i], queue);
 		rc = ft_nft_send(&g->batch, g->owner, NULL, 0);
 		g->installed = rc == 0;
+		g->slots_end = 0;
 		g->shut = g->complained = false;
 		pthread_mutex_unlock(&g->lock);
 	}
@@ -206,23 +219,12 @@ int ft_gate_install(struct ft_gate *g, uint16_t queue, const struct ft_gate_port
 	return gate_explain(g->guest, "put the rules in", &f, rc);
 }
 
-static uint64_t clock_ns(clockid_t id)
+/* Slots from @first to before @last, with what is left of each as its time-out. */
+static void add_slots(struct ft_gate *g, const struct gate_layer *l, uint64_t real, uint64_t first, uint64_t last)
 {
-	struct timespec ts;
-
-	clock_gettime(id, &ts);
-	return (uint64_t)ts.tv_sec * FT_S_NS + (uint64_t)ts.tv_nsec;
-}
-
-/* Slots that end before @until_ns. Read in this order, a stall in between can only make them fewer. */
-static void add_slots(struct ft_gate *g, const struct gate_layer *l, uint64_t until_ns)
-{
-	uint64_t real = clock_ns(CLOCK_REALTIME), mono = ft_now_ns();
-	uint64_t left = until_ns > mono ? until_ns - mono : 0;
-	uint64_t last = (real + (left < LEASE_MAX_NS ? left : LEASE_MAX_NS)) >> GATE_SLOT_SHIFT;
 	struct nlattr *list = ft_nft_elems_begin(&g->batch, NFPROTO_BRIDGE, l->name, "fresh");
 
-	for (uint64_t slot = real >> GATE_SLOT_SHIFT; slot < last; slot++) {
+	for (uint64_t slot = first; slot < last; slot++) {
 		uint64_t key = slot << GATE_SLOT_SHIFT;
 		uint64_t end = (slot + 1) << GATE_SLOT_SHIFT;
 
@@ -231,16 +233,48 @@ static void add_slots(struct ft_gate *g, const struct gate_layer *l, uint64_t un
 	ft_nft_elems_end(&g->batch, list);
 }
 
-static int renew_locked(struct ft_gate *g, uint64_t until_ns)
+/*
+ * The first slot that has to be added: those before are in the sets. Not so when the wall clock was set: then
+ * elements of slots that are still to come expire, so until the last of them has, all are added each time.
+ */
+static uint64_t first_missing(struct ft_gate *g, uint64_t real, uint64_t mono)
+{
+	int64_t offset = (int64_t)(real - mono), step = offset - g->clock_offset;
+
+	if (step > STEP_NS || step < -STEP_NS)
+		g->unsure_until_ns = mono + LEASE_MAX_NS;
+	g->clock_offset = offset;
+	if (mono < g->unsure_until_ns || g->slots_end < real >> GATE_SLOT_SHIFT)
+		return real >> GATE_SLOT_SHIFT;
+	return g->slots_end;
+}
+
+static int flush_locked(struct ft_gate *g)
 {
 	ft_nft_begin(&g->batch);
-	for (unsigned i = 0; i < g->nr_layers; i++) {
-		if (until_ns)
-			add_slots(g, &g->layer[i], until_ns);
-		else
-			ft_nft_flush_set(&g->batch, NFPROTO_BRIDGE, g->layer[i].name, "fresh");
-	}
+	for (unsigned i = 0; i < g->nr_layers; i++)
+		ft_nft_flush_set(&g->batch, NFPROTO_BRIDGE, g->layer[i].name, "fresh");
+	g->slots_end = 0;
 	return ft_nft_send(&g->batch, g->owner, NULL, 0);
+}
+
+/* Slots that end before @until_ns. The clocks are read in this order: a stall in between can only make them fewer. */
+static int renew_locked(struct ft_gate *g, uint64_t until_ns)
+{
+	uint64_t real = clock_ns(CLOCK_REALTIME), mono = ft_now_ns();
+	uint64_t left = until_ns > mono ? until_ns - mono : 0;
+	uint64_t last = (real + (left < LEASE_MAX_NS ? left : LEASE_MAX_NS)) >> GATE_SLOT_SHIFT;
+	uint64_t first = first_missing(g, real, mono);
+	int rc;
+
+	if (first >= last || first << GATE_SLOT_SHIFT > real + LEASE_PLENTY_NS)
+		return 0;
+	ft_nft_begin(&g->batch);
+	for (unsigned i = 0; i < g->nr_layers; i++)
+		add_slots(g, &g->layer[i], real, first, last);
+	rc = ft_nft_send(&g->batch, g->owner, NULL, 0);
+	g->slots_end = rc ? 0 : last;
+	return rc;
 }
 
 static int may_renew(const struct ft_gate *g, uint64_t until_ns)
@@ -260,7 +294,7 @@ int ft_gate_fresh(struct ft_gate *g, uint64_t until_ns)
 	pthread_mutex_lock(&g->lock);
 	rc = may_renew(g, until_ns);
 	if (!rc) {
-		rc = renew_locked(g, until_ns);
+		rc = until_ns ? renew_locked(g, until_ns) : flush_locked(g);
 		complain = rc && !g->complained;
 		g->complained |= complain;
 	}
@@ -276,7 +310,7 @@ int ft_gate_hush(struct ft_gate *g, bool hushed)
 
 	pthread_mutex_lock(&g->lock);
 	g->hushed = hushed;
-	rc = hushed && g->installed ? renew_locked(g, 0) : 0;
+	rc = hushed && g->installed ? flush_locked(g) : 0;
 	pthread_mutex_unlock(&g->lock);
 	return rc;
 }
@@ -288,7 +322,7 @@ void ft_gate_shut(struct ft_gate *g)
 	pthread_mutex_lock(&g->lock);
 	g->shut = true;
 	if (g->installed)
-		rc = renew_locked(g, 0);
+		rc = flush_locked(g);
 	pthread_mutex_unlock(&g->lock);
 	if (rc && rc != -ENOENT)
 		ft_err("%s: cannot close the gate at once: %s; it closes by itself when the lease ends", g->guest, strerror(-rc));

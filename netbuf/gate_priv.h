@@ -33,6 +33,9 @@ struct ft_gate {
 	struct mnl_socket *owner;
 	struct ft_nft batch;
 	bool installed, hushed, shut, complained;
+	uint64_t slots_end;             /* the first slot that is not in the sets yet; 0: nothing is known to be */
+	int64_t clock_offset;           /* wall clock less CLOCK_MONOTONIC at the last renewal */
+	uint64_t unsure_until_ns;       /* the wall clock was set: elements may expire before their slots */
 };
 
 /* gate_rules.c: append a layer's tables to the batch; @queue is for the layer that holds. */

@@ -10,7 +10,7 @@
 
 #define RECONNECT_MIN_NS (100 * FT_MS_NS)
 #define RECONNECT_MAX_NS (1000 * FT_MS_NS)
-#define PING_NS (50 * FT_MS_NS)
+#define PINGS 6u                        /* in a silence; at most one each 50 ms */
 #define BREACH_RETRY_NS (200 * FT_MS_NS)
 #define RELEASE_RETRY_NS (5 * FT_MS_NS)
 #define LOOK_NS (50 * FT_MS_NS)
@@ -959,10 +959,11 @@ static bool unanswered(const struct ft_primary *p, uint64_t now)
 
 static void ping(struct ft_primary *p, uint64_t now)
 {
+	unsigned each = (p->silence_ms ? p->silence_ms : p->cfg.policy.silence_ms) / PINGS;
 	uint8_t body[8];
 
 	ft_put64(body, now);
-	p->ping_ns = now + PING_NS;
+	p->ping_ns = now + (each > 50 ? each : 50) * FT_MS_NS;
 	(void)p->ops->send(p->cfg.ctx, FT_REC_PING, body, sizeof(body));        /* only a sign of life: the next one will do */
 }
 
@@ -979,6 +980,7 @@ static void next_epoch(struct ft_primary *p)
 void ft_primary_tick(struct ft_primary *p)
 {
 	uint64_t now = primary_now(p);
+	bool ready;
 
 	if (p->state == FT_PRIMARY_ENDED)
 		return;
@@ -1003,11 +1005,10 @@ void ft_primary_tick(struct ft_primary *p)
 	}
 	if (p->state == FT_PRIMARY_CUT_OFF)
 		cut_off_tick(p, now);
-	if (ft_primary_backlog(p))
-		ft_debug("%s: staging is %zu bytes full: the link is slower than the guest", p->cfg.guest, ft_staging_used(p->cfg.staging));
-	else if (p->state == FT_PRIMARY_SYNCING)
+	ready = !ft_primary_backlog(p);         /* else the link is slower than the guest */
+	if (ready && p->state == FT_PRIMARY_SYNCING)
 		sync_slice(p);
-	else if (ft_primary_may_take_epoch(p) && now >= ft_pacer_next_ns(&p->pacer))
+	else if (ready && ft_primary_may_take_epoch(p) && now >= ft_pacer_next_ns(&p->pacer))
 		next_epoch(p);
 	arm(p);
 }

@@ -190,6 +190,7 @@ static int capture(struct ft_primary *p, struct ft_blob *state)
 	p->chunk_ns = primary_now(p);
 	rc = ft_capture_epoch(p->vm, p->cfg.staging, p->epoch, p->cfg.policy.silence_ms * CAPTURE_SILENCES, &p->dirty, &p->sink, state, &stats);
 	p->filling = NULL;
+	p->last_capture = stats;
 	p->last_dirty = stats.dirty_pages;
 	p->bytes_dirty += stats.bytes;
 	if (!rc && p->verify.done && !p->verify_epoch && p->verify_disks.on)
@@ -212,9 +213,20 @@ static int resume_guest(struct ft_primary *p)
 	return rc ? rc : kept;
 }
 
+/* For who asks why a pause was long. */
+static void note_pause(const struct ft_primary *p, uint64_t start, uint64_t stopped, uint64_t copied, uint64_t now)
+{
+	const struct ft_capture_stats *s = &p->last_capture;
+
+	ft_debug("%s: epoch %llu: ms to stop %.1f, scan %.1f, copy %llu pages %.1f, state %.1f, other %.1f, resume %.1f", p->cfg.guest,
+		 (unsigned long long)p->epoch, (double)(stopped - start) / 1e6, (double)s->scan_ns / 1e6,
+		 (unsigned long long)s->dirty_pages, (double)s->copy_ns / 1e6, (double)s->state_ns / 1e6,
+		 (double)(int64_t)(copied - stopped - s->scan_ns - s->copy_ns - s->state_ns) / 1e6, (double)(now - copied) / 1e6);
+}
+
 static int paused_part(struct ft_primary *p, bool last, struct ft_blob *state)
 {
-	uint64_t cpu_ns, start = primary_now(p);
+	uint64_t cpu_ns, stopped, copied, start = primary_now(p);
 	int rc, resumed;
 
 	p->ops->pausing(p->cfg.ctx);
@@ -222,6 +234,7 @@ static int paused_part(struct ft_primary *p, bool last, struct ft_blob *state)
 	p->stopping = true;
 	rc = p->vm->ops->pause(p->vm);
 	p->stopping = false;
+	stopped = primary_now(p);
 	cpu_ns = p->vm->ops->cpu_time_ns(p->vm);
 	if (!rc) {
 		rc = seal_outputs(p, p->epoch + 1);
@@ -237,12 +250,14 @@ static int paused_part(struct ft_primary *p, bool last, struct ft_blob *state)
 		p->frozen = !rc;
 		return rc;
 	}
+	copied = primary_now(p);
 	resumed = resume_guest(p);                      /* always: the guest is never left paused by a failure */
 	if (!rc)
 		rc = resumed;
 	if (!rc) {
 		uint64_t now = primary_now(p);
 
+		note_pause(p, start, stopped, copied, now);
 		p->interval_ns = now - p->pacer.resumed_ns;
 		ft_samples_add(&p->pause, now - start);
 		ft_pacer_epoch(&p->pacer, start, now, cpu_ns, p->last_dirty);
@@ -286,11 +301,14 @@ bool ft_primary_may_take_epoch(const struct ft_primary *p)
 
 /*
  * Staging is more than half full. A pause that begins now might have to wait for the network with the guest standing
- * still, and what is copied while it runs can wait at least as well.
+ * still, and what is copied while it runs can wait at least as well. After a round of the full copy nearly all of it has
+ * to be gone: the last pause may follow, and with few processors encoding is what it would wait for.
  */
 bool ft_primary_backlog(const struct ft_primary *p)
 {
-	return ft_staging_used(p->cfg.staging) > ft_staging_bound(p->cfg.staging) / 2;
+	bool last = p->state == FT_PRIMARY_SYNCING && p->round_over;
+
+	return ft_staging_used(p->cfg.staging) > ft_staging_bound(p->cfg.staging) / (last ? 8 : 2);
 }
 
 int ft_primary_take_epoch(struct ft_primary *p, bool last)
@@ -315,7 +333,7 @@ int ft_primary_sync_begin(struct ft_primary *p, bool direct)
 	p->sync_total = p->vm->nr_pages;
 	p->batch = 2;           /* ft_capture_epoch uses 0 and 1; only a change counts */
 	p->round = 0;
-	p->sync_through = false;
+	p->sync_through = p->round_over = false;
 	return ft_encoder_begin(p->cfg.encoder, p->epoch + 1, 0, FT_EPOCH_FULL | (direct ? FT_EPOCH_DIRECT : 0));
 }
 
@@ -331,6 +349,7 @@ static int next_round(struct ft_primary *p)
 	p->sync_through = left <= LAST_ROUND_PAGES || ++p->round >= ROUNDS_MAX;
 	p->cursor = 0;
 	p->batch++;
+	p->round_over = p->sync_through;
 	if (!p->sync_through)
 		p->sync_total += left;
 	return 0;
@@ -346,7 +365,8 @@ static int copy_slice(struct ft_primary *p)
 	if (rc)
 		return rc;
 	p->sync_done += before - ft_bitmap_count(&p->dirty);
-	return p->cursor < p->vm->nr_pages ? 0 : next_round(p);
+	p->round_over = p->cursor >= p->vm->nr_pages;
+	return 0;
 }
 
 int ft_primary_sync_slice(struct ft_primary *p)
@@ -355,14 +375,20 @@ int ft_primary_sync_slice(struct ft_primary *p)
 
 	if (p->disks_copying)
 		return ft_primary_disks_slice(p);
-	rc = p->sync_through ? 0 : copy_slice(p);
-	if (rc || !p->sync_through || ft_primary_backlog(p))
+	if (!p->round_over) {
+		rc = copy_slice(p);
+		if (rc || !p->round_over || ft_primary_backlog(p))
+			return rc;
+	}
+	rc = p->sync_through ? 0 : next_round(p);
+	if (rc || !p->sync_through)
 		return rc;
 	if (!p->holding) {
 		rc = ft_primary_hold(p);
 		if (rc)
 			return rc;
 	}
+	p->round_over = false;
 	rc = finish_epoch(p, false);
 	return rc ? rc : 1;
 }

@@ -75,6 +75,7 @@ struct ft_primary {
 	uint64_t sync_epoch;                    /* the epoch that carries it */
 	uint32_t batch;
 	unsigned round;
+	bool round_over;                        /* all of it is copied, not all of it is encoded */
 
 	/* disks */
 	struct ft_disk_id disk_id[FT_DISKS_MAX];        /* as DISKS said */
@@ -111,6 +112,7 @@ struct ft_primary {
 
 	struct ft_samples pause, ack;
 	uint64_t interval_ns, last_dirty, bytes_dirty;
+	struct ft_capture_stats last_capture;
 };
 
 /* --- primary_epoch.c --- */

@@ -691,6 +691,8 @@ static int make_data_path(struct protect *pr)
 	struct ft_encoder_config cfg = {
 		.threads = encode_threads(&pr->policy), .nr_pages = pr->vm->nr_pages, .shadow = pr->policy.shadow,
 		.emit = emit, .emit_nowait = emit_nowait, .disks = pr->mirror ? disks : NULL, .ctx = pr,
+		/* A domain suspends with xenstored's help, which is nobody's priority. */
+		.yield = pr->attach.hypervisor == FT_HYPERVISOR_XEN,
 	};
 	int rc = ft_staging_new((size_t)pr->policy.staging_mb << 20, &pr->staging);
 

@@ -21,6 +21,7 @@ struct ft_encoder_config {
 	struct ft_staging *staging;     /* borrowed; chunks go back there */
 	uint64_t nr_pages;
 	bool shadow;                    /* keep a shadow copy: deltas, at the price of RAM */
+	bool yield;                     /* workers run at everybody's priority, not at ours */
 	/* Called by one thread at a time, in order. -errno stops the stream until ft_encoder_reset. */
 	int (*emit)(void *ctx, uint32_t type, const void *body, size_t len);
 	/*

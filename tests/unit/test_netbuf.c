@@ -785,6 +785,26 @@ TEST(a_hushed_gate_is_not_opened_by_a_late_renewal)
 	world_free(w);
 }
 
+/* A renewal adds what the kernel does not have yet: after the gate was closed that is all of it. */
+TEST(a_gate_that_was_closed_opens_with_the_next_renewal)
+{
+	struct world *w = protected_world();
+
+	for (int n = 1; n <= 3; n++) {
+		CHECK_OK(fresh_ms(w, 1900));
+		if (n == 2)
+			CHECK_OK(ft_netbuf_fresh(w->nb, 0));
+		CHECK_OK(ft_netbuf_hush(w->nb, n == 3));
+		CHECK_OK(ft_netbuf_hush(w->nb, false));
+		CHECK_OK(fresh_ms(w, 1900));
+		guest_sends(w, K_IPV4);
+		CHECK_OK(seal(w, (uint64_t)n));
+		CHECK_OK(commit(w, (uint64_t)n));
+		client_sees(w, (uint32_t)n, (uint32_t)n);
+	}
+	world_free(w);
+}
+
 /* Nothing of ours runs while the right to speak ends. */
 TEST(the_kernel_closes_the_gate_of_a_stopped_process)
 {

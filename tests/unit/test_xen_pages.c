@@ -52,15 +52,17 @@ TEST(what_is_no_map_is_refused)
 TEST(small_gaps_are_part_of_a_range_and_large_ones_are_not)
 {
 	map = (struct xen_pages){ 0 };
-	CHECK_OK(xen_pages_add(&map, 0, 0xa0));
-	CHECK_OK(xen_pages_add(&map, 0xc0, 0x40));
-	CHECK_OK(xen_pages_add(&map, 0x100 + XEN_GAP_MIN, 1));
+	CHECK_OK(xen_pages_add(&map, 0, 0xa0, XEN_GAP_MIN));
+	CHECK_OK(xen_pages_add(&map, 0xc0, 0x40, XEN_GAP_MIN));
+	CHECK_OK(xen_pages_add(&map, 0x100 + XEN_GAP_MIN, 1, XEN_GAP_MIN));
 	CHECK_EQ(map.nr, 2);
 	CHECK_EQ(map.range[0].count, 0x100);
 	CHECK_EQ(map.total, 0x101);
 	for (unsigned i = 2; i < XEN_RANGES_MAX; i++)
-		CHECK_OK(xen_pages_add(&map, i * 0x10000, 1));
-	CHECK_EQ(xen_pages_add(&map, 0x1000000, 1), -E2BIG);
+		CHECK_OK(xen_pages_add(&map, i * 0x10000, 1, XEN_GAP_MIN));
+	CHECK_EQ(xen_pages_add(&map, 0x1000000, 1, XEN_GAP_MIN), -E2BIG);
+	CHECK_OK(xen_pages_add(&map, 0x1000000, 1, 0x1000000));
+	CHECK_EQ(map.nr, XEN_RANGES_MAX);
 }
 
 TEST(a_frame_has_the_same_number_on_both_ways)

@@ -173,6 +173,69 @@ def a_domain_that_the_toolstack_saves_is_over_and_not_started_elsewhere(shared):
 
 
 @test(limit=600)
+def a_domain_that_the_toolstack_reboots_is_over_and_not_started_elsewhere(shared):
+    lab = shared.protected()
+    lab.alpha.run('xl reboot vm1')
+    rc = wait_for('ft-protect to end', lambda: lab.alpha.status(shared.job) is not None and (lab.alpha.status(shared.job),), 180, 1)[0]
+    log = lab.alpha.run('cat /ft/log/protect.log')
+    check('under Xen that is a new domain' in log, log[-1500:])
+    time.sleep(8)                       # longer than the silence after which a backup takes over
+    check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup started a guest that was rebooted')
+    print(f'# ft-protect ended with {rc}')
+    shared.close()
+
+
+@test(limit=600)
+def a_xenstored_that_stands_still_delays_the_guest_and_no_more(shared):
+    """Twelve seconds, more than two silences: no takeover, and protection goes on."""
+    lab = shared.protected()
+    lab.alpha.run('kill -STOP $(pidof xenstored); sleep 12; kill -CONT $(pidof xenstored)')
+    first = wait_for('a status', lambda: lab.status().get('epoch'), 120, 1)
+    wait_for('more epochs', lambda: lab.state() == 'PROTECTED' and lab.status()['epoch'] > first + 3, 120, 1)
+    check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup took over')
+    check(lab.ask('stat', 60) is not None, 'the guest does not answer')
+
+
+@test(limit=600)
+def a_guest_that_does_not_answer_the_request_to_suspend_runs_on(shared):
+    """It cannot read the node: as one whose kernel is stuck. When it can again, it is protected again."""
+    lab = shared.protected()
+    domid = lab.alpha.run('xl domid vm1').strip()
+    node = f'/local/domain/{domid}/control/shutdown'
+    lab.alpha.run(f'xenstore chmod {node} n0')
+    wait_for('ft-protect to say so', lambda: 'does not answer the request to suspend' in lab.alpha.run('cat /ft/log/protect.log'), 120, 1)
+    check('s' not in lab.alpha.run('xl list vm1').splitlines()[-1].split()[-2], 'the guest is suspended')
+    lab.alpha.run(f'xenstore chmod {node} n{domid}')
+    first = lab.status()['epoch']
+    wait_for('more epochs', lambda: lab.state() == 'PROTECTED' and lab.status()['epoch'] > first + 3, 180, 1)
+    check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup took over')
+    check(lab.ask('stat', 60) is not None, 'the guest does not answer')
+
+
+@test(limit=1200)
+def a_guest_with_two_processors_is_replicated_and_taken_over(shared):
+    shared.close()
+    shared.lab = lab = xenlab.Lab(guest_on=None)
+    lab.start_ftd(lab.beta)
+    lab.alpha.write('/ft/guest/vm1.cfg', xenlab.XL_CFG.replace('vcpus = 1', 'vcpus = 2'))
+    for host in lab.hosts:
+        host.write('/etc/ft/guests/vm1.conf', xenlab.GUEST_FILE.replace('vcpus = 1', 'vcpus = 2'))
+    lab.alpha.run('xl create /ft/guest/vm1.cfg', 120)
+    wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 240, 1)
+    shared.job = lab.protect()
+    check(lab.ask('dirty 16 300', 60) is not None, 'the guest does not answer')
+    for n in range(5):
+        done = lab.alpha.call('ft-ctl verify vm1', 120)
+        check(done.returncode == 0, f'comparison {n + 1}: {done.stdout.strip()}')
+    lab.alpha.cut()
+    wait_for('the takeover', lambda: 'RUNNING here' in lab.beta.run('cat /ft/log/ftd.log'), 120, 1)
+    check(lab.ask('stat', 120) is not None, 'the guest does not answer')
+    seen = lab.beta.run('xl vcpu-list vm1').count('vm1')
+    check(seen == 2, f'{seen} processors run here')
+    shared.close()
+
+
+@test(limit=600)
 def a_backup_without_room_or_with_a_domain_of_that_name_refuses(shared):
     lab = shared.open()
     lab.beta.write('/ft/other.cfg', xenlab.XL_CFG)
