@@ -51,7 +51,7 @@ static const char *why_no_disk(struct ft_map *m)
 	if (id.flags & FT_DISK_TARGET)
 		return "a copy to it was begun and never finished, so part of it is missing";
 	if (ft_map_unsafe(m))
-		return "this host went down while the guest was protected, and the last that it wrote is only on the other host";
+		return "the last that the guest wrote is only on the other host, as this one went down meanwhile, or could not sync the image";
 	return NULL;
 }
 

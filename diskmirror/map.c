@@ -802,9 +802,36 @@ int ft_map_unsafe_anew(struct ft_map *m)
 	return set_unsafe(m, true, true);
 }
 
+int ft_map_lost(struct ft_map *m)
+{
+	static const char no_boot[BOOT_LEN + 1];
+	int rc;
+
+	pthread_mutex_lock(&m->io);
+	rc = write_header(m, &m->id, true, no_boot);
+	if (!rc) {
+		pthread_mutex_lock(&m->lock);
+		m->unsafe = m->unsafe_before = true;
+		memcpy(m->boot, no_boot, sizeof(no_boot));
+		pthread_mutex_unlock(&m->lock);
+	}
+	pthread_mutex_unlock(&m->io);
+	return failed(m, rc);
+}
+
 bool ft_map_unsafe(const struct ft_map *m)
 {
 	return m->unsafe_before;
+}
+
+int ft_map_save(struct ft_map *m)
+{
+	int rc;
+
+	pthread_mutex_lock(&m->io);
+	rc = save_words(m, 0, m->nr_regions - 1, true);
+	pthread_mutex_unlock(&m->io);
+	return failed(m, rc);
 }
 
 /* --- close --- */

@@ -186,6 +186,20 @@ static void raise_event(struct ft_store *st)
 		ft_debug("event: %s", strerror(errno));         /* the counter is full: it is readable anyway */
 }
 
+/* The kernel takes what it could not write for written, and a later sync succeeds: only the map will remember. */
+static void mark_lost(struct ft_store *st, unsigned disk, int rc)
+{
+	ft_err("%s: sync: %s - what was written to it is lost; replace the disk under it", st->disk[disk].image, strerror(-rc));
+	pthread_mutex_lock(&st->lock);
+	st->failed = rc;
+	st->failed_disk = disk;
+	pthread_mutex_unlock(&st->lock);
+	pthread_mutex_lock(&st->ids);
+	if (st->disk[disk].map)
+		ft_ignore(ft_map_lost(st->disk[disk].map));     /* logged; until we end, nothing is started from it anyway */
+	pthread_mutex_unlock(&st->ids);
+}
+
 static int sync_images(struct ft_store *st, const struct point *p)
 {
 	for (unsigned i = 0; i < st->cfg.nr_disks; i++) {
@@ -193,11 +207,7 @@ static int sync_images(struct ft_store *st, const struct point *p)
 
 		if (!rc)
 			continue;
-		ft_err("%s: sync: %s - what was written to it is lost; replace the disk under it", st->disk[i].image, strerror(-rc));
-		pthread_mutex_lock(&st->lock);
-		st->failed = rc;
-		st->failed_disk = i;
-		pthread_mutex_unlock(&st->lock);
+		mark_lost(st, i, rc);
 		return rc;
 	}
 	return 0;
@@ -221,6 +231,9 @@ static int adopt_disk(struct ft_store *st, struct disk *d, const struct ft_disk_
 	for (uint64_t r = ft_map_next(d->map, 0); r < ft_disk_regions(peer->bytes); r = ft_map_next(d->map, r + 1))
 		ft_map_compared(d->map, r, 0);
 	ft_map_durable(d->map, 0);
+	rc = ft_map_save(d->map);
+	if (rc)
+		return rc;
 	return durable_mode(st) ? ft_map_set_unsafe(d->map, false) : 0;
 }
 

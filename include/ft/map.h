@@ -47,6 +47,8 @@ int ft_map_set_id(struct ft_map *m, const struct ft_disk_id *id) FT_MUST_CHECK; 
 int ft_map_set_unsafe(struct ft_map *m, bool unsafe) FT_MUST_CHECK;
 /* What was lost before is made good, but it is unsafe from now on, too. */
 int ft_map_unsafe_anew(struct ft_map *m) FT_MUST_CHECK;
+/* A sync of the image has failed: it may lack what was written, for good, also for who opens it on this boot. */
+int ft_map_lost(struct ft_map *m) FT_MUST_CHECK;
 bool ft_map_unsafe(const struct ft_map *m);
 
 /* Before the image is changed in [@offset, +@len) by op @seq (0: not mirrored, nothing will confirm it). */
@@ -64,6 +66,8 @@ void ft_map_copy_begins(struct ft_map *m);
 void ft_map_compared(struct ft_map *m, uint64_t region, uint64_t seq);  /* @seq: of its MARK */
 /* The peer has ops up to @seq durable: regions that are compared and touched no later are clean. */
 void ft_map_durable(struct ft_map *m, uint64_t seq);
+/* What is clean is so on disk, too; else its sector says so when it is next written, or at close. */
+int ft_map_save(struct ft_map *m) FT_MUST_CHECK;
 
 uint64_t ft_map_word(struct ft_map *m, uint64_t region);
 uint64_t ft_map_next(struct ft_map *m, uint64_t region);        /* first region >= @region with a word, or the number of regions */

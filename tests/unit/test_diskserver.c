@@ -332,7 +332,7 @@ TEST(an_image_that_is_no_whole_disk_is_started_by_force_only)
 	ft_map_tuning.boot_id = "00000000-0000-0000-0000-000000000001";
 	make_map(0, true);
 	ft_map_tuning.boot_id = "00000000-0000-0000-0000-000000000002";
-	check_refused("this host went down while the guest was protected");
+	check_refused("the last that the guest wrote is only on the other host");
 	make_map(0, false);
 	CHECK_OK(truncate(image, DISK_BYTES * 2));
 	check_refused("belongs to another image");

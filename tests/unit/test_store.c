@@ -665,15 +665,19 @@ TEST(without_a_journal_a_dying_process_leaves_whole_ops_in_order)
 }
 
 /* Does the map say that all of the disks may differ from what their generation promises? */
+static bool suspect(struct world *w, unsigned disk)
+{
+	uint64_t word;
+
+	return ft_store_next_word(w->st, disk, 0, &word) == 0 && word == ft_disk_granules(BYTES, 0);
+}
+
 static bool all_suspect(struct world *w)
 {
 	bool all = true;
 
-	for (unsigned i = 0; i < NR_DISKS; i++) {
-		uint64_t word;
-
-		all &= ft_store_next_word(w->st, i, 0, &word) == 0 && word == (1 << (BYTES + FT_GRANULE - 1) / FT_GRANULE) - 1;
-	}
+	for (unsigned i = 0; i < NR_DISKS; i++)
+		all &= suspect(w, i);
 	return all;
 }
 
@@ -867,6 +871,52 @@ TEST(a_sync_that_fails_is_never_taken_for_a_later_one_that_does_not)
 	CHECK(!ft_store_durable(w->st, 0, &seq));
 	CHECK_EQ(flags_of(w), FT_DISK_TARGET);
 	world_free(w);
+}
+
+/* The page cache has it, clean, and drops it some day: who opens the image again on this boot must not believe it. */
+TEST(an_image_whose_sync_failed_is_suspect_until_it_is_copied_anew)
+{
+	for (int durability = FT_DURABILITY_MEMORY; durability <= FT_DURABILITY_JOURNAL; durability++) {
+		struct world *w = world_open((enum ft_durability)durability);
+
+		CHECK_OK(send_epoch(w, FULL));
+		CHECK_OK(commit(w));
+		CHECK_OK(ft_store_sync(w->st));
+		CHECK_OK(send_epoch(w, 0));
+		CHECK_OK(commit(w));
+		forgetful_fail_at(w->fs, 1, EIO, false);
+		CHECK_EQ(ft_store_sync(w->st), -EIO);
+		ft_store_free(w->st);
+		CHECK_OK(ft_store_open(&w->cfg, &w->st));
+		CHECK(suspect(w, 0));
+		CHECK(!suspect(w, 1));
+		CHECK_OK(meet(w));
+		CHECK_OK(send_epoch(w, FULL));
+		CHECK_OK(commit(w));
+		CHECK_OK(ft_store_sync(w->st));
+		CHECK(!suspect(w, 0));
+		world_free(w);
+	}
+}
+
+TEST(who_dies_after_a_copy_has_nothing_to_compare)
+{
+	for (int durability = FT_DURABILITY_MEMORY; durability <= FT_DURABILITY_JOURNAL; durability++) {
+		struct world *w = world_open((enum ft_durability)durability);
+		uint64_t word;
+
+		CHECK_OK(send_epoch(w, FULL));
+		CHECK_OK(commit(w));
+		CHECK_OK(ft_store_sync(w->st));
+		forgetful_cut_at(w->fs, 1);
+		CHECK(w->cfg.files->sync_dir(w->cfg.files->ctx, "/"));
+		ft_store_free(w->st);
+		forgetful_power_on(w->fs, 5);
+		CHECK_OK(ft_store_open(&w->cfg, &w->st));
+		for (unsigned i = 0; i < NR_DISKS; i++)
+			CHECK(ft_store_next_word(w->st, i, 0, &word) > 0);
+		world_free(w);
+	}
 }
 
 TEST(a_journal_beyond_its_bound_is_full_and_empties_itself_when_it_can)
