@@ -212,6 +212,23 @@ static int scan_open(const struct ft_journal_config *cfg, unsigned i, struct sca
 	return rc ? rc : measure(s);
 }
 
+/* The older one first. s[].h is -1 where there is none, or after an error. */
+static int scan_both(const struct ft_journal_config *cfg, struct scan s[NR_SEGS])
+{
+	int rc = 0;
+
+	s[0] = s[1] = (struct scan){ .h = -1 };
+	for (unsigned i = 0; i < NR_SEGS && !rc; i++)
+		rc = scan_open(cfg, i, &s[i]);
+	if (s[1].first_nr < s[0].first_nr) {
+		struct scan later = s[0];
+
+		s[0] = s[1];
+		s[1] = later;
+	}
+	return rc;
+}
+
 static void scan_close(struct scan *s)
 {
 	if (s->h >= 0)
@@ -222,16 +239,12 @@ static void scan_close(struct scan *s)
 int ft_journal_replay(const struct ft_journal_config *cfg, int (*record)(void *ctx, unsigned type, const uint8_t *body, size_t len),
 		      void *ctx, uint64_t *nr)
 {
-	struct scan s[NR_SEGS] = { { .h = -1 }, { .h = -1 } };
-	unsigned older;
-	int rc = 0;
+	struct scan s[NR_SEGS];
+	int rc = scan_both(cfg, s);
 
-	for (unsigned i = 0; i < NR_SEGS && !rc; i++)
-		rc = scan_open(cfg, i, &s[i]);
-	older = s[1].first_nr < s[0].first_nr;
 	*nr = s[0].nr_whole + s[1].nr_whole;
 	for (unsigned i = 0; i < NR_SEGS && !rc && record; i++)
-		rc = visit(&s[i ^ older], record, ctx);
+		rc = visit(&s[i], record, ctx);
 	if (rc && rc != -EBADMSG)
 		ft_err("%s/%s.journal: cannot replay: %s", cfg->dir, cfg->guest, strerror(-rc));
 	for (unsigned i = 0; i < NR_SEGS; i++)
@@ -242,17 +255,13 @@ int ft_journal_replay(const struct ft_journal_config *cfg, int (*record)(void *c
 /* The older one first, durably: what a replay finds must not end before it begins. */
 int ft_journal_remove(const struct ft_journal_config *cfg)
 {
-	struct scan s[NR_SEGS] = { { .h = -1 }, { .h = -1 } };
-	unsigned older;
-	int rc = 0;
+	struct scan s[NR_SEGS];
+	int rc = scan_both(cfg, s);
 
-	for (unsigned i = 0; i < NR_SEGS && !rc; i++)
-		rc = scan_open(cfg, i, &s[i]);
-	older = s[1].first_nr < s[0].first_nr;
 	for (unsigned i = 0; i < NR_SEGS && !rc; i++) {
-		if (s[i ^ older].h < 0)
+		if (s[i].h < 0)
 			continue;
-		rc = cfg->files->unlink(cfg->files->ctx, s[i ^ older].path);
+		rc = cfg->files->unlink(cfg->files->ctx, s[i].path);
 		if (!rc)
 			rc = cfg->files->sync_dir(cfg->files->ctx, cfg->dir);
 	}

@@ -33,7 +33,7 @@ struct ft_backup {
 	struct ft_replica *replica;
 	struct ft_image *image;
 	struct ft_store *store;                 /* of a guest with disks */
-	struct ft_log_limit store_log, takeover_log;
+	struct ft_log_limit refusal_log, store_log, takeover_log;
 	unsigned no_room;                       /* copies that did not fit, since the last one that did */
 	bool unwritten;                         /* the disks could not be written */
 	struct ft_blob firmware;
@@ -118,6 +118,7 @@ static int commit(struct ft_backup *b)
 
 	ft_image_commit(b->image);
 	rc = b->store ? ft_store_commit(b->store) : 0;
+	b->unwritten = rc != 0;
 	if (rc && ft_log_due(&b->store_log, ft_store_why(b->store)))
 		ft_err("%s: nothing more is acknowledged: %s", b->cfg.guest, why_not(b, rc));
 	return rc;
@@ -165,6 +166,7 @@ static void close_store(struct ft_backup *b)
 	if (b->store)
 		b->ops->close_store(b->cfg.ctx, b->store);
 	b->store = NULL;
+	b->unwritten = false;
 }
 
 /* The replica and all it held are gone; the promise of its record is void without it. */
@@ -224,7 +226,8 @@ static void refuse(struct ft_backup *b, enum ft_wire_reason reason, uint64_t gen
 		.replica = reason == FT_REASON_TAKEN_OVER ? FT_REPLICA_RUNNING : FT_REPLICA_NONE,
 	};
 
-	ft_warn("%s: %s is refused: %s%s%s", b->cfg.guest, b->peer, ft_wire_reason_text(reason), *why ? ": " : "", why);
+	if (ft_log_due(&b->refusal_log, *why ? why : ft_wire_reason_text(reason)))
+		ft_warn("%s: %s is refused: %s%s%s", b->cfg.guest, b->peer, ft_wire_reason_text(reason), *why ? ": " : "", why);
 	(void)welcome(b, &w, why);      /* the link closes next, whether it was sent or not */
 	drop_link(b);
 }
@@ -327,21 +330,29 @@ static bool resumable(const struct ft_backup *b, const struct ft_wire_hello *h)
 
 static void greet(struct ft_backup *b, const struct ft_wire_hello *h, const char *spec, const char *facts)
 {
-	bool resume = resumable(b, h);
+	bool outrun, resume = resumable(b, h);
 	enum ft_wire_reason reason;
 	char why[FT_WIRE_TEXT_MAX];
+	int rc;
 
 	reason = judge_hello(b, h, spec, facts, resume, why, sizeof(why));
 	if (reason != FT_REASON_OK) {
 		refuse(b, reason, max64(b->record.generation, b->session_generation), why);
 		return;
 	}
-	/* The guest went on without us, and was seen. */
-	if (h->flags & FT_HELLO_OUTRUN && void_replica(b, "the guest went on without this backup")) {
+	outrun = h->flags & FT_HELLO_OUTRUN;    /* the guest went on without us, and was seen */
+	if ((outrun && void_replica(b, "the guest went on without this backup")) ||
+	    (b->store && ft_store_lost(b->store) && void_replica(b, "a disk here has lost what was written to it"))) {
 		part(b, FT_REASON_INTERNAL, "the promise could not be made durable");
 		return;
 	}
 	keep_machine(b, spec, facts);
+	rc = b->unwritten ? commit(b) : 0;      /* a session would end with its first epoch */
+	if (rc) {
+		refuse(b, rc == -ENOSPC ? FT_REASON_NO_ROOM : FT_REASON_INTERNAL, max64(b->record.generation, b->session_generation),
+		       why_not(b, rc));
+		return;
+	}
 	resume = resume && usable(b);
 	if (open_session(b, h, resume))
 		part(b, FT_REASON_INTERNAL, "the session could not be opened");
@@ -614,7 +625,7 @@ static int epoch_end(struct ft_backup *b, const uint8_t *body, size_t len)
 	rc = b->ops->send(b->cfg.ctx, FT_REC_ACK, ack, sizeof(ack));
 	b->epochs++;
 	b->replica->epoch_ns = b->ops->now_ns(b->cfg.ctx);
-	b->unwritten = commit(b) != 0;  /* after the acknowledgement: clients wait for that, not for this */
+	ft_ignore(commit(b));           /* after the acknowledgement: clients wait for that, not for this */
 	return rc;
 }
 
@@ -631,7 +642,6 @@ static int epoch_begin(struct ft_backup *b, const uint8_t *body, size_t len)
 	rc = b->unwritten ? commit(b) : 0;
 	if (rc)
 		return rc;
-	b->unwritten = false;
 	rc = ft_image_begin(b->image, e.epoch, e.base, e.flags);
 	if (!rc && b->store)
 		rc = ft_store_begin(b->store, e.epoch, e.flags);
@@ -753,7 +763,7 @@ void ft_backup_drilled(struct ft_backup *b)
 	if (!b->drilling)
 		return;
 	stop_drill(b, &res);
-	b->unwritten = commit(b) != 0;  /* what was staged meanwhile */
+	ft_ignore(commit(b));           /* what was staged meanwhile */
 	drilled(b, &res);
 }
 

@@ -11,7 +11,7 @@
 
 struct logged {
 	uint64_t seq, sector;           /* sector UINT64_MAX: a whole granule, or the region's mark */
-	uint32_t granule, op;
+	uint32_t op;
 	uint8_t data[512];              /* of a sector */
 };
 
@@ -22,7 +22,6 @@ struct fake_mirror {
 	size_t nr, room, taken;
 	uint64_t mark_seq;              /* all that was compared is before it */
 	uint64_t sealed[EPOCHS_MAX];
-	uint64_t newest_seal, committed;
 	uint64_t theirs, plan;          /* granules */
 	bool started, asked, copied;
 };
@@ -44,7 +43,7 @@ uint64_t sim_disk_digest(const uint8_t *disk)
 	return XXH3_64bits(disk, DISK_BYTES);
 }
 
-static void log_op(struct fake_mirror *fm, uint32_t op, uint64_t sector, uint32_t granule)
+static void log_op(struct fake_mirror *fm, uint32_t op, uint64_t sector)
 {
 	struct logged *l;
 
@@ -55,7 +54,7 @@ static void log_op(struct fake_mirror *fm, uint32_t op, uint64_t sector, uint32_
 			abort();
 	}
 	l = &fm->log[fm->nr++];
-	*l = (struct logged){ .seq = ++fm->s->disk_seq, .sector = sector, .granule = granule, .op = op };
+	*l = (struct logged){ .seq = ++fm->s->disk_seq, .sector = sector, .op = op };
 	if (sector != UINT64_MAX)
 		memcpy(l->data, fm->s->disk + sector * 512, 512);
 }
@@ -84,7 +83,7 @@ void sim_guest_writes(struct sim *s)
 	new_generation(s);
 	s->disk_last[sector * 512 / FT_GRANULE] = UINT64_MAX;   /* nothing confirms it, unless it is streamed */
 	if (s->a.up && !s->a.doomed && s->mirror && of(s->mirror)->started) {
-		log_op(of(s->mirror), FT_DISK_WRITE, sector, 0);
+		log_op(of(s->mirror), FT_DISK_WRITE, sector);
 		s->disk_last[sector * 512 / FT_GRANULE] = s->disk_seq;
 	}
 }
@@ -127,7 +126,6 @@ static int m_copy(struct ft_mirror *m, const bool *all)
 		s->disk_last[g] = 0;
 	s->disk_touched |= fm->theirs;
 	fm->nr = fm->taken = 0;
-	fm->committed = fm->newest_seal = 0;
 	memset(fm->sealed, 0, sizeof(fm->sealed));
 	fm->plan = all[0] ? (1ull << GRANULES) - 1 : s->disk_touched | fm->theirs;
 	s->res->disk_copies++;
@@ -165,10 +163,10 @@ static int m_hashes(struct ft_mirror *m, unsigned disk, uint64_t region, uint64_
 		ft_disk_hash(fm->s->disk + g * FT_GRANULE, FT_GRANULE, mine);
 		if (memcmp(mine, hash, FT_HASH_LEN))
 			for (uint64_t i = 0; i < FT_GRANULE / 512; i++)
-				log_op(fm, FT_DISK_WRITE, g * (FT_GRANULE / 512) + i, 0);
+				log_op(fm, FT_DISK_WRITE, g * (FT_GRANULE / 512) + i);
 		hash += FT_HASH_LEN;
 	}
-	log_op(fm, FT_DISK_MARK, UINT64_MAX, 0);
+	log_op(fm, FT_DISK_MARK, UINT64_MAX);
 	fm->mark_seq = fm->s->disk_seq;
 	fm->copied = true;
 	return 0;
@@ -294,7 +292,6 @@ static int m_seal(struct ft_output *o, uint64_t epoch)
 	if (sim_dies_here(fm->s, &fm->s->a))
 		return -EIO;
 	fm->sealed[epoch % EPOCHS_MAX] = fm->s->disk_seq;
-	fm->newest_seal = epoch;
 	return 0;
 }
 
@@ -302,7 +299,6 @@ static int m_commit(struct ft_output *o, uint64_t epoch)
 {
 	struct fake_mirror *fm = of_output(o);
 
-	fm->committed = epoch;
 	return sim_dies_here(fm->s, &fm->s->a) ? -EIO : 0;
 }
 

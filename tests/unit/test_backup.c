@@ -79,6 +79,8 @@ struct world {
 	uint64_t durable;               /* what the primary was told last */
 	char error[FT_WIRE_TEXT_MAX + 1];       /* of the last ERROR record */
 	uint32_t reason;
+	struct ft_wire_welcome welcome; /* the last one */
+	char refusal[FT_WIRE_TEXT_MAX + 1];
 
 	/* the primary */
 	struct ft_fake_guest *guest;
@@ -115,6 +117,11 @@ static int op_send(void *ctx, uint32_t type, const void *body, size_t len)
 	}
 	if (type == FT_REC_PONG)
 		w->pongs++;
+	if (type == FT_REC_WELCOME) {
+		CHECK_OK(ft_wire_unpack_welcome(body, len, &w->welcome));
+		memcpy(w->refusal, (const uint8_t *)body + FT_WIRE_WELCOME_LEN, len - FT_WIRE_WELCOME_LEN);
+		w->refusal[len - FT_WIRE_WELCOME_LEN] = 0;
+	}
 	if (type != FT_REC_ERROR)
 		return 0;
 	w->reason = ft_le32(body);
@@ -504,6 +511,45 @@ TEST(the_primary_hears_which_image_has_no_space_left)
 	CHECK(!send_epoch(w, 0, 1));
 	CHECK_EQ(w->reason, FT_REASON_NO_ROOM);
 	CHECK_STR(w->error, IMAGE ": cannot write: No space left on device - free space there");
+	world_free(w);
+}
+
+/* Else it would be, and end with its first epoch, time and again. */
+TEST(a_session_is_not_resumed_before_the_disks_can_be_written)
+{
+	struct world *w = armed_world(FT_DURABILITY_MEMORY);
+
+	forgetful_only(w->fs, IMAGE);
+	forgetful_fail_at(w->fs, 1, ENOSPC, true);
+	CHECK(send_epoch(w, 0, 1));
+	ft_backup_link_down(w->b, "cut");
+	hello(w, 1, 7);
+	CHECK_EQ(w->welcome.reason, FT_REASON_NO_ROOM);
+	CHECK_STR(w->refusal, IMAGE ": cannot write: No space left on device - free space there");
+	forgetful_fail_at(w->fs, 0, 0, false);
+	hello(w, 1, 7);
+	CHECK_EQ(w->welcome.reason, FT_REASON_OK);
+	CHECK_EQ(w->welcome.epoch, 3);
+	CHECK(w->replica);
+	world_free(w);
+}
+
+TEST(a_backup_whose_disk_has_lost_what_was_written_begins_anew)
+{
+	struct world *w = armed_world(FT_DURABILITY_MEMORY);
+
+	forgetful_only(w->fs, IMAGE);
+	forgetful_fail_at(w->fs, 1, EIO, false);
+	CHECK_EQ(ft_store_sync(w->st), -EIO);
+	ft_backup_link_down(w->b, "cut");
+	hello(w, 1, 7);
+	CHECK_EQ(w->welcome.reason, FT_REASON_OK);
+	CHECK_EQ(w->welcome.replica, FT_REPLICA_NONE);  /* nothing to resume */
+	CHECK(!w->replica && !w->st);
+	ft_backup_link_down(w->b, "cut");
+	greet(w, 2);
+	CHECK(send_epoch(w, FT_EPOCH_FULL | FT_EPOCH_DIRECT, 2));
+	CHECK_EQ(status(w).state, FT_BACKUP_ARMED);
 	world_free(w);
 }
 
