@@ -571,7 +571,7 @@ TEST(what_became_durable_without_a_link_is_told_when_the_session_is_resumed)
 
 /* --- a copy that does not fit beside what could be started --- */
 
-TEST(a_copy_that_never_fits_beside_the_replica_takes_its_place)
+static struct world *armed_with_little_room(void)
 {
 	struct world *w = world_new(FT_DURABILITY_MEMORY);
 
@@ -579,6 +579,13 @@ TEST(a_copy_that_never_fits_beside_the_replica_takes_its_place)
 	w->journal_bound = 1 << 18;
 	greet(w, 1);
 	CHECK(send_epoch(w, FT_EPOCH_FULL | FT_EPOCH_DIRECT, 8));
+	return w;
+}
+
+TEST(a_copy_that_never_fits_beside_the_replica_takes_its_place)
+{
+	struct world *w = armed_with_little_room();
+
 	for (uint64_t g = 2; g <= 4; g++) {
 		CHECK(w->replica);              /* the first times may be chance */
 		greet(w, g);
@@ -600,12 +607,8 @@ TEST(a_copy_that_never_fits_beside_the_replica_takes_its_place)
 
 TEST(copies_that_fit_in_between_keep_the_replica)
 {
-	struct world *w = world_new(FT_DURABILITY_MEMORY);
+	struct world *w = armed_with_little_room();
 
-	w->memory_bound = 1 << 17;
-	w->journal_bound = 1 << 18;
-	greet(w, 1);
-	CHECK(send_epoch(w, FT_EPOCH_FULL | FT_EPOCH_DIRECT, 8));
 	for (uint64_t g = 2; g <= 9; g++) {
 		greet(w, g);
 		CHECK_EQ(send_epoch(w, FT_EPOCH_FULL, g % 3 ? 8 : 1), g % 3 == 0);

@@ -665,6 +665,15 @@ TEST(without_a_journal_a_dying_process_leaves_whole_ops_in_order)
 }
 
 /* Does the map say that all of the disks may differ from what their generation promises? */
+/* Without an end in order; what is on the disks is there again. */
+static void lose_power(struct world *w)
+{
+	forgetful_cut_at(w->fs, 1);
+	CHECK(w->cfg.files->sync_dir(w->cfg.files->ctx, "/"));
+	ft_store_free(w->st);
+	forgetful_power_on(w->fs, 5);
+}
+
 static bool suspect(struct world *w, unsigned disk)
 {
 	uint64_t word;
@@ -754,11 +763,8 @@ TEST(without_a_journal_an_end_in_order_leaves_images_that_a_power_cut_does_not_t
 		CHECK_OK(send_epoch(w, FULL));
 		CHECK_OK(commit(w));
 		CHECK_OK(ft_store_sync(w->st));
-		forgetful_cut_at(w->fs, 1);
-		CHECK(w->cfg.files->sync_dir(w->cfg.files->ctx, "/"));
-		ft_store_free(w->st);
 		ft_map_tuning.boot_id = "boot-3";
-		forgetful_power_on(w->fs, 5);
+		lose_power(w);
 		CHECK_OK(ft_store_open(&w->cfg, &w->st));
 		CHECK(all_suspect(w));
 		world_free(w);
@@ -908,10 +914,7 @@ TEST(who_dies_after_a_copy_has_nothing_to_compare)
 		CHECK_OK(send_epoch(w, FULL));
 		CHECK_OK(commit(w));
 		CHECK_OK(ft_store_sync(w->st));
-		forgetful_cut_at(w->fs, 1);
-		CHECK(w->cfg.files->sync_dir(w->cfg.files->ctx, "/"));
-		ft_store_free(w->st);
-		forgetful_power_on(w->fs, 5);
+		lose_power(w);
 		CHECK_OK(ft_store_open(&w->cfg, &w->st));
 		for (unsigned i = 0; i < NR_DISKS; i++)
 			CHECK(ft_store_next_word(w->st, i, 0, &word) > 0);
