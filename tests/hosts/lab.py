@@ -8,6 +8,7 @@
 
 A test that fails takes the shared world with it: the next one starts from nothing.
 """
+import contextlib
 import os
 import shutil
 import signal
@@ -191,6 +192,16 @@ def main(lab=None):
     finally:
         lab.close()
     sys.exit(1 if failed else 0)
+
+
+@contextlib.contextmanager
+def undone(host, do, undo):
+    """What the one command changes on the host and the other puts back."""
+    host.run(do)
+    try:
+        yield
+    finally:
+        host.run(undo)
 
 
 def soak(name, default):

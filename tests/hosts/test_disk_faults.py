@@ -13,7 +13,7 @@ import subprocess
 import time
 
 import world
-from lab import Lab, Skip, check, main, test
+from lab import Lab, Skip, check, main, test, undone
 from world import Guest, wait_for
 
 OBSTACLE, REFUSED = 3, 4
@@ -61,15 +61,6 @@ class FaultLab(Lab):
 
 
 # ---- what is in the way before ----
-
-@contextlib.contextmanager
-def undone(host, do, undo):
-    host.run(do)
-    try:
-        yield
-    finally:
-        host.run(undo)
-
 
 @contextlib.contextmanager
 def in_use(host, path):

@@ -12,7 +12,7 @@ import subprocess
 import time
 import zlib
 
-from lab import Lab, check, main, test
+from lab import Lab, check, main, test, undone
 from world import read_file, wait_for
 
 OBSTACLE, REFUSED, USAGE = 3, 4, 2
@@ -54,16 +54,6 @@ def no_ftd(lab):
         yield
     finally:
         lab.ftd[lab.backup.name] = lab.w.start_ftd(lab.backup)
-
-
-@contextlib.contextmanager
-def undone(host, do, undo):
-    """What the one command changes on the host and the other puts back."""
-    host.run(do)
-    try:
-        yield
-    finally:
-        host.run(undo)
 
 
 def readable_key(lab):
