@@ -169,6 +169,7 @@ static void *disk_object(const struct ft_ini_at *at, void *ctx, const char *name
 		ft_ini_error(at, "more than %u [disk] sections", FT_DISKS_MAX);
 		return NULL;
 	}
+	s->disk[s->nr_disks].virtio = FT_VIRTIO_UNSAID;
 	return &s->disk[s->nr_disks++];
 }
 
@@ -254,6 +255,9 @@ int ft_spec_parse(const char *text, size_t len, const char *origin, struct ft_sp
 	if (len > FT_SPEC_TEXT_MAX)
 		return ft_ini_error(&at, "a guest file has at most %d bytes", FT_SPEC_TEXT_MAX);
 	rc = ft_ini_parse(text, len, origin, spec_sections, &s);
+	for (unsigned i = 0; i < s.nr_disks; i++)
+		if (s.disk[i].virtio == FT_VIRTIO_UNSAID)
+			s.disk[i].virtio = s.kernel[0] ? FT_VIRTIO_LEGACY : FT_VIRTIO_MODERN;
 	if (!rc)
 		rc = check_whole(origin, &s);
 	if (!rc)

@@ -24,9 +24,10 @@ enum ft_hypervisor { FT_HYPERVISOR_QEMU, FT_HYPERVISOR_XEN };
 
 /*
  * Legacy is the default: the modern interface alone makes 45 KB of device state per nic or disk (QEMU keeps room for
- * 1,024 queues), legacy 1 KB, and every pause serialises it.
+ * 1,024 queues), legacy 1 KB, and every pause serialises it. But QEMU 10's firmware reads no legacy disk, so where it boots
+ * the guest disks are modern unless the file says otherwise. A parsed spec has one of the first two.
  */
-enum ft_virtio { FT_VIRTIO_LEGACY, FT_VIRTIO_MODERN };
+enum ft_virtio { FT_VIRTIO_LEGACY, FT_VIRTIO_MODERN, FT_VIRTIO_UNSAID };
 
 struct ft_nic {
 	enum ft_virtio virtio;

@@ -56,6 +56,15 @@ TEST(every_key_arrives)
 	CHECK_EQ(s.disk[1].virtio, FT_VIRTIO_MODERN);
 }
 
+TEST(firmware_boots_from_a_modern_disk_unless_the_file_says_otherwise)
+{
+	CHECK_OK(parse(GUEST "[disk]\nimage = /a\n[disk]\nimage = /b\nvirtio = legacy\n"));
+	CHECK_EQ(s.disk[0].virtio, FT_VIRTIO_MODERN);
+	CHECK_EQ(s.disk[1].virtio, FT_VIRTIO_LEGACY);
+	CHECK_OK(parse(GUEST "kernel = /k\n[disk]\nimage = /a\n"));
+	CHECK_EQ(s.disk[0].virtio, FT_VIRTIO_LEGACY);
+}
+
 TEST(what_is_formatted_parses_to_the_same_guest)
 {
 	struct ft_spec first;
@@ -199,7 +208,7 @@ TEST(disks_of_a_replica_may_lie_elsewhere_but_are_as_many_and_of_the_same_kind)
 		{ GUEST "durability = journal\n[disk]\nimage = /x\n[disk]\nimage = /y\nread-only = yes\n", NULL },
 		{ GUEST "[disk]\nimage = /a\n", "number of [disk] sections" },
 		{ GUEST "[disk]\nimage = /a\n[disk]\nimage = /b\n", "'read-only' of [disk] number 2" },
-		{ GUEST "[disk]\nimage = /a\nvirtio = modern\n[disk]\nimage = /b\nread-only = yes\n", "'virtio' of [disk] number 1" },
+		{ GUEST "[disk]\nimage = /a\nvirtio = legacy\n[disk]\nimage = /b\nread-only = yes\n", "'virtio' of [disk] number 1" },
 	};
 	struct ft_spec mine;
 	char why[160];
