@@ -116,6 +116,7 @@ static int emit_disks(struct ft_encoder *en, emit_fn *emit, const struct item *i
 {
 	int rc;
 
+	assert(body);                   /* made where there are disks */
 	for (;;) {
 		size_t len = 0;
 

@@ -155,6 +155,7 @@ static void part(struct ft_backup *b, enum ft_wire_reason reason, const char *wh
 
 static void stop_drill(struct ft_backup *b, struct ft_drill_result *res)
 {
+	assert(b->replica);             /* a drill is of one */
 	b->ops->watch_drill(b->cfg.ctx, -1);
 	b->replica->ops->drill_end(b->replica, res);
 	b->drilling = false;
