@@ -3,6 +3,7 @@
  * qemu_check.c - what makes a guest unprotectable, found by asking QEMU and /proc and changing nothing: state that
  * no epoch would carry, writers that no tracker sees, and outputs that nobody would hold.
  */
+#include "checkpoint/obstacles.h"
 #include "checkpoint/qemu_vm.h"
 #include "ft/diskserver.h"
 
@@ -16,27 +17,12 @@
 struct check {
 	struct ft_qmp *qmp;
 	const struct ft_attach *at;
-	void (*tell)(void *ctx, const char *line);
-	void *ctx;
-	unsigned found;
+	struct ft_obstacles o;
 };
 
 static bool starts(const char *s, const char *prefix)
 {
 	return !strncmp(s, prefix, strlen(prefix));
-}
-
-static void found(struct check *c, const char *fmt, ...) FT_PRINTF(2, 3);
-static void found(struct check *c, const char *fmt, ...)
-{
-	char line[512];
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(line, sizeof(line), fmt, ap);
-	va_end(ap);
-	c->tell(c->ctx, line);
-	c->found++;
 }
 
 /*
@@ -51,7 +37,7 @@ static json_t *ask_unless(struct check *c, const char *command, json_t *args, js
 	if (!rc && json_typeof(ret) == type)
 		return ret;
 	if (rc != -EREMOTEIO || !fine || strcmp(ft_qmp_error_class(c->qmp), fine))
-		found(c, "QEMU does not say what was asked with %s: %s", command,
+		ft_obstacle(&c->o, "QEMU does not say what was asked with %s: %s", command,
 		      rc ? ft_qmp_error(c->qmp) : "it answers something else");
 	json_decref(ret);
 	return NULL;
@@ -69,7 +55,7 @@ static char *ask_monitor(struct check *c, const char *line)
 	char *text = answer ? strdup(json_string_value(answer)) : NULL;
 
 	if (text && (starts(text, "unknown command") || starts(text, "Error:"))) {
-		found(c, "QEMU does not say what was asked with '%s': %.*s", line, (int)strcspn(text, "\r\n"), text);
+		ft_obstacle(&c->o, "QEMU does not say what was asked with '%s': %.*s", line, (int)strcspn(text, "\r\n"), text);
 		free(text);
 		text = NULL;
 	}
@@ -101,9 +87,9 @@ static void check_commands(struct check *c)
 
 	for (size_t i = 0; i < FT_ARRAY_LEN(needed); i++)
 		if (!lists(commands, "name", needed[i]))
-			found(c, "this QEMU has no command %s: QEMU 7.2 or later for x86 is needed", needed[i]);
+			ft_obstacle(&c->o, "this QEMU has no command %s: QEMU 7.2 or later for x86 is needed", needed[i]);
 	if (!lists(caps, "capability", "x-ignore-shared"))
-		found(c, "this QEMU cannot migrate without its shared RAM (x-ignore-shared)");
+		ft_obstacle(&c->o, "this QEMU cannot migrate without its shared RAM (x-ignore-shared)");
 	json_decref(commands);
 	json_decref(caps);
 }
@@ -116,7 +102,7 @@ static void check_status(struct check *c)
 
 	/* Off counts as running: its end is reported as an event. A pause that we left behind ends when we open the guest. */
 	if (status && strcmp(s, "running") && strcmp(s, "shutdown") && !ours)
-		found(c, "the guest does not run (QEMU says '%s'); another client may hold it: `cont` it", s);
+		ft_obstacle(&c->o, "the guest does not run (QEMU says '%s'); another client may hold it: `cont` it", s);
 	json_decref(status);
 }
 
@@ -126,7 +112,7 @@ static void check_blockers(struct check *c)
 	size_t i;
 
 	json_array_foreach(json_object_get(migrate, "blocked-reasons"), i, reason)
-		found(c, "QEMU cannot save its state: %s", json_string_value(reason));
+		ft_obstacle(&c->o, "QEMU cannot save its state: %s", json_string_value(reason));
 	json_decref(migrate);
 }
 
@@ -140,13 +126,13 @@ static void check_backends(struct check *c)
 	if (!backends)
 		return;
 	if (json_array_size(backends) != 1)
-		found(c, "it has %zu memory backends; exactly one is supported", json_array_size(backends));
+		ft_obstacle(&c->o, "it has %zu memory backends; exactly one is supported", json_array_size(backends));
 	else if (!json_is_true(json_object_get(b, "share")))
-		found(c, "memory backend '%s' is private: it needs share=on", text(b, "id"));
+		ft_obstacle(&c->o, "memory backend '%s' is private: it needs share=on", text(b, "id"));
 	else if ((uint64_t)json_integer_value(json_object_get(b, "size")) != c->at->memory)
-		found(c, "memory backend '%s' and the attach record disagree about its size", text(b, "id"));
+		ft_obstacle(&c->o, "memory backend '%s' and the attach record disagree about its size", text(b, "id"));
 	if (!statfs(c->at->ram, &fs) && fs.f_type == HUGETLBFS_MAGIC)
-		found(c, "RAM file %s is made of huge pages, which are not tracked", c->at->ram);
+		ft_obstacle(&c->o, "RAM file %s is made of huge pages, which are not tracked", c->at->ram);
 	json_decref(backends);
 }
 
@@ -177,10 +163,10 @@ static void check_blocks(struct check *c)
 		if (block_is_known(name))
 			known++;
 		else
-			found(c, "RAM block %s lies outside guest RAM and would not be replicated", name);
+			ft_obstacle(&c->o, "RAM block %s lies outside guest RAM and would not be replicated", name);
 	}
 	if (answer && !known)
-		found(c, "QEMU's list of RAM blocks ('info ramblock') is not understood: this version of QEMU is not supported");
+		ft_obstacle(&c->o, "QEMU's list of RAM blocks ('info ramblock') is not understood: this version of QEMU is not supported");
 	free(answer);
 }
 
@@ -189,7 +175,7 @@ static void check_balloon(struct check *c)
 	json_t *balloon = ask_unless(c, "query-balloon", NULL, JSON_OBJECT, "DeviceNotActive");
 
 	if (balloon)
-		found(c, "it has a balloon: memory that QEMU gives back to the host (free-page-reporting does, too) is not tracked");
+		ft_obstacle(&c->o, "it has a balloon: memory that QEMU gives back to the host (free-page-reporting does, too) is not tracked");
 	json_decref(balloon);
 }
 
@@ -219,7 +205,7 @@ static void check_device(struct check *c, const char *type)
 	type += strlen("child<");
 	for (size_t i = 0; i < FT_ARRAY_LEN(bad_devices); i++)
 		if (starts(type, bad_devices[i].prefix))
-			found(c, "device %.*s: %s", (int)strcspn(type, ">"), type, bad_devices[i].why);
+			ft_obstacle(&c->o, "device %.*s: %s", (int)strcspn(type, ">"), type, bad_devices[i].why);
 }
 
 static void check_devices(struct check *c)
@@ -264,7 +250,7 @@ static void check_disks(struct check *c)
 		json_t *medium = json_object_get(disk, "inserted");
 
 		if (medium && !json_is_true(json_object_get(medium, "ro")) && !is_our_disk(c->at, text(medium, "file")))
-			found(c, "disk %s is writable (%s): what the guest writes there would not be replicated",
+			ft_obstacle(&c->o, "disk %s is writable (%s): what the guest writes there would not be replicated",
 			      disk_name(disk), text(medium, "file"));
 	}
 	json_decref(disks);
@@ -276,7 +262,7 @@ static void check_servers(struct check *c)
 		const struct ft_attach_disk *d = &c->at->disk[i];
 
 		if (!ft_disk_served(d))
-			found(c, "the server of disk %s (process %d) is gone, and the guest waits for it: 'ft-guest start %s' "
+			ft_obstacle(&c->o, "the server of disk %s (process %d) is gone, and the guest waits for it: 'ft-guest start %s' "
 			      "starts it again", d->image, (int)d->pid, c->at->guest);
 	}
 }
@@ -300,12 +286,12 @@ static void check_tap(struct check *c, const char *fd)
 	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%.16s", (int)c->at->pid, fd);
 	rc = ft_read_file(path, 4096, &info);
 	if (rc && rc != -ENOENT)        /* that: closed since */
-		found(c, "%s: %s: which tap this is cannot be told", path, strerror(-rc));
+		ft_obstacle(&c->o, "%s: %s: which tap this is cannot be told", path, strerror(-rc));
 	if (rc)
 		return;
 	iff = strstr((const char *)info.data, "iff:");
 	if (iff && sscanf(iff, "iff: %15s", name) == 1 && !is_our_tap(c->at, name))
-		found(c, "tap %s is not in the attach record: its packets would not be held", name);
+		ft_obstacle(&c->o, "tap %s is not in the attach record: its packets would not be held", name);
 	ft_blob_free(&info);
 }
 
@@ -320,7 +306,7 @@ static void check_open_file(struct check *c, const char *file)
 
 	for (size_t i = 0; i < FT_ARRAY_LEN(bad); i++)
 		if (starts(file, bad[i].prefix))
-			found(c, "QEMU has %s open: %s", file, bad[i].why);
+			ft_obstacle(&c->o, "QEMU has %s open: %s", file, bad[i].why);
 }
 
 static void check_open_files(struct check *c)
@@ -332,12 +318,12 @@ static void check_open_files(struct check *c)
 	snprintf(path, sizeof(path), "/proc/%d/fd", (int)c->at->pid);
 	dir = opendir(path);
 	if (!dir)
-		found(c, "%s: %s (not permitted to look into QEMU?)", path, strerror(errno));
+		ft_obstacle(&c->o, "%s: %s (not permitted to look into QEMU?)", path, strerror(errno));
 	while (dir && (e = readdir(dir))) {
 		ssize_t n = readlinkat(dirfd(dir), e->d_name, link, sizeof(link) - 1);
 
 		if (n < 0 && errno != ENOENT && errno != EINVAL)        /* closed since; "." and ".." */
-			found(c, "%s/%s: %s (not permitted to look into QEMU?)", path, e->d_name, strerror(errno));
+			ft_obstacle(&c->o, "%s/%s: %s (not permitted to look into QEMU?)", path, e->d_name, strerror(errno));
 		link[n > 0 ? n : 0] = 0;
 		check_open_file(c, link);
 		if (!strcmp(link, "/dev/net/tun"))
@@ -363,7 +349,7 @@ static void check_net_line(struct check *c, const char *line)
 	for (size_t i = 0; i < FT_ARRAY_LEN(good); i++)
 		if (strlen(good[i]) == len && !strncmp(type, good[i], len))
 			return;
-	found(c, "a network of type %.*s: its packets cannot be held, only a tap's can", (int)len, type);
+	ft_obstacle(&c->o, "a network of type %.*s: its packets cannot be held, only a tap's can", (int)len, type);
 }
 
 static void check_networks(struct check *c)
@@ -403,7 +389,7 @@ static void check_chardev(struct check *c, const char *label, const char *filena
 	for (size_t i = 0; i < FT_ARRAY_LEN(unseen); i++)
 		if (!strcmp(filename, unseen[i]))
 			return;
-	found(c, "character device %s (%s): a client there would see output that a failover may undo (file, null, ringbuf are "
+	ft_obstacle(&c->o, "character device %s (%s): a client there would see output that a failover may undo (file, null, ringbuf are "
 	      "fine)", label, filename);
 }
 
@@ -423,14 +409,14 @@ static void check_displays(struct check *c)
 	json_t *options = ask(c, "query-display-options", JSON_OBJECT);
 
 	if (options && strcmp(text(options, "type"), "none"))
-		found(c, "its screen is shown (%s): somebody there would see output that a failover may undo: it needs -display none",
+		ft_obstacle(&c->o, "its screen is shown (%s): somebody there would see output that a failover may undo: it needs -display none",
 		      text(options, "type"));
 	json_decref(options);
 	for (size_t i = 0; i < FT_ARRAY_LEN(queries); i++) {
 		json_t *display = ask_unless(c, queries[i], NULL, JSON_OBJECT, "CommandNotFound");
 
 		if (json_is_true(json_object_get(display, "enabled")))
-			found(c, "its screen is served over %s: a client there would see output that a failover may undo",
+			ft_obstacle(&c->o, "its screen is served over %s: a client there would see output that a failover may undo",
 			      queries[i] + strlen("query-"));
 		json_decref(display);
 	}
@@ -445,11 +431,11 @@ unsigned qemu_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tel
 		check_commands, check_status, check_blockers, check_backends, check_blocks, check_balloon, check_devices,
 		check_disks, check_servers, check_open_files, check_networks, check_chardevs, check_displays,
 	};
-	struct check c = { .qmp = q, .at = at, .tell = tell, .ctx = ctx };
+	struct check c = { .qmp = q, .at = at, .o = { .tell = tell, .ctx = ctx } };
 
 	for (size_t i = 0; i < FT_ARRAY_LEN(checks); i++)
 		checks[i](&c);
-	return c.found;
+	return c.o.nr;
 }
 
 /* 'T' in /proc/PID/stat, after the name in brackets: a signal or a debugger stopped the process. */
@@ -474,10 +460,10 @@ static void say_mute(struct check *c, const char *why)
 	int pid = (int)c->at->pid;
 
 	if (is_stopped(c->at->pid))
-		found(c, "QMP socket %s does not answer: QEMU (process %d) is stopped: let it run (kill -CONT %d)", c->at->qmp,
+		ft_obstacle(&c->o, "QMP socket %s does not answer: QEMU (process %d) is stopped: let it run (kill -CONT %d)", c->at->qmp,
 		      pid, pid);
 	else
-		found(c, "QMP socket %s: %s: end the other client, or look at process %d", c->at->qmp, why, pid);
+		ft_obstacle(&c->o, "QMP socket %s: %s: end the other client, or look at process %d", c->at->qmp, why, pid);
 }
 
 static bool has_ram_file(const struct ft_attach *at)
@@ -489,24 +475,24 @@ static bool has_ram_file(const struct ft_attach *at)
 
 int ft_qemu_check(const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx)
 {
-	struct check c = { .at = at, .tell = obstacle, .ctx = ctx };
+	struct check c = { .at = at, .o = { .tell = obstacle, .ctx = ctx } };
 	struct ft_qmp *q = NULL;
 	char why[320] = "out of memory";
 	int fd = ft_attach_pidfd(at);
 
 	if (fd < 0) {
-		found(&c, "its QEMU is gone: start the guest");
+		ft_obstacle(&c.o, "its QEMU is gone: start the guest");
 		return 1;
 	}
 	close(fd);
 	if (!has_ram_file(at))
-		found(&c, "its RAM file %s is gone or has another size, so its memory cannot be read: stop it and start it again "
+		ft_obstacle(&c.o, "its RAM file %s is gone or has another size, so its memory cannot be read: stop it and start it again "
 		      "(ft-guest stop %s; ft-guest start %s)", at->ram, at->guest, at->guest);
 	if (ft_qmp_try(at->qmp, FT_QEMU_CALL_MS, &q, why, sizeof(why))) {
 		say_mute(&c, why);
-		return (int)c.found;
+		return (int)c.o.nr;
 	}
-	c.found += qemu_obstacles(q, at, obstacle, ctx);
+	c.o.nr += qemu_obstacles(q, at, obstacle, ctx);
 	ft_qmp_close(q);
-	return (int)c.found;
+	return (int)c.o.nr;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* xen_find.c - which domain is the guest, and can it be protected? See ft/hv.h. */
+#include "checkpoint/obstacles.h"
 #include "checkpoint/xen.h"
 
 #include <inttypes.h>
@@ -81,23 +82,8 @@ bool ft_xen_alive(const struct ft_attach *at)
 struct check {
 	const struct ft_spec *spec;
 	const struct ft_attach *at;
-	void (*obstacle)(void *ctx, const char *line);
-	void *ctx;
-	int count;
+	struct ft_obstacles o;
 };
-
-static void obstacle(struct check *c, const char *fmt, ...) FT_PRINTF(2, 3);
-static void obstacle(struct check *c, const char *fmt, ...)
-{
-	char line[320];
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(line, sizeof(line), fmt, ap);
-	va_end(ap);
-	c->obstacle(c->ctx, line);
-	c->count++;
-}
 
 static void check_type(struct check *c, const struct xen_dom *d, const xc_domaininfo_t *info)
 {
@@ -105,19 +91,14 @@ static void check_type(struct check *c, const struct xen_dom *d, const xc_domain
 	uint64_t irq = 0;
 
 	if (!(info->flags & XEN_DOMINF_hvm_guest)) {
-		obstacle(
-			c,
-			"it is a PV domain: ft protects those of type pvh (Debian's Xen cannot log which pages a PV domain writes)");
+		ft_obstacle(&c->o, "it is a PV domain: ft protects those of type pvh (Debian's Xen cannot log which pages a PV domain writes)");
 		free(model);
 		return;
 	}
 	if (model || !(info->flags & XEN_DOMINF_hap))
-		obstacle(
-			c,
-			"it is not of type pvh with hardware assisted paging: ft cannot replicate a device model's state");
+		ft_obstacle(&c->o, "it is not of type pvh with hardware assisted paging: ft cannot replicate a device model's state");
 	if (xc_hvm_param_get(d->xc, d->domid, HVM_PARAM_CALLBACK_IRQ, &irq) || !irq)
-		obstacle(c,
-			 "its kernel has no Xen drivers, or has not started them yet: it cannot be asked to suspend");
+		ft_obstacle(&c->o, "its kernel has no Xen drivers, or has not started them yet: it cannot be asked to suspend");
 	free(model);
 }
 
@@ -130,7 +111,7 @@ static void check_devices(struct check *c, const struct xen_dom *d)
 	kind = xs_directory(d->xs, XBT_NULL, path, &nr);
 	for (unsigned i = 0; i < nr; i++)
 		if (strcmp(kind[i], "vif") && strcmp(kind[i], "suspend"))
-			obstacle(c, "it has a device of kind '%s': only network interfaces are protected", kind[i]);
+			ft_obstacle(&c->o, "it has a device of kind '%s': only network interfaces are protected", kind[i]);
 	free(kind);
 }
 
@@ -138,39 +119,39 @@ static void check_devices(struct check *c, const struct xen_dom *d)
 static void check_spec(struct check *c, const xc_domaininfo_t *info)
 {
 	if (info->max_vcpu_id + 1 != c->spec->vcpus)
-		obstacle(c, "it has %u vCPUs and its guest file says %u", info->max_vcpu_id + 1, c->spec->vcpus);
+		ft_obstacle(&c->o, "it has %u vCPUs and its guest file says %u", info->max_vcpu_id + 1, c->spec->vcpus);
 	if (c->at->nr_nics != c->spec->nr_nics)
-		obstacle(c, "it has %u network interfaces and its guest file says %u", c->at->nr_nics,
+		ft_obstacle(&c->o, "it has %u network interfaces and its guest file says %u", c->at->nr_nics,
 			 c->spec->nr_nics);
 	for (unsigned i = 0; i < c->at->nr_nics && i < c->spec->nr_nics; i++)
 		if (memcmp(c->at->nic[i].mac, c->spec->nic[i].mac, 6))
-			obstacle(c, "the MAC address of its network interface number %u is not that of its guest file",
+			ft_obstacle(&c->o, "the MAC address of its network interface number %u is not that of its guest file",
 				 i + 1);
 	if ((uint64_t)info->tot_pages * FT_PAGE_SIZE > c->spec->memory + (16u << 20))
-		obstacle(c, "it has %" PRIu64 " MiB and its guest file says %" PRIu64,
+		ft_obstacle(&c->o, "it has %" PRIu64 " MiB and its guest file says %" PRIu64,
 			 (uint64_t)info->tot_pages * FT_PAGE_SIZE >> 20, c->spec->memory >> 20);
 }
 
 int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*told)(void *ctx, const char *line),
 		 void *ctx)
 {
-	struct check c = { .spec = spec, .at = at, .obstacle = told, .ctx = ctx };
+	struct check c = { .spec = spec, .at = at, .o = { .tell = told, .ctx = ctx } };
 	xc_domaininfo_t info;
 	struct xen_dom d;
 
 	if (xen_dom_open(&d, at->guest, at->domid)) {
-		obstacle(&c, "Xen cannot be asked about it (see the line above)");
-		return c.count;
+		ft_obstacle(&c.o, "Xen cannot be asked about it (see the line above)");
+		return (int)c.o.nr;
 	}
 	if (xen_dom_info(&d, &info)) {
-		obstacle(&c, "its domain %u is gone", at->domid);
+		ft_obstacle(&c.o, "its domain %u is gone", at->domid);
 	} else {
 		check_type(&c, &d, &info);
 		check_devices(&c, &d);
 		check_spec(&c, &info);
 		if (info.flags & XEN_DOMINF_paused)
-			obstacle(&c, "it is paused: let it run with 'xl unpause %s'", at->guest);
+			ft_obstacle(&c.o, "it is paused: let it run with 'xl unpause %s'", at->guest);
 	}
 	xen_dom_close(&d);
-	return c.count;
+	return (int)c.o.nr;
 }
