@@ -26,6 +26,7 @@ struct xen_dom {
 
 int xen_dom_open(struct xen_dom *d, const char *guest, uint32_t domid) FT_MUST_CHECK;
 void xen_dom_close(struct xen_dom *d);                                  /* takes half-opened ones */
+void xen_dom_drain(const struct xen_dom *d);             /* forget watch events that have come */
 int xen_dom_info(const struct xen_dom *d, xc_domaininfo_t *info);       /* -ESRCH: there is none */
 void xen_dom_uuid(const xc_domaininfo_t *info, char uuid[37]);
 /* The domain called @name. -ENOENT. */
@@ -69,7 +70,6 @@ int xen_suspend_watch(struct xen_suspend *s) FT_MUST_CHECK;
  * last three. */
 int xen_suspend_begin(struct xen_suspend *s) FT_MUST_CHECK;
 int xen_suspend_end(struct xen_suspend *s) FT_MUST_CHECK;
-void xen_suspend_drain(struct xen_suspend *s);          /* forget events that have come */
 
 /* --- xen_state.c: all of a domain but its memory --- */
 

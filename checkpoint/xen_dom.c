@@ -35,6 +35,14 @@ void xen_dom_close(struct xen_dom *d)
 	*d = (struct xen_dom){ .domid = d->domid };
 }
 
+void xen_dom_drain(const struct xen_dom *d)
+{
+	char **event;
+
+	while ((event = xs_check_watch(d->xs)))
+		free(event);
+}
+
 /* --- domains --- */
 
 int xen_dom_info(const struct xen_dom *d, xc_domaininfo_t *info)

@@ -32,7 +32,7 @@ static bool xen_gone(struct ft_hold *hold)
 	struct xen_hold *h = xen_of(hold);
 	xc_domaininfo_t info;
 
-	xen_suspend_drain(&h->suspend);
+	xen_dom_drain(&h->dom);
 	return xen_dom_info(&h->dom, &info) == -ESRCH;
 }
 

@@ -32,14 +32,6 @@ int xen_suspend_watch(struct xen_suspend *s)
 	return -errno;
 }
 
-void xen_suspend_drain(struct xen_suspend *s)
-{
-	char **event;
-
-	while ((event = xs_check_watch(s->dom->xs)))
-		free(event);
-}
-
 /*
  * Make @to of a node that says @from, or do nothing; nobody's word in between is overwritten. -EBUSY: it says something
  * else.
@@ -104,7 +96,7 @@ static int wait_suspended(struct xen_suspend *s, uint64_t until)
 		if (ft_now_ns() >= until)
 			return -ETIMEDOUT;
 		if (poll(&p, 1, TURN_MS) > 0)
-			xen_suspend_drain(s);
+			xen_dom_drain(s->dom);
 		if (s->busy)
 			s->busy(s->busy_ctx);
 	}

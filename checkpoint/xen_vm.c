@@ -123,7 +123,7 @@ static enum ft_vm_event xen_next_event(struct ft_vm *vm)
 	enum ft_vm_event ev;
 
 	if (!v->nr_events) {
-		xen_suspend_drain(&v->suspend);
+		xen_dom_drain(&v->dom);
 		look(v);
 	}
 	if (!v->nr_events)

@@ -21,10 +21,8 @@ struct xen_watch {
 static bool gone(struct xen_watch *w)
 {
 	xc_domaininfo_t info;
-	char **event;
 
-	while ((event = xs_check_watch(w->dom.xs)))
-		free(event);
+	xen_dom_drain(&w->dom);
 	return xen_dom_info(&w->dom, &info) == -ESRCH;
 }
 
