@@ -29,7 +29,7 @@ static int replay(const struct ft_spec *spec)
 static int identify(const char *path, bool read_only, struct ft_map_image *im)
 {
 	const struct ft_disk_files *f = &ft_disk_files_real;
-	int h, rc = read_only ? f->open_read(f->ctx, path, &h) : f->open(f->ctx, path, false, &h);
+	int h, rc = ft_disk_open_image(f, path, read_only, &h);
 
 	if (rc)
 		return rc;

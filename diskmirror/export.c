@@ -49,15 +49,10 @@ static int measure(struct ft_export *e, int h, uint64_t *bytes)
 	return rc ? rc : check_size(e->image, *bytes);
 }
 
-static int open_file(struct ft_export *e, int *h)
-{
-	return e->read_only ? e->f->open_read(e->f->ctx, e->image, h) : e->f->open(e->f->ctx, e->image, false, h);
-}
-
 /* A parked one only tells how large its disk is; somebody else is writing to it. */
 static int park(struct ft_export *e)
 {
-	int h, rc = open_file(e, &h);
+	int h, rc = ft_disk_open_image(e->f, e->image, e->read_only, &h);
 
 	if (rc) {
 		say_cannot_open(e->image, rc);
@@ -81,7 +76,7 @@ static int check_grown(const struct ft_export *e, uint64_t bytes)
 static int lock_image(struct ft_export *e)
 {
 	uint64_t bytes;
-	int rc = open_file(e, &e->h);
+	int rc = ft_disk_open_image(e->f, e->image, e->read_only, &e->h);
 
 	if (!rc)
 		rc = e->f->lock(e->f->ctx, e->h);

@@ -32,4 +32,10 @@ struct ft_disk_files {
 
 extern const struct ft_disk_files ft_disk_files_real;
 
+/* An image that is there, as its guest file has it. */
+static inline int ft_disk_open_image(const struct ft_disk_files *f, const char *path, bool read_only, int *h)
+{
+	return read_only ? f->open_read(f->ctx, path, h) : f->open(f->ctx, path, false, h);
+}
+
 #endif

@@ -885,11 +885,20 @@ TEST(nobody_at_the_control_socket_waits_for_a_sync_but_who_leaves)
 	host_free(&h);
 }
 
+static void unsafe_after_boot(struct host *h)
+{
+	struct ft_map *m;
+
+	ft_map_tuning.boot_id = "the next boot";
+	m = host_map(h);
+	CHECK(ft_map_unsafe(m));
+	ft_map_abandon(m);
+}
+
 TEST(an_export_that_follows_a_dead_one_serves_before_all_is_synced)
 {
 	struct follower *f;
 	struct host h;
-	struct ft_map *m;
 
 	host_make(&h);
 	CHECK_OK(host_open(&h));
@@ -911,10 +920,7 @@ TEST(an_export_that_follows_a_dead_one_serves_before_all_is_synced)
 	hold_syncs(false);
 	follower_free(f);
 	host_close(&h);
-	ft_map_tuning.boot_id = "the next boot";
-	m = host_map(&h);
-	CHECK(ft_map_unsafe(m));
-	ft_map_abandon(m);
+	unsafe_after_boot(&h);
 	host_free(&h);
 }
 
@@ -923,7 +929,6 @@ TEST(a_sync_of_the_session_before_makes_nothing_safe_that_came_after_it)
 {
 	struct follower *f;
 	struct host h;
-	struct ft_map *m;
 	unsigned syncs;
 
 	host_make(&h);
@@ -945,10 +950,7 @@ TEST(a_sync_of_the_session_before_makes_nothing_safe_that_came_after_it)
 	forgetful_power_on(h.fs, 1);
 	follower_free(f);
 	host_close(&h);
-	ft_map_tuning.boot_id = "the next boot";
-	m = host_map(&h);
-	CHECK(ft_map_unsafe(m));
-	ft_map_abandon(m);
+	unsafe_after_boot(&h);
 	host_free(&h);
 }
 
