@@ -175,7 +175,7 @@ static int qemu_facts(const char *facts, struct ft_attach *theirs)
 	    !fact(facts, "qemu", theirs->qemu_version, sizeof(theirs->qemu_version)))
 		return -EPROTO;
 	theirs->accel = !strcmp(accel, "kvm") ? FT_ACCEL_KVM : FT_ACCEL_TCG;
-	return strcmp(accel, theirs->accel == FT_ACCEL_KVM ? "kvm" : "tcg") ? -EPROTO : 0;
+	return strcmp(accel, ft_accel_name(theirs->accel)) ? -EPROTO : 0;
 }
 
 static int xen_facts(const char *facts, struct ft_attach *theirs)

@@ -652,7 +652,7 @@ static void sync_slice(struct ft_primary *p)
 
 static void verify_ends(struct ft_primary *p, int rc)
 {
-	bool equal = !rc && ft_primary_verify_result(p, p->verify_line, sizeof(p->verify_line)) && !p->verify_differs;
+	bool equal = !rc && (!p->cfg.mirror || ft_primary_verify_result(p, p->verify_line, sizeof(p->verify_line))) && !p->verify_differs;
 
 	ft_primary_verify_stop(p, false);
 	if (rc)
@@ -757,12 +757,10 @@ static void on_verified(struct ft_primary *p, const uint8_t *body, size_t len)
 	else
 		snprintf(p->verify_line, sizeof(p->verify_line), "epoch %llu: all %llu pages of the replica are the guest's",
 			 (unsigned long long)v.epoch, (unsigned long long)p->vm->nr_pages);
-	if (p->cfg.mirror) {
+	if (p->cfg.mirror)
 		ft_primary_verify_disks(p);
-		return;
-	}
-	ft_log(v.differing ? FT_LOG_ERR : FT_LOG_INFO, "%s: verify: %s", p->cfg.guest, p->verify_line);
-	answer(&p->verify, v.differing ? -EILSEQ : 0, p->verify_line);
+	else
+		verify_ends(p, 0);
 }
 
 static void on_disarmed(struct ft_primary *p, uint64_t generation)
@@ -1150,7 +1148,7 @@ void ft_primary_get_status(const struct ft_primary *p, struct ft_primary_status 
 {
 	*out = (struct ft_primary_status){
 		.state = p->state, .generation = p->record.generation, .epoch = p->epoch, .acked_epoch = p->acked,
-		.in_flight = p->nr_flight, .interval_ns = p->interval_ns, .dirty_pages = p->last_dirty,
+		.in_flight = p->nr_flight, .interval_ns = p->interval_ns, .dirty_pages = p->last_capture.dirty_pages,
 		.bytes_dirty = p->bytes_dirty, .sync_done = p->sync_done, .sync_total = p->sync_total,
 		.pause = &p->pause, .ack = &p->ack, .holding = p->holding, .breached = p->breached,
 	};

@@ -10,7 +10,7 @@
 
 #include "ft/image.h"
 
-#define CAPTURE_SILENCES 7u             /* so long without a single chunk coming free */
+#define CAPTURE_SILENCES 7u
 #define SLICE_PAGES 2048u               /* of the full copy, between two looks at the loop */
 #define LAST_ROUND_PAGES 512u           /* few enough to copy with the guest paused */
 #define ROUNDS_MAX 8u
@@ -180,6 +180,12 @@ static int hash_paused(struct ft_primary *p)
 	return 0;
 }
 
+/* So long a capture waits without a single chunk coming free. */
+static unsigned capture_timeout_ms(const struct ft_primary *p)
+{
+	return p->cfg.policy.silence_ms * CAPTURE_SILENCES;
+}
+
 /* Guest is paused, outputs are sealed. */
 static int capture(struct ft_primary *p, struct ft_blob *state)
 {
@@ -188,10 +194,9 @@ static int capture(struct ft_primary *p, struct ft_blob *state)
 
 	p->filling = flight_push(p, p->epoch);
 	p->chunk_ns = primary_now(p);
-	rc = ft_capture_epoch(p->vm, p->cfg.staging, p->epoch, p->cfg.policy.silence_ms * CAPTURE_SILENCES, &p->dirty, &p->sink, state, &stats);
+	rc = ft_capture_epoch(p->vm, p->cfg.staging, p->epoch, capture_timeout_ms(p), &p->dirty, &p->sink, state, &stats);
 	p->filling = NULL;
 	p->last_capture = stats;
-	p->last_dirty = stats.dirty_pages;
 	p->bytes_dirty += stats.bytes;
 	if (!rc && p->verify.done && !p->verify_epoch && p->verify_disks.on)
 		ft_primary_verify_paused(p);
@@ -260,7 +265,7 @@ static int paused_part(struct ft_primary *p, bool last, struct ft_blob *state)
 		note_pause(p, start, stopped, copied, now);
 		p->interval_ns = now - p->pacer.resumed_ns;
 		ft_samples_add(&p->pause, now - start);
-		ft_pacer_epoch(&p->pacer, start, now, cpu_ns, p->last_dirty);
+		ft_pacer_epoch(&p->pacer, start, now, cpu_ns, p->last_capture.dirty_pages);
 	}
 	return rc;
 }
@@ -360,7 +365,7 @@ static int copy_slice(struct ft_primary *p)
 	uint64_t before = ft_bitmap_count(&p->dirty);
 	int rc;
 
-	rc = ft_capture_round(p->vm, p->cfg.staging, p->epoch + 1, p->batch, p->cfg.policy.silence_ms * CAPTURE_SILENCES, &p->dirty,
+	rc = ft_capture_round(p->vm, p->cfg.staging, p->epoch + 1, p->batch, capture_timeout_ms(p), &p->dirty,
 			      &p->cursor, SLICE_PAGES, &p->sink);
 	if (rc)
 		return rc;

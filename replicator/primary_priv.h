@@ -111,7 +111,7 @@ struct ft_primary {
 	char verify_line[160 + 96 * FT_DISKS_MAX];
 
 	struct ft_samples pause, ack;
-	uint64_t interval_ns, last_dirty, bytes_dirty;
+	uint64_t interval_ns, bytes_dirty;
 	struct ft_capture_stats last_capture;
 };
 
