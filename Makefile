@@ -24,7 +24,8 @@ NBDKIT  := diskmirror/nbdkit-ft-plugin.c
 PLUGIN  := $(if $(shell $(CC) -DNBDKIT_API_VERSION=2 -include nbdkit-plugin.h -x c -E /dev/null >/dev/null 2>&1 && echo yes),$(B)/bin/nbdkit-ft-plugin.so)
 SCRIPTS := $(patsubst replicator/%.sh,$(B)/bin/%,$(wildcard replicator/ft-*.sh))
 LIB     := $(patsubst %.c,$(B)/%.o,$(filter-out $(MAINS) $(NBDKIT) $(NOT) checkpoint/preload.c,$(wildcard $(MODULES:%=%/*.c))))
-TESTS   := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
+# The one that takes longest is begun first.
+TESTS   := $(patsubst tests/unit/%.c,$(B)/tests/%,tests/unit/test_sim.c $(filter-out %/test_sim.c,$(wildcard tests/unit/test_*.c)))
 TESTLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib/*.c))
 SIMLIB  := $(patsubst %.c,$(B)/%.o,$(wildcard tests/sim/*.c))
 HOSTC   := $(patsubst tests/hosts/%.c,$(B)/hosts/%,$(wildcard tests/hosts/test_*.c))
@@ -200,9 +201,8 @@ bench:
 	@$(MAKE) $(QUIETLY) all tests $(BENCHES) stage guest
 	@tests/bench/bench.py
 
-LONGEST := $(B)/tests/test_sim
 check-unit: all tests
-	tests/run.sh $(LONGEST) $(filter-out $(LONGEST),$(TESTS)) --
+	tests/run.sh $(TESTS) --
 
 # Host tests are programs that speak TAP too. HOSTS="tests/hosts/test_power.py" picks some.
 HOSTS   ?= $(HOSTC) $(sort $(wildcard tests/hosts/test_*.py))
@@ -215,7 +215,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 check:
 	scripts/deps.sh build check
 	@$(MAKE) $(QUIETLY) all tests fuzzers stage guest
-	@tests/run.sh $(LONGEST) $(filter-out $(LONGEST),$(TESTS)) tests/fuzz/fuzz.sh $(VMTESTS) -- $(HOSTS)
+	@tests/run.sh $(TESTS) tests/fuzz/fuzz.sh $(VMTESTS) -- $(HOSTS)
 
 #: make sim          simulated lives of a protected guest (SEEDS=20000)
 SEEDS ?= 20000

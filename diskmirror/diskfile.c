@@ -169,7 +169,7 @@ static void real_close(void *ctx, int h)
 }
 
 const struct ft_disk_files ft_disk_files_real = {
-	.open = real_open, .open_read = real_open_read, .size = real_size, .identity = real_identity, .truncate = real_truncate, .pread = real_pread,
-	.pwrite = real_pwrite, .zero = real_zero, .is_hole = real_is_hole, .sync = real_sync, .lock = real_lock,
+	.open = real_open, .open_read = real_open_read, .size = real_size, .identity = real_identity,
+	.truncate = real_truncate, .pread = real_pread, .pwrite = real_pwrite, .zero = real_zero, .is_hole = real_is_hole, .sync = real_sync, .lock = real_lock,
 	.rename = real_rename, .unlink = real_unlink, .sync_dir = real_sync_dir, .close = real_close,
 };

@@ -9,8 +9,9 @@
  *   export_sync.c     syncs that may take long, by a thread of their own
  *   export_control.c  the control socket and its thread
  *
- * Locks, in the order in which they are taken: a range, then mark_lock, then id_lock or stream_lock, then sync_lock. What decides how a change is
- * treated (image, map, whether there is a stream to come) is changed only by who holds the whole disk as its range.
+ * Locks, in the order in which they are taken: a range, then mark_lock, then id_lock or stream_lock, then sync_lock.
+ * What decides how a change is treated (image, map, whether there is a stream to come) is changed only by who holds the
+ * whole disk as its range.
  */
 #ifndef FT_DISKMIRROR_EXPORT_PRIV_H
 #define FT_DISKMIRROR_EXPORT_PRIV_H

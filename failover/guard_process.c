@@ -3,8 +3,8 @@
  * guard_process.c - the guard itself: one thread that polls, and a heartbeat thread. See ft/guard.h.
  *
  * In the order of a guard's life: it opens what it will need (a hold on the guest: QEMU's pidfd and a QMP connection of
- * its own, or handles to Xen) before anything goes wrong, is attached by ft-protect, watches the pause word, loses ft-protect, and in the end either
- * is adopted by the next one or gives up.
+ * its own, or handles to Xen) before anything goes wrong, is attached by ft-protect, watches the pause word, loses
+ * ft-protect, and in the end either is adopted by the next one or gives up.
  */
 #include "ft/guard.h"
 #include "failover/guard_msg.h"

@@ -40,9 +40,9 @@ void ft_map_abandon(struct ft_map *m);  /* frees, writes nothing (a crash in tes
 void ft_map_id(struct ft_map *m, struct ft_disk_id *out);
 int ft_map_set_id(struct ft_map *m, const struct ft_disk_id *id) FT_MUST_CHECK;        /* durable when it returns */
 /*
- * Durable too: flushes are answered from the mirror, or a replica's writes not synced yet, so after a crash of this host (another boot id) the image
- * is no consistent disk. ft_map_unsafe after open: was it so? Then everything counts as touched already; the mark stays
- * until it is set to false.
+ * Durable too: flushes are answered from the mirror, or a replica's writes not synced yet, so after a crash of this host
+ * (another boot id) the image is no consistent disk. ft_map_unsafe after open: was it so? Then everything counts as
+ * touched already; the mark stays until it is set to false.
  */
 int ft_map_set_unsafe(struct ft_map *m, bool unsafe) FT_MUST_CHECK;
 /* What was lost before is made good, but it is unsafe from now on, too. */
