@@ -230,8 +230,13 @@ check-vm: tests
 check-root: all tests stage guest
 	tests/run.sh $(HOSTS)
 
-#: make check-xen    two real Xen hosts under emulation (root, libxen-dev; fetches some 100 MB once)
+#: make check-xen    two real Xen hosts under emulation (root, libxen-dev; fetches some 100 MB once); XEN_RELEASE=trixie: Debian 13's Xen
 XENTESTS ?= $(sort $(wildcard tests/xen/test_*.py))
+ifeq ($(XEN_RELEASE),trixie)
+check-xen bench-xen:
+	scripts/deps.sh debian13
+	scripts/debian13.sh $@
+else
 check-xen:
 	scripts/deps.sh build check xen
 	@$(MAKE) $(QUIETLY) all tests $(XENTOOLS) stage
@@ -242,6 +247,7 @@ bench-xen:
 	scripts/deps.sh build check xen
 	@$(MAKE) $(QUIETLY) all tests $(XENTOOLS) stage
 	@tests/xen/bench.py
+endif
 
 #: make soak         power cuts and the whole table of dying processes (SOAK_CUTS=50)
 SOAK_CUTS ?= 50

@@ -88,6 +88,10 @@ inside() {
 make_root
 copy_tree
 # With the network: everything that is fetched.
-inside "" "scripts/deps.sh build check && make -s -j$(nproc) all tests fuzzers stage guest && tests/kernel.sh >/dev/null"
+case $targets in
+*-xen*) build="make -s -j$(nproc) all tests stage && tests/xen/mklab.sh build/xen" ;;
+*) build="make -s -j$(nproc) all tests fuzzers stage guest && tests/kernel.sh >/dev/null" ;;
+esac
+inside "" "scripts/deps.sh build check xen && $build"
 # Without it: everything that is tested.
 inside --net "make -s $targets"

@@ -9,10 +9,14 @@
 set -eu -o pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(realpath -m "${1:?usage: mklab.sh DIR}")
-version=4.17
+# The release's own: 4.17 in Debian 12, 4.20 in Debian 13.
+newest() {
+	apt-cache search --names-only "$1" 2>/dev/null | sed 's/ .*//' | sort -V | tail -1
+}
+version=$(newest '^xen-hypervisor-[0-9.]+-amd64$' | sed 's/.*hypervisor-\(.*\)-amd64/\1/')
 packages="xen-hypervisor-$version-amd64 xen-utils-$version xen-utils-common xenstore-utils libxenmisc$version libxencall1
  libxendevicemodel1 libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenstore4 libxentoolcore1 libxentoollog1
- libyajl2 libfdt1 libnl-3-200 libnl-route-3-200 libpython3.11 socat libwrap0 nftables libnftables1 libedit2"
+ libyajl2 libfdt1 libnl-3-200 libnl-route-3-200 $(newest '^libpython3\.[0-9]+$') socat libwrap0 nftables libnftables1 libedit2"
 modules="xen-evtchn xen-gntdev xen-privcmd xenfs xen-netback virtio_pci virtio_console virtio_net 9pnet_virtio 9p tun bridge
  nf_tables nfnetlink nfnetlink_queue nft_queue nft_objref nft_meta_bridge nft_limit nft_ct nft_reject_bridge nft_compat xt_NFQUEUE
  xt_physdev ifb sch_plug sch_ingress sch_prio act_mirred cls_u32"
@@ -109,6 +113,7 @@ make_guest() {
 export PATH=$PATH:/usr/sbin:/sbin
 kernel=$("$here/../kernel.sh" amd64) || cannot "no kernel for dom0"
 release=$(ls "$kernel/lib/modules")
+[ -n "$version" ] || cannot "apt knows no xen-hypervisor-VERSION-amd64 (apt-get update?)"
 now="$release $version $(cat "$0" "$here"/dom0/* "$here"/../guest/* "$here/../hosts/mkguest.sh" | sha256sum | cut -c1-16)"
 mkdir -p "$out"
 exec 9>"$out/lock"

@@ -221,7 +221,7 @@ def a_guest_with_two_processors_is_replicated_and_taken_over(shared):
     for host in lab.hosts:
         host.write('/etc/ft/guests/vm1.conf', xenlab.GUEST_FILE.replace('vcpus = 1', 'vcpus = 2'))
     lab.alpha.run('xl create /ft/guest/vm1.cfg', 120)
-    wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 240, 1)
+    wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 600, 1)
     shared.job = lab.protect()
     check(lab.ask('dirty 16 300', 60) is not None, 'the guest does not answer')
     for n in range(5):

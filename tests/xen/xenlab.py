@@ -305,7 +305,7 @@ def _make_guest(directory, state):
         host.start(snapshot(directory, 'ready'))
         host.write('/ft/guest/vm1.cfg', XL_CFG)
         host.run('xl create /ft/guest/vm1.cfg', 120)
-        wait_for('vm1 to be up', lambda: 'guest: up' in host.run('cat /var/log/xen/guest-vm1.log'), 240, 1)
+        wait_for('vm1 to be up', lambda: 'guest: up' in host.run('cat /var/log/xen/guest-vm1.log'), 600, 1)
         host.run('xl pause vm1')
         host.save(state)
     finally:
