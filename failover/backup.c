@@ -311,11 +311,12 @@ static int void_replica(struct ft_backup *b, const char *why)
 
 static void keep_machine(struct ft_backup *b, const char *spec, const char *facts)
 {
-	size_t len = strlen(spec) + strlen(facts) + 1;
+	const char *now = strstr(facts, "\n" FT_WIRE_FACTS_NOW);
+	size_t fixed = now ? (size_t)(now - facts) + 1 : strlen(facts), len = strlen(spec) + fixed + 1;
 	char *machine = malloc(len);
 
 	if (machine)
-		snprintf(machine, len, "%s%s", spec, facts);
+		snprintf(machine, len, "%s%s", spec, facts);    /* as much of them as fits */
 	/* Another guest by the same name: nothing here can serve it. */
 	if ((b->replica || b->store) && (!machine || !b->machine || strcmp(machine, b->machine)))
 		destroy_replica(b);

@@ -594,7 +594,11 @@ static int load_guest(struct protect *pr)
 	}
 	rc = ft_spec_format(&pr->spec, pr->spec_text, sizeof(pr->spec_text));
 	snprintf(pr->address, sizeof(pr->address), "%s", peer && *peer->address ? peer->address : pr->peer);
-	return rc < 0 ? rc : ft_facts_format(&pr->spec, &pr->attach, pr->facts, sizeof(pr->facts));
+	if (rc >= 0)
+		rc = ft_facts_format(&pr->spec, &pr->attach, pr->facts, sizeof(pr->facts));
+	if (!rc)
+		ft_facts_add_disks(&pr->attach, pr->facts, sizeof(pr->facts));
+	return rc;
 }
 
 static void log_obstacle(void *ctx, const char *line)
@@ -769,6 +773,26 @@ static int make_parts(struct protect *pr)
 	return rc;
 }
 
+static void count_disk(void *ctx, const char *line)
+{
+	unsigned *nr = ctx;
+
+	(void)line;                     /* logged */
+	++*nr;
+}
+
+/*
+ * Images that are not as they should be keep protection from beginning. One that was protected already goes on: its servers have
+ * the images open, and to refuse it would leave it mute.
+ */
+static int check_disks(struct protect *pr)
+{
+	unsigned nr = 0;
+
+	ft_disk_check(&pr->attach, count_disk, &nr);
+	return nr && pr->record.role != FT_ROLE_PRIMARY ? -EINVAL : 0;
+}
+
 int protect_open(struct protect *pr, const char *guest, const char *peer, const struct ft_policy *policy)
 {
 	const struct ft_conf *conf = ft_conf();
@@ -782,7 +806,7 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 	if (load_guest(pr) || take_lock(pr) || check_record(pr, log_obstacle, pr) || adopt_guard(pr) || ft_tls_check(&tls))
 		return FT_END_OBSTACLE;
 	serve_again(pr);                /* a server that died is none of the guest's faults */
-	if (ft_hv_check(&pr->spec, &pr->attach, log_obstacle, pr))
+	if (ft_hv_check(&pr->spec, &pr->attach, log_obstacle, pr) || check_disks(pr))
 		return FT_END_OBSTACLE;
 	ft_priority_raise();
 	ft_log_keep(why, sizeof(why));
@@ -999,7 +1023,6 @@ int protect_check(struct protect *pr, const char *guest, const char *peer)
 	ft_log_divert(say_nothing, NULL);       /* what it logs it also finds */
 	ft_disk_check(&pr->attach, count_obstacle, &ck);
 	ft_log_divert(NULL, NULL);
-	ft_facts_add_disks(&pr->attach, pr->facts, sizeof(pr->facts));
 	netbuf_config(pr, &nb);
 	if (nb.nr_taps)
 		(void)ft_netbuf_check(&nb, count_obstacle, &ck);

@@ -299,19 +299,25 @@ static void world_free(struct world *w)
 }
 
 /* @resume: 0, or the byte that its session is made of. */
-static void hello(struct world *w, uint64_t generation, int resume)
+static void hello_of(struct world *w, uint64_t generation, int resume, const char *facts)
 {
 	struct ft_wire_hello h = {
 		.version_min = FT_WIRE_VERSION_MIN, .version_max = FT_WIRE_VERSION_MAX, .generation = generation, .nr_pages = NR_PAGES,
-		.spec_len = 4, .facts_len = 5,
+		.spec_len = 4, .facts_len = (uint32_t)strlen(facts),
 	};
-	uint8_t body[FT_WIRE_HELLO_LEN + 9];
+	uint8_t body[FT_WIRE_HELLO_LEN + 100];
 
 	memset(h.resume, resume, sizeof(h.resume));
 	ft_wire_pack_hello(&h, body);
-	memcpy(body + FT_WIRE_HELLO_LEN, "specfacts", 9);
+	memcpy(body + FT_WIRE_HELLO_LEN, "spec", 4);
+	memcpy(body + FT_WIRE_HELLO_LEN + 4, facts, h.facts_len);
 	ft_backup_link_up(w->b, "alpha");
-	ft_backup_record(w->b, FT_REC_HELLO, body, sizeof(body));
+	ft_backup_record(w->b, FT_REC_HELLO, body, FT_WIRE_HELLO_LEN + 4 + h.facts_len);
+}
+
+static void hello(struct world *w, uint64_t generation, int resume)
+{
+	hello_of(w, generation, resume, "machine=pc\ndisks=512/0\n");
 }
 
 static void greet(struct world *w, uint64_t generation)
@@ -363,7 +369,7 @@ static struct ft_backup_status status(struct world *w)
 	return st;
 }
 
-/* --- takeover --- */
+/* --- what is here, and for whom --- */
 
 static struct world *armed_world(enum ft_durability durability)
 {
@@ -374,6 +380,19 @@ static struct world *armed_world(enum ft_durability durability)
 	CHECK(send_epoch(w, 0, 2));
 	return w;
 }
+
+TEST(another_machine_by_the_same_name_finds_nothing_and_the_same_one_its_replica)
+{
+	struct world *w = armed_world(FT_DURABILITY_MEMORY);
+
+	hello_of(w, 2, 0, "machine=pc\ndisks=512/512\n");      /* its image has grown fuller since */
+	CHECK_EQ(w->welcome.replica, FT_REPLICA_ARMED);
+	hello_of(w, 3, 0, "machine=pd\ndisks=512/512\n");
+	CHECK_EQ(w->welcome.replica, FT_REPLICA_NONE);
+	world_free(w);
+}
+
+/* --- takeover --- */
 
 TEST(it_takes_over_with_what_was_acknowledged)
 {
