@@ -51,7 +51,7 @@ void qemu_vm_queue_event(struct qemu_vm *v, enum ft_vm_event ev)
 
 static void on_stop(struct qemu_vm *v)
 {
-	if (v->changing || v->off)
+	if (v->changing || v->off || v->starved)
 		return;
 	v->foreign_pause = true;
 	qemu_vm_queue_event(v, FT_VM_PAUSED_BY_OTHER);
@@ -61,7 +61,7 @@ static void on_resume(struct qemu_vm *v)
 {
 	if (v->changing)
 		return;
-	v->foreign_pause = false;
+	v->foreign_pause = v->starved = false;
 	v->resumed_by_other = v->paused;
 }
 
@@ -90,6 +90,8 @@ static void on_event(struct qemu_vm *v, const json_t *event)
 		on_shutdown(v, json_object_get(event, "data"));
 	else if (!strcmp(name, "RESET"))
 		qemu_vm_queue_event(v, FT_VM_RESET);
+	else if (!strcmp(name, "BLOCK_IO_ERROR"))
+		qemu_room_lost(v, json_object_get(event, "data"));
 }
 
 void qemu_vm_take_events(struct qemu_vm *v)
@@ -134,6 +136,7 @@ static enum ft_vm_event qemu_next_event(struct ft_vm *vm)
 	if (ft_qmp_closed(v->qmp))      /* readable for ever; the pidfd tells what it means */
 		epoll_ctl(vm->event_fd, EPOLL_CTL_DEL, ft_qmp_fd(v->qmp), NULL);
 	qemu_vm_check_exit(v);
+	qemu_room_tick(v);
 	if (!v->nr_events) {
 		if (read(v->wake_fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
 			ft_err("%s: eventfd: %s", v->at.guest, strerror(errno));
@@ -245,7 +248,7 @@ static int let_run(struct qemu_vm *v)
 {
 	int rc;
 
-	if (v->foreign_pause || v->resumed_by_other)
+	if (v->foreign_pause || v->starved || v->resumed_by_other)
 		return ft_qmp_disarm(v->qmp, PAUSE_TIMEOUT_MS);
 	rc = change(v, "cont");
 	/* A guest that powered itself off cannot run on: there is nothing to resume. */

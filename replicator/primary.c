@@ -928,6 +928,10 @@ void ft_primary_guest_event(struct ft_primary *p)
 			ft_info("%s: the guest rebooted; protection goes on", p->cfg.guest);
 		else if (ev == FT_VM_PAUSED_BY_OTHER)
 			ft_warn("%s: another client paused the guest; checkpoints go on when it runs", p->cfg.guest);
+		else if (ev == FT_VM_TROUBLE && p->vm->trouble)
+			ft_err("%s: the guest stands still: %s", p->cfg.guest, p->vm->trouble);
+		else if (ev == FT_VM_TROUBLE)
+			ft_info("%s: the guest goes on", p->cfg.guest);
 	}
 	arm(p);
 }
