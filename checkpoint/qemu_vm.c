@@ -9,8 +9,13 @@
 #include <sys/pidfd.h>
 #include <unistd.h>
 
-#define PAUSE_TIMEOUT_MS 10000          /* `stop` waits for disk requests in flight */
+/*
+ * `stop` waits for disk requests in flight, and a slow disk may take its time. Whoever guards us hears of us meanwhile (vm.busy),
+ * so these need not be shorter than any limit that somebody sets, grace-ms or the guard's of a pause.
+ */
+#define PAUSE_TIMEOUT_MS 10000
 #define STATE_TIMEOUT_MS 10000
+#define BUSY_MS 50
 #define STATE_MAX (16u << 20)
 #define KILL_TIMEOUT_MS 5000
 
@@ -197,6 +202,17 @@ static void arm_pause(struct qemu_vm *v)
 		ft_debug("%s: state is not armed: %s", v->at.guest, ft_qmp_error(v->state_qmp));
 }
 
+static int wait_patiently(struct qemu_vm *v, struct ft_qmp *q, unsigned timeout_ms)
+{
+	uint64_t end = ft_now_ns() + timeout_ms * FT_MS_NS;
+	int rc;
+
+	while ((rc = ft_qmp_wait(q, BUSY_MS, NULL)) == -ETIMEDOUT && ft_now_ns() < end)
+		if (v->vm.busy)
+			v->vm.busy(v->vm.busy_ctx);
+	return rc;
+}
+
 static int fire_or_send(struct ft_qmp *q, const char *command)
 {
 	return ft_qmp_armed(q) ? ft_qmp_fire(q) : ft_qmp_send(q, command, NULL, -1);
@@ -210,7 +226,7 @@ static int change(struct qemu_vm *v, const char *command)
 	v->changing = true;
 	rc = fire_or_send(v->qmp, command);
 	if (!rc)
-		rc = ft_qmp_wait(v->qmp, PAUSE_TIMEOUT_MS, NULL);
+		rc = wait_patiently(v, v->qmp, PAUSE_TIMEOUT_MS);
 	qemu_vm_take_events(v);
 	v->changing = false;
 	return rc;
@@ -316,7 +332,7 @@ static int read_state(struct qemu_vm *v, struct ft_blob *out)
 static int qemu_state_end(struct ft_vm *vm, struct ft_blob *out)
 {
 	struct qemu_vm *v = qemu_of(vm);
-	int rc = ft_qmp_wait(v->state_qmp, STATE_TIMEOUT_MS, NULL);
+	int rc = wait_patiently(v, v->state_qmp, STATE_TIMEOUT_MS);
 
 	*out = (struct ft_blob){ 0 };
 	if (rc)

@@ -218,9 +218,17 @@ static void stand_down(struct ft_primary *p, uint64_t generation)
 
 static void freeze(struct ft_primary *p)
 {
-	if (p->frozen || p->vm->ops->pause(p->vm))
+	int rc, kept;
+
+	if (p->frozen)
 		return;
-	p->frozen = true;
+	rc = ft_primary_stop(p);
+	kept = p->ops->resumed(p->cfg.ctx);     /* stays paused on purpose: not the guard's business */
+	if (!rc && kept)
+		ft_ignore(p->vm->ops->resume(p->vm));   /* the guard let it run; tried again at the next tick */
+	p->frozen = !rc && !kept;
+	if (!p->frozen)
+		return;
 	ft_warn("%s: cut off from %s: output is shut, the guest is frozen until %s answers", p->cfg.guest, p->cfg.peer,
 		p->cfg.peer);
 }
@@ -492,7 +500,9 @@ static int send_firmware(struct ft_primary *p)
 	int rc, resumed;
 
 	p->ops->pausing(p->cfg.ctx);
+	p->stopping = true;
 	rc = p->vm->ops->firmware(p->vm, &fw);
+	p->stopping = false;
 	resumed = p->ops->resumed(p->cfg.ctx);
 	if (!rc && resumed)
 		rc = resumed;
@@ -1125,6 +1135,8 @@ int ft_primary_new(const struct ft_primary_config *cfg, struct ft_primary **out)
 	p->cfg = *cfg;
 	p->ops = cfg->ops;
 	p->vm = cfg->vm;
+	p->vm->busy = ft_primary_still_pausing;
+	p->vm->busy_ctx = p;
 	ft_pacer_init(&p->pacer, &p->cfg.policy, cfg->vcpus, primary_now(p));
 	rc = ft_bitmap_init(&p->dirty, p->vm->nr_pages);
 	for (unsigned i = 0; i < IN_FLIGHT_MAX && !rc; i++)

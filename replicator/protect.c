@@ -114,7 +114,11 @@ static void serve_again(struct protect *pr)
 	for (unsigned i = 0; i < pr->attach.nr_disks; i++) {
 		struct ft_attach_disk *d = &pr->attach.disk[i];
 
-		if (ft_disk_served(d) || ft_disk_serve(&pr->attach, i, false))
+		if (ft_disk_served(d))
+			continue;
+		if (pr->guard)
+			ft_guard_rest(pr->guard);
+		if (ft_disk_serve(&pr->attach, i, false))
 			continue;
 		ft_warn("%s: the server of %s had ended; started another", pr->guest, d->image);
 		if (ft_attach_save(&pr->attach))
@@ -317,6 +321,8 @@ static void op_pausing(void *ctx)
 	struct protect *pr = ctx;
 
 	ft_guard_pause(pr->guard);
+	if (pr->guard)
+		ft_guard_tick(pr->guard);       /* it may wait for a slow disk: we live */
 }
 
 static int op_resumed(void *ctx)

@@ -158,9 +158,9 @@ def failing(host, call, code, part):
         os.unlink(host.path('/run/eio'))
 
 
-def write_second(lab, at_mb):
+def write_second(lab, at_mb, blocks=8):
     """The guest writes /dev/vdb, past its cache; what its dd says."""
-    return lab.w.shell('vm1', f'dd if=/dev/urandom of=/dev/vdb bs=64k count=8 seek={at_mb * 16} oflag=direct', 90)
+    return lab.w.shell('vm1', f'dd if=/dev/urandom of=/dev/vdb bs=64k count={blocks} seek={at_mb * 16} oflag=direct', 90)
 
 
 def equal(lab):
@@ -304,6 +304,23 @@ def a_primary_that_cannot_write_an_image_tells_the_guest_and_compares_again(lab)
     lab.check_goes_on()
 
 
+SLOW_S, GRACE_MS = 6, 4000
+
+
+@test(limit=240)
+def a_primary_with_a_slow_disk_is_not_taken_for_a_dead_one(lab):
+    """A pause waits for the guest's requests: longer than the guard lets a dead ft-protect pause, or hang."""
+    lab.protected()
+    before = len(lab.ft_protect.lines)
+    with failing(lab.primary, 'pwrite', -1000 * SLOW_S, SECOND):
+        began = time.monotonic()
+        said = write_second(lab, 4, blocks=1)
+    check('1+0 records out' in said and time.monotonic() - began >= SLOW_S, said)
+    lab.check_goes_on()
+    lines = [line for _, line in lab.ft_protect.lines[before:] if 'revoked' in line or 'CUT_OFF' in line or 'void' in line]
+    check(lab.ft_protect.running() and not lines, f'{lines}, {lab.ft_protect.tail(5)}')
+
+
 # ---- block devices ----
 
 @contextlib.contextmanager
@@ -350,4 +367,4 @@ def block_devices_are_disks_of_either_host(lab):
         lab.close()
 
 
-main(FaultLab({'vm1': VM1}, 'silence-ms = 1000'))
+main(FaultLab({'vm1': VM1}, f'silence-ms = 1000\ngrace-ms = {GRACE_MS}'))
