@@ -491,6 +491,7 @@ static void resume_session(struct ft_primary *p, uint64_t whole)
 	unfreeze(p);
 	protected_again(p);
 	ft_pacer_held(&p->pacer);
+	p->resumed = true;
 	set_state(p, FT_PRIMARY_DRILLING, "session resumed");
 }
 
@@ -524,6 +525,7 @@ static void new_session(struct ft_primary *p, const struct ft_wire_welcome *w)
 		return;
 	}
 	memcpy(p->session, w->session, sizeof(p->session));
+	p->resumed = false;
 	unfreeze(p);
 	protected_again(p);
 	set_state(p, FT_PRIMARY_PREPARING, "the backup builds the replica");
@@ -689,7 +691,8 @@ static void settled(struct ft_primary *p)
 		ft_primary_disks_adopted(p);
 	if (p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch && !p->drilling) {
 		if (p->first_drill_done || p->vm->no_drill)
-			set_state(p, FT_PRIMARY_PROTECTED, "full copy acknowledged");
+			set_state(p, FT_PRIMARY_PROTECTED, p->resumed ? "the backup has kept its replica, nothing is copied anew" :
+				  "full copy acknowledged");
 		else
 			start_drill(p);
 	}

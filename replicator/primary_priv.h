@@ -73,6 +73,7 @@ struct ft_primary {
 	/* the full copy of a new session */
 	uint64_t cursor, sync_total, sync_done;
 	uint64_t sync_epoch;                    /* the epoch that carries it */
+	bool resumed;                           /* since then the session went over to another connection */
 	uint32_t batch;
 	unsigned round;
 	bool round_over;                        /* all of it is copied, not all of it is encoded */

@@ -668,6 +668,7 @@ static int make_mirror(struct protect *pr)
 		.file_bound = (uint64_t)pr->policy.disk_spill_mb << 20, .spill_dir = ft_conf()->state_dir,
 		.rate_limit = (uint64_t)pr->policy.disk_copy_mb << 20,
 	};
+	char map[FT_DISKS_MAX][FT_SPEC_PATH_MAX];
 	int rc;
 
 	if (!cfg.nr_disks)
@@ -676,6 +677,7 @@ static int make_mirror(struct protect *pr)
 	for (unsigned i = 0; i < cfg.nr_disks; i++) {
 		cfg.control[i] = pr->attach.disk[i].control;
 		cfg.image[i] = pr->attach.disk[i].image;
+		cfg.map[i] = ft_disk_map_path(map[i], pr->guest, i) ? map[i] : NULL;    /* then nobody has one */
 		cfg.read_only[i] = pr->attach.disk[i].read_only;
 	}
 	rc = ft_mirror_new(&cfg, &pr->mirror);
