@@ -601,6 +601,45 @@ static struct world *armed_with_little_room(void)
 	return w;
 }
 
+/* A large copy beside what could be started: nobody waits for it to be on the images, but who needs all of it. */
+TEST(a_copy_is_put_on_the_images_in_turns_and_a_drill_waits_for_it)
+{
+	struct world *w = armed_world(FT_DURABILITY_MEMORY);
+	uint8_t body[8] = { 0 };
+	unsigned turns = 0;
+
+	ft_store_tuning.slice = 1;
+	greet(w, 2);
+	CHECK(send_epoch(w, FT_EPOCH_FULL, 6));
+	CHECK(ft_store_behind(w->st));                  /* acknowledged, and not all of it is there */
+	ft_backup_record(w->b, FT_REC_DRILL, body, sizeof(body));
+	CHECK(!status(w).drilling);
+	while (!status(w).drilling) {
+		unsigned pongs = w->pongs;
+
+		CHECK(ft_store_behind(w->st));
+		ft_backup_store_event(w->b);
+		ft_backup_record(w->b, FT_REC_PING, body, sizeof(body));
+		CHECK(w->pongs == pongs + 1 && ++turns < 20);
+	}
+	CHECK(turns > 1 && !ft_store_behind(w->st));
+	world_free(w);
+}
+
+TEST(a_takeover_puts_the_rest_of_a_copy_on_the_images_first)
+{
+	struct world *w = armed_world(FT_DURABILITY_MEMORY);
+
+	ft_store_tuning.slice = 1;
+	greet(w, 2);
+	CHECK(send_epoch(w, FT_EPOCH_FULL, 6));
+	CHECK(ft_store_behind(w->st));
+	w->silent = true;
+	ft_backup_tick(w->b);                           /* ft_store_release refuses what is not applied */
+	CHECK(w->took_over);
+	world_free(w);
+}
+
 TEST(a_copy_that_never_fits_beside_the_replica_takes_its_place)
 {
 	struct world *w = armed_with_little_room();
