@@ -65,6 +65,13 @@ int ft_disk_plan(const struct ft_spec *spec, const char *dir, struct ft_attach *
 	return 0;
 }
 
+bool ft_disk_map_path(char out[FT_SPEC_PATH_MAX], const char *guest, unsigned n)
+{
+	int len = snprintf(out, FT_SPEC_PATH_MAX, "%s/%s.disk%u.map", ft_conf()->state_dir, guest, n);
+
+	return len > 0 && len < FT_SPEC_PATH_MAX;
+}
+
 void ft_disk_remove_files(const char *dir)
 {
 	char path[FT_SPEC_PATH_MAX];
@@ -312,16 +319,18 @@ static int set_paths(struct server *s, unsigned n)
 {
 	const struct ft_conf *c = ft_conf();
 	char dir[FT_SPEC_PATH_MAX];
-	int len, rc = ft_parent_dir(s->d->nbd, dir, sizeof(dir));
+	char map[FT_SPEC_PATH_MAX];
+	int rc = ft_parent_dir(s->d->nbd, dir, sizeof(dir));
 
 	if (rc)
 		return rc;
 	snprintf(s->plugin, sizeof(s->plugin), "%s/nbdkit-ft-plugin.so", c->libexec_dir);
 	snprintf(s->arg_image, sizeof(s->arg_image), "image=%s", s->d->image);
 	snprintf(s->arg_control, sizeof(s->arg_control), "control=%s", s->d->control);
-	len = snprintf(s->arg_map, sizeof(s->arg_map), "map=%s/%s.disk%u.map", c->state_dir, s->guest, n);
-	if (disk_path(s->pid_file, dir, n, F_PID) && disk_path(s->log_file, dir, n, F_LOG) && len < (int)sizeof(s->arg_map))
+	if (ft_disk_map_path(map, s->guest, n) && disk_path(s->pid_file, dir, n, F_PID) && disk_path(s->log_file, dir, n, F_LOG)) {
+		snprintf(s->arg_map, sizeof(s->arg_map), "map=%s", map);
 		return 0;
+	}
 	ft_err("guest %s: the path of its disk's map is too long: set a shorter 'state-dir' in ft.conf", s->guest);
 	return -ENAMETOOLONG;
 }

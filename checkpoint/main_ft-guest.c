@@ -19,6 +19,7 @@
 enum { DONE = 0, FAILED = 1, USAGE = 2, UNKNOWN = 3, REFUSED = 4 };
 
 #define QMP_TIMEOUT_MS 5000
+#define QMP_BRIEF_MS 500                /* somebody else may have the socket */
 #define STOP_TIMEOUT_S 60
 
 struct options {
@@ -171,14 +172,45 @@ static int serve_again(struct ft_attach *at)
 	return again && ft_attach_save(at) ? FAILED : DONE;
 }
 
+/* Did QEMU stop it since a disk of it had no room? Nobody answers while it is protected: ft-protect sees to it then. */
+static bool stands_still(const struct ft_attach *at, bool let_run)
+{
+	char why[320];
+	struct ft_qmp *q;
+	json_t *status = NULL;
+	const char *s;
+	bool still;
+
+	if (at->hypervisor == FT_HYPERVISOR_XEN || ft_qmp_try(at->qmp, QMP_BRIEF_MS, &q, why, sizeof(why)))
+		return false;
+	still = !ft_qmp_call(q, "query-status", NULL, -1, QMP_TIMEOUT_MS, &status);
+	s = json_string_value(json_object_get(status, "status"));
+	still = still && s && !strcmp(s, "io-error");
+	json_decref(status);
+	if (still && let_run && ft_qmp_call(q, "cont", NULL, -1, QMP_TIMEOUT_MS, NULL))
+		ft_warn("guest %s: %s", at->guest, ft_qmp_error(q));
+	ft_qmp_close(q);
+	return still;
+}
+
+static void let_run(const struct ft_attach *at)
+{
+	if (stands_still(at, true))
+		ft_warn("guest %s stood still since a disk of it had no room: it goes on, and stands still again if there is none", at->guest);
+}
+
 static int start_locked(const struct ft_spec *spec, bool force)
 {
 	struct ft_qemu_launch l = { .spec = spec, .kind = FT_QEMU_GUEST };
 	struct ft_attach at;
 	int rc = clear_dead(spec->name, &at);
 
-	if (rc == -EEXIST)
-		return serve_again(&at) ? FAILED : say_running(&at);
+	if (rc == -EEXIST && serve_again(&at))
+		return FAILED;
+	if (rc == -EEXIST) {
+		let_run(&at);
+		return say_running(&at);
+	}
 	if (!rc)
 		rc = ft_disk_recover(spec, force);
 	if (rc == -EUCLEAN)
@@ -385,6 +417,8 @@ static int cmd_status(const struct options *o)
 		print_header();
 		print_guest(o->guest, &g);
 	}
+	if (!strcmp(g.state, "running") && stands_still(&g.at, false))
+		ft_warn("guest %s stands still: a disk of it has no room: make some, and say 'ft-guest start %s'", o->guest, o->guest);
 	return !strcmp(g.state, "running") ? DONE : UNKNOWN;
 }
 

@@ -100,8 +100,11 @@ static void check_status(struct check *c)
 	const char *s = text(status, "status");
 	bool ours = !strcmp(s, "paused") && qemu_old_pause(c->at);
 
-	/* Off counts as running: its end is reported as an event. A pause that we left behind ends when we open the guest. */
-	if (status && strcmp(s, "running") && strcmp(s, "shutdown") && !ours)
+	/*
+	 * Off counts as running: its end is reported as an event. A pause that we left behind ends when we open the guest, and who
+	 * stands still for want of room on a disk is let run again and again.
+	 */
+	if (status && strcmp(s, "running") && strcmp(s, "shutdown") && strcmp(s, "io-error") && !ours)
 		ft_obstacle(&c->o, "the guest does not run (QEMU says '%s'); another client may hold it: `cont` it", s);
 	json_decref(status);
 }

@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #define QUIT_TIMEOUT_MS 10000
@@ -202,16 +203,19 @@ static int open_events(struct qemu_vm *v)
 
 	v->vm.event_fd = epoll_create1(EPOLL_CLOEXEC);
 	v->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (v->vm.event_fd < 0 || v->wake_fd < 0)
+	v->room_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (v->vm.event_fd < 0 || v->wake_fd < 0 || v->room_fd < 0)
 		return -errno;
 	rc = watch(v, v->wake_fd);
+	if (!rc)
+		rc = watch(v, v->room_fd);
 	if (!rc)
 		rc = watch(v, v->pidfd);
 	return rc ? rc : watch(v, ft_qmp_fd(v->qmp));
 }
 
-/* Powered off while nobody of ours was there to see it: told now. */
-static int find_off(struct qemu_vm *v)
+/* Powered off, or stopped for want of room, while nobody of ours was there to see it: told now. */
+static int find_state(struct qemu_vm *v)
 {
 	json_t *status = NULL;
 	const char *s;
@@ -219,9 +223,11 @@ static int find_off(struct qemu_vm *v)
 
 	s = json_string_value(json_object_get(status, "status"));
 	v->off = s && !strcmp(s, "shutdown");
-	json_decref(status);
 	if (v->off)
 		qemu_vm_queue_event(v, FT_VM_SHUTDOWN);
+	else if (s && !strcmp(s, "io-error"))
+		qemu_room_found(v);
+	json_decref(status);
 	return rc;
 }
 
@@ -263,7 +269,7 @@ static int open_all(struct qemu_vm *v, const struct ft_qemu_options *opt)
 		rc = choose_tracker(v, opt ? opt->tracker : NULL);
 	if (!rc)
 		rc = open_events(v);
-	return rc ? rc : find_off(v);
+	return rc ? rc : find_state(v);
 }
 
 int ft_qemu_open(const struct ft_attach *at, const struct ft_qemu_options *opt, struct ft_vm **out)
@@ -276,7 +282,7 @@ int ft_qemu_open(const struct ft_attach *at, const struct ft_qemu_options *opt, 
 		return -ENOMEM;
 	*v = (struct qemu_vm){
 		.vm = { .ops = &qemu_vm_ops, .backend = "qemu", .accel = ft_accel_name(at->accel), .event_fd = -1 },
-		.at = *at, .pidfd = -1, .wake_fd = -1, .state_rd = -1, .state_wr = -1, .state_fdset = -1,
+		.at = *at, .pidfd = -1, .wake_fd = -1, .room_fd = -1, .state_rd = -1, .state_wr = -1, .state_fdset = -1,
 	};
 	rc = open_all(v, opt);
 	if (rc) {
@@ -358,6 +364,7 @@ void qemu_vm_close(struct ft_vm *vm)
 	close_fd(v->state_rd);
 	close_fd(v->state_wr);
 	close_fd(v->wake_fd);
+	close_fd(v->room_fd);
 	close_fd(v->pidfd);
 	close_fd(vm->event_fd);
 	free(v);

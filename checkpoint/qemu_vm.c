@@ -9,8 +9,13 @@
 #include <sys/pidfd.h>
 #include <unistd.h>
 
-#define PAUSE_TIMEOUT_MS 10000          /* `stop` waits for disk requests in flight */
+/*
+ * `stop` waits for disk requests in flight, and a slow disk may take its time. Whoever guards us hears of us meanwhile (vm.busy),
+ * so these need not be shorter than any limit that somebody sets, grace-ms or the guard's of a pause.
+ */
+#define PAUSE_TIMEOUT_MS 10000
 #define STATE_TIMEOUT_MS 10000
+#define BUSY_MS 50
 #define STATE_MAX (16u << 20)
 #define KILL_TIMEOUT_MS 5000
 
@@ -51,7 +56,7 @@ void qemu_vm_queue_event(struct qemu_vm *v, enum ft_vm_event ev)
 
 static void on_stop(struct qemu_vm *v)
 {
-	if (v->changing || v->off)
+	if (v->changing || v->off || v->starved)
 		return;
 	v->foreign_pause = true;
 	qemu_vm_queue_event(v, FT_VM_PAUSED_BY_OTHER);
@@ -61,7 +66,7 @@ static void on_resume(struct qemu_vm *v)
 {
 	if (v->changing)
 		return;
-	v->foreign_pause = false;
+	v->foreign_pause = v->starved = false;
 	v->resumed_by_other = v->paused;
 }
 
@@ -90,6 +95,8 @@ static void on_event(struct qemu_vm *v, const json_t *event)
 		on_shutdown(v, json_object_get(event, "data"));
 	else if (!strcmp(name, "RESET"))
 		qemu_vm_queue_event(v, FT_VM_RESET);
+	else if (!strcmp(name, "BLOCK_IO_ERROR"))
+		qemu_room_lost(v, json_object_get(event, "data"));
 }
 
 void qemu_vm_take_events(struct qemu_vm *v)
@@ -134,6 +141,7 @@ static enum ft_vm_event qemu_next_event(struct ft_vm *vm)
 	if (ft_qmp_closed(v->qmp))      /* readable for ever; the pidfd tells what it means */
 		epoll_ctl(vm->event_fd, EPOLL_CTL_DEL, ft_qmp_fd(v->qmp), NULL);
 	qemu_vm_check_exit(v);
+	qemu_room_tick(v);
 	if (!v->nr_events) {
 		if (read(v->wake_fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
 			ft_err("%s: eventfd: %s", v->at.guest, strerror(errno));
@@ -194,6 +202,17 @@ static void arm_pause(struct qemu_vm *v)
 		ft_debug("%s: state is not armed: %s", v->at.guest, ft_qmp_error(v->state_qmp));
 }
 
+static int wait_patiently(struct qemu_vm *v, struct ft_qmp *q, unsigned timeout_ms)
+{
+	uint64_t end = ft_now_ns() + timeout_ms * FT_MS_NS;
+	int rc;
+
+	while ((rc = ft_qmp_wait(q, BUSY_MS, NULL)) == -ETIMEDOUT && ft_now_ns() < end)
+		if (v->vm.busy)
+			v->vm.busy(v->vm.busy_ctx);
+	return rc;
+}
+
 static int fire_or_send(struct ft_qmp *q, const char *command)
 {
 	return ft_qmp_armed(q) ? ft_qmp_fire(q) : ft_qmp_send(q, command, NULL, -1);
@@ -207,7 +226,7 @@ static int change(struct qemu_vm *v, const char *command)
 	v->changing = true;
 	rc = fire_or_send(v->qmp, command);
 	if (!rc)
-		rc = ft_qmp_wait(v->qmp, PAUSE_TIMEOUT_MS, NULL);
+		rc = wait_patiently(v, v->qmp, PAUSE_TIMEOUT_MS);
 	qemu_vm_take_events(v);
 	v->changing = false;
 	return rc;
@@ -245,7 +264,7 @@ static int let_run(struct qemu_vm *v)
 {
 	int rc;
 
-	if (v->foreign_pause || v->resumed_by_other)
+	if (v->foreign_pause || v->starved || v->resumed_by_other)
 		return ft_qmp_disarm(v->qmp, PAUSE_TIMEOUT_MS);
 	rc = change(v, "cont");
 	/* A guest that powered itself off cannot run on: there is nothing to resume. */
@@ -313,7 +332,7 @@ static int read_state(struct qemu_vm *v, struct ft_blob *out)
 static int qemu_state_end(struct ft_vm *vm, struct ft_blob *out)
 {
 	struct qemu_vm *v = qemu_of(vm);
-	int rc = ft_qmp_wait(v->state_qmp, STATE_TIMEOUT_MS, NULL);
+	int rc = wait_patiently(v, v->state_qmp, STATE_TIMEOUT_MS);
 
 	*out = (struct ft_blob){ 0 };
 	if (rc)

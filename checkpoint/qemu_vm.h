@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
  * qemu_vm.h - the running QEMU guest, shared by the files that implement struct ft_vm for it: qemu_open.c (making
- * and unmaking the handle), qemu_vm.c (what an epoch needs), qemu_firmware.c (once a session).
+ * and unmaking the handle), qemu_vm.c (what an epoch needs), qemu_firmware.c (once a session), qemu_room.c (disks that are full).
  *
  * Two QMP connections, so that nothing long is said while the guest stands still: each is armed with the command
  * its next use will need. qmp says stop and cont (and all else, disarmed); state_qmp only says the state command,
@@ -36,6 +36,9 @@ struct qemu_vm {
 	bool changing;                  /* a stop or cont of ours is under way: its event is ours */
 	bool off;                       /* the guest powered itself off */
 	bool foreign_pause;             /* somebody else's `stop`: not ours to resume */
+	bool starved;                   /* QEMU stopped it: a disk has no room */
+	int room_fd;                    /* timer: let it run, and see */
+	char trouble[2 * FT_SPEC_PATH_MAX + 256];
 	bool resumed_by_other;          /* during our pause: what was captured is void */
 	bool exited;                    /* and told */
 	enum ft_vm_event event[FT_QEMU_EVENTS_MAX];
@@ -64,6 +67,11 @@ void qemu_vm_hold_clock(struct qemu_vm *v, bool still);
 
 int qemu_vm_pause(struct ft_vm *vm) FT_MUST_CHECK;
 int qemu_vm_resume(struct ft_vm *vm) FT_MUST_CHECK;
+
+/* qemu_room.c */
+void qemu_room_lost(struct qemu_vm *v, const json_t *data);     /* QEMU's BLOCK_IO_ERROR */
+void qemu_room_found(struct qemu_vm *v);                        /* it was so before we came */
+void qemu_room_tick(struct qemu_vm *v);                         /* the timer may be due */
 
 /* qemu_firmware.c */
 int qemu_vm_firmware(struct ft_vm *vm, struct ft_blob *out) FT_MUST_CHECK;

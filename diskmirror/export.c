@@ -292,17 +292,47 @@ static void request_failed(struct ft_export *e, const char *what, uint64_t at, i
 		ft_err("disk %s: %s at byte %llu failed: %s", e->image, what, (unsigned long long)at, strerror(-rc));
 }
 
+static bool no_room(int rc)
+{
+	return rc == -ENOSPC || rc == -EDQUOT;
+}
+
+/*
+ * A full file system has taken part of a request. The guest's QEMU will try it again, and again, until there is room; what
+ * the image has there meanwhile the peer gets, too, so that the mirror stays whole.
+ */
+static int stream_what_is_there(struct ft_export *e, const struct ft_range *r)
+{
+	uint8_t *data;
+	int rc = 0;
+
+	if (!e->streaming)
+		return 0;
+	data = malloc(FT_DISK_OP_DATA_MAX);
+	if (!data)
+		return -ENOMEM;
+	for (uint64_t at = r->from, n; at < r->to && !rc; at += n) {
+		n = r->to - at < FT_DISK_OP_DATA_MAX ? r->to - at : FT_DISK_OP_DATA_MAX;
+		rc = e->f->pread(e->f->ctx, e->h, data, n, at);
+		if (!rc)
+			ft_export_stream(e, FT_DISK_WRITE, data, at, (uint32_t)n);
+	}
+	free(data);
+	return rc;
+}
+
+/* Some of it may have been written: unless that can be told, nobody can say what the peer should have there. */
+static void change_failed(struct ft_export *e, const struct ft_range *r, int rc)
+{
+	request_failed(e, "writing", r->from, rc);
+	if (!no_room(rc) || stream_what_is_there(e, r))
+		ft_export_fail(e, "writing to the image failed: %s", strerror(-rc));
+}
+
 /* @buf: NULL for zeros. */
 static int change_image(struct ft_export *e, const void *buf, uint32_t len, uint64_t at)
 {
-	int rc = buf ? e->f->pwrite(e->f->ctx, e->h, buf, len, at) : e->f->zero(e->f->ctx, e->h, at, len);
-
-	if (rc) {
-		request_failed(e, "writing", at, rc);
-		/* Some of it may have been written, so that nobody can say what the peer should have there. */
-		ft_export_fail(e, "writing to the image failed: %s", strerror(-rc));
-	}
-	return rc;
+	return buf ? e->f->pwrite(e->f->ctx, e->h, buf, len, at) : e->f->zero(e->f->ctx, e->h, at, len);
 }
 
 static int change_in_order(struct ft_export *e, const struct ft_range *r, const void *buf, uint32_t len)
@@ -311,9 +341,12 @@ static int change_in_order(struct ft_export *e, const struct ft_range *r, const 
 
 	if (!rc)
 		rc = touch(e, r);
-	if (!rc)
-		rc = change_image(e, buf, len, r->from);
-	if (!rc)
+	if (rc)
+		return rc;
+	rc = change_image(e, buf, len, r->from);
+	if (rc)
+		change_failed(e, r, rc);
+	else
 		ft_export_stream(e, buf ? FT_DISK_WRITE : FT_DISK_ZERO, buf, r->from, len);
 	return rc;
 }

@@ -504,6 +504,7 @@ static void mirror_free(struct ft_mirror *api)
 		free(m->disk[i].rx);
 		free(m->disk[i].control);
 		free(m->disk[i].image);
+		free(m->disk[i].map);
 	}
 	ft_dlog_free(m->log);
 	if (m->event_fd >= 0)
@@ -558,7 +559,12 @@ static void init_sync(struct mirror *m)
 	ft_cond_init(&m->moved);
 }
 
-static int init_disk(struct mirror *m, unsigned i, const char *control, const char *image, bool read_only)
+static char *copy_of(const char *s)
+{
+	return s ? strdup(s) : NULL;
+}
+
+static int init_disk(struct mirror *m, const struct ft_mirror_config *cfg, unsigned i)
 {
 	struct mirror_disk *d = &m->disk[i];
 
@@ -566,11 +572,12 @@ static int init_disk(struct mirror *m, unsigned i, const char *control, const ch
 	d->index = i;
 	d->fd = -1;
 	d->out_end = &d->out;
-	d->control = strdup(control);
-	d->image = image ? strdup(image) : NULL;
-	d->read_only = read_only;
+	d->control = strdup(cfg->control[i]);
+	d->image = copy_of(cfg->image[i]);
+	d->map = copy_of(cfg->map[i]);
+	d->read_only = cfg->read_only[i];
 	d->rx = malloc(RX_ROOM);
-	return d->control && !image == !d->image && d->rx ? 0 : -ENOMEM;
+	return d->control && !cfg->image[i] == !d->image && !cfg->map[i] == !d->map && d->rx ? 0 : -ENOMEM;
 }
 
 static int init(struct mirror *m, const struct ft_mirror_config *cfg)
@@ -582,7 +589,7 @@ static int init(struct mirror *m, const struct ft_mirror_config *cfg)
 	int rc = ft_dlog_new(&lcfg, &m->log);
 
 	for (unsigned i = 0; i < m->nr_disks && !rc; i++)
-		rc = init_disk(m, i, cfg->control[i], cfg->image[i], cfg->read_only[i]);
+		rc = init_disk(m, cfg, i);
 	if (rc)
 		return rc;
 	m->guest = strdup(cfg->guest);

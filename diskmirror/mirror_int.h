@@ -36,7 +36,7 @@ struct mirror_disk {
 	struct mirror *m;
 	unsigned index;
 	char *control;
-	char *image;                    /* NULL: not known */
+	char *image, *map;              /* NULL: not known */
 	bool read_only;                 /* nobody writes to it */
 	struct ft_log_limit log;        /* the loop thread's */
 

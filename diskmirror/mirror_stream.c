@@ -5,6 +5,7 @@
  */
 #include "diskmirror/mirror_dial.h"
 #include "diskmirror/mirror_int.h"
+#include "ft/map.h"
 #include "ft/thread.h"
 
 #include <fcntl.h>
@@ -532,14 +533,51 @@ int ft_mirror_up(struct mirror *m, struct mirror_disk *d, unsigned wait_ms)
 
 /* --- an export that has died: what it answered flushes for is on nobody's disk yet --- */
 
-static int sync_image(struct mirror *m, const char *image)
+/*
+ * Its map says that flushes were answered from the mirror; nothing but the next server would take that back, and after a restart of
+ * this host a good image would be refused. What an earlier boot, or a failed sync, has lost stays lost.
+ */
+static int clear_mark(const struct ft_disk_files *f, int h, const char *path)
+{
+	struct ft_map_image im;
+	struct ft_map *map;
+	int rc = f->size(f->ctx, h, &im.bytes);
+
+	if (!rc)
+		rc = f->identity(f->ctx, h, &im.inode, &im.born_ns);
+	if (!rc)
+		rc = ft_map_open(f, path, &im, &map);
+	if (rc)
+		return rc;
+	if (!ft_map_unsafe(map))
+		rc = ft_map_set_unsafe(map, false);
+	ft_map_abandon(map);
+	return rc;
+}
+
+/* With the image locked nobody serves it, or has since the last sync: who does sees to the mark himself. */
+static int note_sync(const struct ft_disk_files *f, int h, const struct mirror_disk *d)
+{
+	int rc;
+
+	if (!d->map || f->lock(f->ctx, h))
+		return 0;
+	rc = f->sync(f->ctx, h);
+	if (!rc && clear_mark(f, h, d->map))
+		ft_warn("%s: its map %s still says that it is no consistent disk", d->image, d->map);
+	return rc;
+}
+
+static int sync_image(struct mirror *m, const struct mirror_disk *d)
 {
 	const struct ft_disk_files *f = m->files;
-	int h, rc = f->open(f->ctx, image, false, &h);
+	int h, rc = f->open(f->ctx, d->image, false, &h);
 
 	if (rc)
 		return rc;
-	rc = f->sync(f->ctx, h);
+	rc = f->sync(f->ctx, h);                /* may take long */
+	if (!rc)
+		rc = note_sync(f, h, d);
 	f->close(f->ctx, h);
 	return rc;
 }
@@ -548,7 +586,7 @@ static void *sync_main(void *arg)
 {
 	struct mirror_disk *d = arg;
 	struct mirror *m = d->m;
-	int rc = sync_image(m, d->image);
+	int rc = sync_image(m, d);
 
 	if (rc)
 		ft_err("%s: disk %u: its nbdkit is gone, and %s cannot be synced: %s - check its file system", m->guest, d->index,

@@ -6,6 +6,7 @@
 struct ft_store;
 struct ft_store_tuning {
 	unsigned sync_ms;               /* between syncs of the images; 0: no thread, ft_store_sync does it */
+	size_t slice;                   /* bytes that advance applies beyond what epochs have brought since */
 };
 extern struct ft_store_tuning ft_store_tuning;
 /* What the thread does, here and now. */

@@ -36,6 +36,7 @@ struct ft_backup {
 	struct ft_log_limit refusal_log, store_log, takeover_log;
 	unsigned no_room;                       /* copies that did not fit, since the last one that did */
 	bool unwritten;                         /* the disks could not be written */
+	bool drill_waits;                       /* for the disks */
 	struct ft_blob firmware;
 	uint64_t generation;
 	uint64_t epochs;
@@ -112,16 +113,28 @@ static const char *why_not(struct ft_backup *b, int rc)
 }
 
 /* -errno: the disks cannot be written. Their epochs stay staged, and are tried again. */
-static int commit(struct ft_backup *b)
+static int written(struct ft_backup *b, int rc)
 {
-	int rc;
-
-	ft_image_commit(b->image);
-	rc = b->store ? ft_store_commit(b->store) : 0;
 	b->unwritten = rc != 0;
 	if (rc && ft_log_due(&b->store_log, ft_store_why(b->store)))
 		ft_err("%s: nothing more is acknowledged: %s", b->cfg.guest, why_not(b, rc));
 	return rc;
+}
+
+static int commit(struct ft_backup *b)
+{
+	ft_image_commit(b->image);
+	return written(b, b->store ? ft_store_commit(b->store) : 0);
+}
+
+/* The same, but a copy may take its time: nobody waits, and what waits for all of it says commit. */
+static int advance(struct ft_backup *b)
+{
+	int rc;
+
+	ft_image_commit(b->image);
+	rc = b->store ? ft_store_advance(b->store) : 0;
+	return written(b, rc == -EAGAIN ? 0 : rc);
 }
 
 static void hold(struct ft_backup *b, bool held)
@@ -137,7 +150,7 @@ static void drop_link(struct ft_backup *b)
 {
 	if (b->link)
 		b->ops->disconnect(b->cfg.ctx);
-	b->link = b->greeted = b->drill_asked = b->disks_known = false;
+	b->link = b->greeted = b->drill_asked = b->drill_waits = b->disks_known = false;
 	discard_partial(b);
 }
 
@@ -177,7 +190,7 @@ static void destroy_replica(struct ft_backup *b)
 
 	if (b->drilling)
 		stop_drill(b, &ignored);
-	b->ending = false;
+	b->ending = b->drill_waits = false;
 	ft_image_free(b->image);
 	b->image = NULL;
 	if (b->replica)
@@ -311,11 +324,12 @@ static int void_replica(struct ft_backup *b, const char *why)
 
 static void keep_machine(struct ft_backup *b, const char *spec, const char *facts)
 {
-	size_t len = strlen(spec) + strlen(facts) + 1;
+	const char *now = strstr(facts, "\n" FT_WIRE_FACTS_NOW);
+	size_t fixed = now ? (size_t)(now - facts) + 1 : strlen(facts), len = strlen(spec) + fixed + 1;
 	char *machine = malloc(len);
 
 	if (machine)
-		snprintf(machine, len, "%s%s", spec, facts);
+		snprintf(machine, len, "%s%s", spec, facts);    /* as much of them as fits */
 	/* Another guest by the same name: nothing here can serve it. */
 	if ((b->replica || b->store) && (!machine || !b->machine || strcmp(machine, b->machine)))
 		destroy_replica(b);
@@ -497,6 +511,11 @@ static void on_disks(struct ft_backup *b, const uint8_t *body, size_t len)
 		part(b, reason, why);
 		return;
 	}
+	rc = b->image ? commit(b) : 0;  /* what is compared, and said of it, is what is on them */
+	if (rc) {
+		part(b, FT_REASON_INTERNAL, why_not(b, rc));
+		return;
+	}
 	rc = ft_store_peer(b->store, theirs, nr, why, sizeof(why));
 	b->disks_known = !rc;
 	if (rc)                         /* the primary sees that, too, and says so to its operator */
@@ -525,8 +544,9 @@ static void on_disk_ask(struct ft_backup *b, const uint8_t *body, size_t len)
 }
 
 static void go_on_ending(struct ft_backup *b);
+static void begin_drill(struct ft_backup *b);
 
-/* What is durable here lets the primary's map get clean. */
+/* What is durable here lets the primary's map get clean; and a copy may not be on the images yet. */
 void ft_backup_store_event(struct ft_backup *b)
 {
 	unsigned nr = b->store ? b->ops->nr_disks(b->cfg.ctx) : 0;
@@ -539,6 +559,10 @@ void ft_backup_store_event(struct ft_backup *b)
 			(void)b->ops->send(b->cfg.ctx, FT_REC_DISK_DURABLE, body, ft_wire_pack_disk_at(&at, body)); /* said again later */
 	}
 	go_on_ending(b);
+	if (b->drill_waits)
+		begin_drill(b);
+	else if (b->store && ft_store_behind(b->store))
+		ft_ignore(advance(b));
 }
 
 static void on_firmware(struct ft_backup *b, const uint8_t *body, size_t len)
@@ -626,7 +650,7 @@ static int epoch_end(struct ft_backup *b, const uint8_t *body, size_t len)
 	rc = b->ops->send(b->cfg.ctx, FT_REC_ACK, ack, sizeof(ack));
 	b->epochs++;
 	b->replica->epoch_ns = b->ops->now_ns(b->cfg.ctx);
-	ft_ignore(commit(b));           /* after the acknowledgement: clients wait for that, not for this */
+	ft_ignore(advance(b));          /* after the acknowledgement: clients wait for that, not for this */
 	return rc;
 }
 
@@ -733,17 +757,24 @@ static void drilled(struct ft_backup *b, const struct ft_drill_result *res)
 
 static void on_drill(struct ft_backup *b)
 {
-	struct ft_drill_result res = { 0 };
-	int fd = -1, rc;
-
 	if (!usable(b) || b->drill_asked) {
 		part(b, FT_REASON_PROTO, "DRILL out of turn");
 		return;
 	}
 	b->drill_asked = true;
-	if (b->drilling)
-		return;                 /* a lost link asked for it: its answer serves this one too */
-	rc = commit(b);
+	if (!b->drilling)               /* else a lost link asked for it: its answer serves this one too */
+		begin_drill(b);
+}
+
+/* It needs memory and disks at one epoch: when a copy has just come, once that is on the images. */
+static void begin_drill(struct ft_backup *b)
+{
+	struct ft_drill_result res = { 0 };
+	int fd = -1, rc = advance(b);
+
+	b->drill_waits = !rc && b->store && ft_store_behind(b->store);
+	if (b->drill_waits)
+		return;
 	hold(b, true);
 	if (!rc)
 		rc = b->replica->ops->drill_start(b->replica, &b->firmware, ft_image_applied_state(b->image), &fd);
@@ -764,7 +795,7 @@ void ft_backup_drilled(struct ft_backup *b)
 	if (!b->drilling)
 		return;
 	stop_drill(b, &res);
-	ft_ignore(commit(b));           /* what was staged meanwhile */
+	ft_ignore(advance(b));          /* what was staged meanwhile */
 	drilled(b, &res);
 }
 

@@ -276,6 +276,11 @@ void ft_guard_tick(struct ft_guard *g)
 	atomic_fetch_add(&g->page->ticks, 1);
 }
 
+void ft_guard_rest(struct ft_guard *g)
+{
+	atomic_store(&g->page->ticks, 0);
+}
+
 bool ft_guard_alive(struct ft_guard *g)
 {
 	return !readable_within(g->fd, 0);

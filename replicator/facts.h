@@ -21,7 +21,7 @@ int ft_facts_format(const struct ft_spec *spec, const struct ft_attach *at, char
 int ft_facts_check(const char *facts, const struct ft_spec *mine, struct ft_attach *theirs, char *why,
 		   size_t size) FT_MUST_CHECK;
 
-/* For --check only: "disks=BYTES/USED,...", appended to @facts where it fits. */
+/* What its disks take: "disks=BYTES/USED,...", appended to @facts where it fits. */
 void ft_facts_add_disks(const struct ft_attach *at, char *facts, size_t size);
 /* How many the peer told of; @need is only filled in so far. Hostile: what makes no sense ends it. */
 unsigned ft_facts_disks(const char *facts, struct ft_disk_need need[FT_DISKS_MAX]);

@@ -218,9 +218,17 @@ static void stand_down(struct ft_primary *p, uint64_t generation)
 
 static void freeze(struct ft_primary *p)
 {
-	if (p->frozen || p->vm->ops->pause(p->vm))
+	int rc, kept;
+
+	if (p->frozen)
 		return;
-	p->frozen = true;
+	rc = ft_primary_stop(p);
+	kept = p->ops->resumed(p->cfg.ctx);     /* stays paused on purpose: not the guard's business */
+	if (!rc && kept)
+		ft_ignore(p->vm->ops->resume(p->vm));   /* the guard let it run; tried again at the next tick */
+	p->frozen = !rc && !kept;
+	if (!p->frozen)
+		return;
 	ft_warn("%s: cut off from %s: output is shut, the guest is frozen until %s answers", p->cfg.guest, p->cfg.peer,
 		p->cfg.peer);
 }
@@ -483,6 +491,7 @@ static void resume_session(struct ft_primary *p, uint64_t whole)
 	unfreeze(p);
 	protected_again(p);
 	ft_pacer_held(&p->pacer);
+	p->resumed = true;
 	set_state(p, FT_PRIMARY_DRILLING, "session resumed");
 }
 
@@ -492,7 +501,9 @@ static int send_firmware(struct ft_primary *p)
 	int rc, resumed;
 
 	p->ops->pausing(p->cfg.ctx);
+	p->stopping = true;
 	rc = p->vm->ops->firmware(p->vm, &fw);
+	p->stopping = false;
 	resumed = p->ops->resumed(p->cfg.ctx);
 	if (!rc && resumed)
 		rc = resumed;
@@ -514,6 +525,7 @@ static void new_session(struct ft_primary *p, const struct ft_wire_welcome *w)
 		return;
 	}
 	memcpy(p->session, w->session, sizeof(p->session));
+	p->resumed = false;
 	unfreeze(p);
 	protected_again(p);
 	set_state(p, FT_PRIMARY_PREPARING, "the backup builds the replica");
@@ -679,7 +691,8 @@ static void settled(struct ft_primary *p)
 		ft_primary_disks_adopted(p);
 	if (p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch && !p->drilling) {
 		if (p->first_drill_done || p->vm->no_drill)
-			set_state(p, FT_PRIMARY_PROTECTED, "full copy acknowledged");
+			set_state(p, FT_PRIMARY_PROTECTED, p->resumed ? "the backup has kept its replica, nothing is copied anew" :
+				  "full copy acknowledged");
 		else
 			start_drill(p);
 	}
@@ -928,6 +941,10 @@ void ft_primary_guest_event(struct ft_primary *p)
 			ft_info("%s: the guest rebooted; protection goes on", p->cfg.guest);
 		else if (ev == FT_VM_PAUSED_BY_OTHER)
 			ft_warn("%s: another client paused the guest; checkpoints go on when it runs", p->cfg.guest);
+		else if (ev == FT_VM_TROUBLE && p->vm->trouble)
+			ft_err("%s: the guest stands still: %s", p->cfg.guest, p->vm->trouble);
+		else if (ev == FT_VM_TROUBLE)
+			ft_info("%s: the guest goes on", p->cfg.guest);
 	}
 	arm(p);
 }
@@ -1121,6 +1138,8 @@ int ft_primary_new(const struct ft_primary_config *cfg, struct ft_primary **out)
 	p->cfg = *cfg;
 	p->ops = cfg->ops;
 	p->vm = cfg->vm;
+	p->vm->busy = ft_primary_still_pausing;
+	p->vm->busy_ctx = p;
 	ft_pacer_init(&p->pacer, &p->cfg.policy, cfg->vcpus, primary_now(p));
 	rc = ft_bitmap_init(&p->dirty, p->vm->nr_pages);
 	for (unsigned i = 0; i < IN_FLIGHT_MAX && !rc; i++)

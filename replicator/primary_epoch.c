@@ -119,7 +119,7 @@ int ft_primary_flight_lost(struct ft_primary *p, uint64_t whole)
 /* --- capture --- */
 
 /* A long capture is not a dead ft-protect: tell the guard. Only in a pause of ours: @filling says so. */
-static void still_pausing(void *ctx)
+void ft_primary_still_pausing(void *ctx)
 {
 	struct ft_primary *p = ctx;
 
@@ -135,7 +135,7 @@ static int sink_chunk(void *ctx, struct ft_chunk *c)
 
 	for (uint32_t i = 0; p->filling && i < c->nr; i++)
 		ft_bitmap_set(&p->filling->pages, c->page[i]);
-	still_pausing(p);
+	ft_primary_still_pausing(p);
 	return ft_encoder_chunk(p->cfg.encoder, c);
 }
 
@@ -146,8 +146,6 @@ int ft_primary_track(struct ft_primary *p)
 	p->sink = (struct ft_chunk_sink){ .chunk = sink_chunk, .ctx = p };
 	if (p->tracking)
 		return 0;
-	p->vm->busy = still_pausing;
-	p->vm->busy_ctx = p;
 	rc = p->vm->ops->track(p->vm);
 	if (!rc)
 		p->tracking = true;
@@ -229,16 +227,24 @@ static void note_pause(const struct ft_primary *p, uint64_t start, uint64_t stop
 		 (double)(int64_t)(copied - stopped - s->scan_ns - s->copy_ns - s->state_ns) / 1e6, (double)(now - copied) / 1e6);
 }
 
+int ft_primary_stop(struct ft_primary *p)
+{
+	int rc;
+
+	p->ops->pausing(p->cfg.ctx);
+	p->chunk_ns = primary_now(p);
+	p->stopping = true;
+	rc = p->vm->ops->pause(p->vm);
+	p->stopping = false;
+	return rc;
+}
+
 static int paused_part(struct ft_primary *p, bool last, struct ft_blob *state)
 {
 	uint64_t cpu_ns, stopped, copied, start = primary_now(p);
 	int rc, resumed;
 
-	p->ops->pausing(p->cfg.ctx);
-	p->chunk_ns = start;
-	p->stopping = true;
-	rc = p->vm->ops->pause(p->vm);
-	p->stopping = false;
+	rc = ft_primary_stop(p);
 	stopped = primary_now(p);
 	cpu_ns = p->vm->ops->cpu_time_ns(p->vm);
 	if (!rc) {

@@ -73,6 +73,7 @@ struct ft_primary {
 	/* the full copy of a new session */
 	uint64_t cursor, sync_total, sync_done;
 	uint64_t sync_epoch;                    /* the epoch that carries it */
+	bool resumed;                           /* since then the session went over to another connection */
 	uint32_t batch;
 	unsigned round;
 	bool round_over;                        /* all of it is copied, not all of it is encoded */
@@ -117,6 +118,9 @@ struct ft_primary {
 
 /* --- primary_epoch.c --- */
 int ft_primary_track(struct ft_primary *p) FT_MUST_CHECK;
+/* Pause the guest, in a pause that is ours; ops->resumed ends it. */
+int ft_primary_stop(struct ft_primary *p) FT_MUST_CHECK;
+void ft_primary_still_pausing(void *ctx);       /* vm->busy */
 /* Start the full copy of a new session; slices follow at each tick. */
 int ft_primary_sync_begin(struct ft_primary *p, bool direct) FT_MUST_CHECK;
 int ft_primary_sync_slice(struct ft_primary *p) FT_MUST_CHECK;         /* 1: the copy is through, the epoch was taken */

@@ -114,7 +114,11 @@ static void serve_again(struct protect *pr)
 	for (unsigned i = 0; i < pr->attach.nr_disks; i++) {
 		struct ft_attach_disk *d = &pr->attach.disk[i];
 
-		if (ft_disk_served(d) || ft_disk_serve(&pr->attach, i, false))
+		if (ft_disk_served(d))
+			continue;
+		if (pr->guard)
+			ft_guard_rest(pr->guard);
+		if (ft_disk_serve(&pr->attach, i, false))
 			continue;
 		ft_warn("%s: the server of %s had ended; started another", pr->guest, d->image);
 		if (ft_attach_save(&pr->attach))
@@ -317,6 +321,8 @@ static void op_pausing(void *ctx)
 	struct protect *pr = ctx;
 
 	ft_guard_pause(pr->guard);
+	if (pr->guard)
+		ft_guard_tick(pr->guard);       /* it may wait for a slow disk: we live */
 }
 
 static int op_resumed(void *ctx)
@@ -594,7 +600,11 @@ static int load_guest(struct protect *pr)
 	}
 	rc = ft_spec_format(&pr->spec, pr->spec_text, sizeof(pr->spec_text));
 	snprintf(pr->address, sizeof(pr->address), "%s", peer && *peer->address ? peer->address : pr->peer);
-	return rc < 0 ? rc : ft_facts_format(&pr->spec, &pr->attach, pr->facts, sizeof(pr->facts));
+	if (rc >= 0)
+		rc = ft_facts_format(&pr->spec, &pr->attach, pr->facts, sizeof(pr->facts));
+	if (!rc)
+		ft_facts_add_disks(&pr->attach, pr->facts, sizeof(pr->facts));
+	return rc;
 }
 
 static void log_obstacle(void *ctx, const char *line)
@@ -658,6 +668,7 @@ static int make_mirror(struct protect *pr)
 		.file_bound = (uint64_t)pr->policy.disk_spill_mb << 20, .spill_dir = ft_conf()->state_dir,
 		.rate_limit = (uint64_t)pr->policy.disk_copy_mb << 20,
 	};
+	char map[FT_DISKS_MAX][FT_SPEC_PATH_MAX];
 	int rc;
 
 	if (!cfg.nr_disks)
@@ -666,6 +677,7 @@ static int make_mirror(struct protect *pr)
 	for (unsigned i = 0; i < cfg.nr_disks; i++) {
 		cfg.control[i] = pr->attach.disk[i].control;
 		cfg.image[i] = pr->attach.disk[i].image;
+		cfg.map[i] = ft_disk_map_path(map[i], pr->guest, i) ? map[i] : NULL;    /* then nobody has one */
 		cfg.read_only[i] = pr->attach.disk[i].read_only;
 	}
 	rc = ft_mirror_new(&cfg, &pr->mirror);
@@ -769,6 +781,26 @@ static int make_parts(struct protect *pr)
 	return rc;
 }
 
+static void count_disk(void *ctx, const char *line)
+{
+	unsigned *nr = ctx;
+
+	(void)line;                     /* logged */
+	++*nr;
+}
+
+/*
+ * Images that are not as they should be keep protection from beginning. One that was protected already goes on: its servers have
+ * the images open, and to refuse it would leave it mute.
+ */
+static int check_disks(struct protect *pr)
+{
+	unsigned nr = 0;
+
+	ft_disk_check(&pr->attach, count_disk, &nr);
+	return nr && pr->record.role != FT_ROLE_PRIMARY ? -EINVAL : 0;
+}
+
 int protect_open(struct protect *pr, const char *guest, const char *peer, const struct ft_policy *policy)
 {
 	const struct ft_conf *conf = ft_conf();
@@ -782,7 +814,7 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 	if (load_guest(pr) || take_lock(pr) || check_record(pr, log_obstacle, pr) || adopt_guard(pr) || ft_tls_check(&tls))
 		return FT_END_OBSTACLE;
 	serve_again(pr);                /* a server that died is none of the guest's faults */
-	if (ft_hv_check(&pr->spec, &pr->attach, log_obstacle, pr))
+	if (ft_hv_check(&pr->spec, &pr->attach, log_obstacle, pr) || check_disks(pr))
 		return FT_END_OBSTACLE;
 	ft_priority_raise();
 	ft_log_keep(why, sizeof(why));
@@ -999,7 +1031,6 @@ int protect_check(struct protect *pr, const char *guest, const char *peer)
 	ft_log_divert(say_nothing, NULL);       /* what it logs it also finds */
 	ft_disk_check(&pr->attach, count_obstacle, &ck);
 	ft_log_divert(NULL, NULL);
-	ft_facts_add_disks(&pr->attach, pr->facts, sizeof(pr->facts));
 	netbuf_config(pr, &nb);
 	if (nb.nr_taps)
 		(void)ft_netbuf_check(&nb, count_obstacle, &ck);

@@ -91,6 +91,7 @@ json_t *protect_status_json(struct protect *pr)
 	json_object_set_new(j, "sync_pages", json_integer((json_int_t)s.sync_done));
 	json_object_set_new(j, "sync_total", json_integer((json_int_t)s.sync_total));
 	json_object_set_new(j, "disks", disks_json(pr));
+	json_object_set_new(j, "trouble", pr->vm->trouble ? json_string(pr->vm->trouble) : json_null());
 	return j;
 }
 
@@ -107,7 +108,9 @@ void protect_status_line(struct protect *pr, char *buf, size_t size)
 	ft_encoder_get_stats(pr->encoder, &codec);
 	if (pr->netbuf)
 		ft_netbuf_get_stats(pr->netbuf, &nb);
-	if (s.state == FT_PRIMARY_SYNCING && copying(pr, &done, &total))
+	if (pr->vm->trouble)
+		snprintf(buf, size, "%s %s  the guest stands still: %s", pr->guest, ft_primary_state_name(s.state), pr->vm->trouble);
+	else if (s.state == FT_PRIMARY_SYNCING && copying(pr, &done, &total))
 		snprintf(buf, size, "%s SYNCING disks %3.0f%%  %.0f of %.0f MB  wire %.1f MB/s", pr->guest, 100.0 * done / total,
 			 done, total, (double)(codec.wire_bytes - last_wire) / dt / 1e6);
 	else if (s.state == FT_PRIMARY_SYNCING)

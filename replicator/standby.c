@@ -58,7 +58,7 @@ struct standby {
 	int door;
 	struct ft_spec spec;
 	struct ft_attach theirs;        /* what the primary said of its guest */
-	struct ft_disk_need need[FT_DISKS_MAX]; /* of who only asks: what its disks take */
+	struct ft_disk_need need[FT_DISKS_MAX]; /* what its disks take */
 	unsigned nr_need;
 	ev_io door_event, replica_event, drill_event, store_event;
 	ev_timer timer, idle;
@@ -369,10 +369,41 @@ static enum ft_wire_reason hypervisor_reason(int rc)
 	}
 }
 
+static enum ft_wire_reason store_reason(int rc)
+{
+	switch (rc) {
+	case 0:
+		return FT_REASON_OK;
+	case -EFBIG:
+		return FT_REASON_MISMATCH;
+	case -ENOMEM:
+	case -ENOSPC:
+		return FT_REASON_NO_ROOM;
+	default:
+		return FT_REASON_INTERNAL;
+	}
+}
+
+/* Before anything is built, or made there. */
+static enum ft_wire_reason check_disks(struct standby *sb, char *why, size_t size)
+{
+	enum ft_wire_reason reason;
+
+	if (ev_is_active(&sb->store_event))             /* the images are ours already */
+		return FT_REASON_OK;
+	ft_log_keep(why, size);
+	reason = hypervisor_reason(ft_disk_server_check(&sb->spec));
+	if (reason == FT_REASON_OK)
+		reason = store_reason(ft_disk_replica_check(&sb->spec, sb->need, sb->nr_need));
+	ft_log_keep(NULL, 0);
+	return reason;
+}
+
 static enum ft_wire_reason op_admit(void *ctx, const struct ft_wire_hello *h, const char *spec, const char *facts,
 				    char *why, size_t size)
 {
 	struct standby *sb = ctx;
+	enum ft_wire_reason reason;
 	struct ft_spec theirs;
 	int rc = ft_spec_load(sb->guest, &sb->spec);
 
@@ -393,6 +424,9 @@ static enum ft_wire_reason op_admit(void *ctx, const struct ft_wire_hello *h, co
 	sb->nr_need = ft_facts_disks(facts, sb->need);
 	if (h->nr_pages != sb->theirs.memory / FT_PAGE_SIZE)
 		return FT_REASON_PROTO;
+	reason = check_disks(sb, why, size);
+	if (reason != FT_REASON_OK)
+		return reason;
 	/* A parked QEMU has been asked already, and a session that is resumed must not wait for QEMU's help text. */
 	if (ev_is_active(&sb->replica_event))
 		return FT_REASON_OK;
@@ -443,24 +477,8 @@ static int clear_the_way(struct standby *sb, char *why, size_t size)
 	return rc;
 }
 
-static enum ft_wire_reason store_reason(int rc)
-{
-	switch (rc) {
-	case 0:
-		return FT_REASON_OK;
-	case -EFBIG:
-		return FT_REASON_MISMATCH;
-	case -ENOMEM:
-	case -ENOSPC:
-		return FT_REASON_NO_ROOM;
-	default:
-		return FT_REASON_INTERNAL;
-	}
-}
-
 static enum ft_wire_reason op_could_prepare(void *ctx, char *why, size_t size)
 {
-	enum ft_wire_reason reason;
 	struct standby *sb = ctx;
 	int rc;
 
@@ -468,15 +486,8 @@ static enum ft_wire_reason op_could_prepare(void *ctx, char *why, size_t size)
 		return FT_REASON_NO_HYPERVISOR;
 	ft_log_keep(why, size);
 	rc = ft_hv_replica_room(&sb->spec);
-	if (!rc)
-		rc = ft_disk_server_check(&sb->spec);
-	reason = hypervisor_reason(rc);
-	if (!rc && !ev_is_active(&sb->store_event)) {   /* else the images are ours already */
-		rc = ft_disk_replica_check(&sb->spec, sb->need, sb->nr_need);
-		reason = store_reason(rc);
-	}
 	ft_log_keep(NULL, 0);
-	return reason;
+	return hypervisor_reason(rc);
 }
 
 static enum ft_wire_reason op_prepare(void *ctx, struct ft_replica **out, char *why, size_t size)

@@ -19,6 +19,8 @@
 
 /* Fill in the disks of @at, whose guest is set: what and where, no process yet. -ENAMETOOLONG, logged. */
 int ft_disk_plan(const struct ft_spec *spec, const char *dir, struct ft_attach *at) FT_MUST_CHECK;
+/* Where the map of disk @n is. False: the path is too long. */
+bool ft_disk_map_path(char out[FT_SPEC_PATH_MAX], const char *guest, unsigned n);
 /*
  * See to it that disk @n of @at is served, and return when it is: 0, its pid in @at (not saved). A server that lives is
  * left alone, also one that another program started meanwhile. @parked: a replica's, which refuses writes until it is

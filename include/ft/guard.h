@@ -55,6 +55,8 @@ void ft_guard_held(struct ft_guard *g, bool held);
  * is taken for hung, and ft-protect is killed (a restarted one finds its way; a hung one would keep the guest mute).
  */
 void ft_guard_tick(struct ft_guard *g);
+/* What follows may take long, and has a limit of its own: the loop is not judged until it ticks again. */
+void ft_guard_rest(struct ft_guard *g);
 bool ft_guard_alive(struct ft_guard *g);
 int ft_guard_fd(struct ft_guard *g);    /* readable: the guard died; free it and start another one */
 /* End the guard in order (protection has ended); waits a second at most. The handle is still to be freed. */

@@ -21,6 +21,7 @@ enum ft_vm_event {
 	FT_VM_RESET,            /* the guest rebooted; protection goes on */
 	FT_VM_GONE,             /* the process died without a shutdown: a crash */
 	FT_VM_PAUSED_BY_OTHER,  /* somebody else stopped the guest (another management client) */
+	FT_VM_TROUBLE,          /* ft_vm.trouble is another */
 };
 
 /* Backends embed this as their first member. */
@@ -36,6 +37,8 @@ struct ft_vm {
 	const uint8_t *ram;
 	uint64_t nr_pages;
 	int event_fd;           /* readable: call next_event until FT_VM_NONE */
+	/* Why the guest stands still by itself, with the remedy: it is let run again and again until it does. NULL: it does not. */
+	const char *trouble;
 	bool no_drill;          /* a replica of this kind cannot be rehearsed: protection begins without */
 	/* The owner's, set before track: called now and then while a pause or take_dirty takes long. NULL: not wanted. */
 	void (*busy)(void *ctx);

@@ -92,6 +92,7 @@ struct ft_mirror_config {
 	 * may have been answered from the mirror. NULL: neither.
 	 */
 	const char *image[FT_DISKS_MAX];
+	const char *map[FT_DISKS_MAX];          /* theirs: such a sync is noted there. NULL: it is not */
 	bool read_only[FT_DISKS_MAX];           /* nobody writes to it, so there is nothing to sync */
 	const struct ft_disk_files *files;      /* for syncs; NULL: real ones */
 	size_t memory_bound;                    /* of the log, all disks; the rest in a file */

@@ -71,10 +71,16 @@ int ft_store_batch(struct ft_store *st, const uint8_t *body, size_t len) FT_MUST
  */
 int ft_store_whole(struct ft_store *st) FT_MUST_CHECK;
 /*
- * Apply whole epochs, oldest first. While held: nothing. -errno: the image cannot be written; the epochs stay staged and
+ * Apply all whole epochs, oldest first. While held: nothing. -errno: the image cannot be written; the epochs stay staged and
  * the next commit goes on from where it stopped.
  */
 int ft_store_commit(struct ft_store *st) FT_MUST_CHECK;
+/*
+ * The same in turns, for a loop that must not stand still: what epochs have brought, but of a copy only some MiB. -EAGAIN: more
+ * is to be done at the store's event.
+ */
+int ft_store_advance(struct ft_store *st) FT_MUST_CHECK;
+bool ft_store_behind(const struct ft_store *st);        /* something whole is not on the images, and may be */
 void ft_store_hold(struct ft_store *st, bool held);
 /* A sync of an image has failed. No later one brings back what was written, so nothing here can be started any more. */
 bool ft_store_lost(struct ft_store *st);
@@ -88,7 +94,7 @@ void ft_store_discard_partial(struct ft_store *st);
  */
 int ft_store_hashes(struct ft_store *st, unsigned disk, uint64_t region, uint64_t granules, uint8_t *out /* [64][FT_HASH_LEN] */);
 
-/* Readable when ft_store_durable, or a whole that was in progress, has news. */
+/* Readable when ft_store_durable, a whole that was in progress, or advance has news. */
 int ft_store_event_fd(const struct ft_store *st);
 /* True when @disk has more durable than when last asked: *seq. */
 bool ft_store_durable(struct ft_store *st, unsigned disk, uint64_t *seq);

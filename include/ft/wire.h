@@ -95,6 +95,9 @@ enum ft_replica_state {
 #define FT_HELLO_CHECK 4u               /* only ask what WELCOME would say: opens no session, replaces none */
 #define FT_HELLO_FLAGS 7u
 
+/* The first fact that is of the moment; all before it is the machine, of which two HELLOs must not differ. */
+#define FT_WIRE_FACTS_NOW "disks="
+
 struct ft_wire_hello {                  /* fixed part, 56 bytes */
 	uint32_t version_min, version_max;
 	uint32_t flags;                 /* FT_HELLO_* */
@@ -102,7 +105,7 @@ struct ft_wire_hello {                  /* fixed part, 56 bytes */
 	uint64_t generation;            /* of this session; larger than any the primary knows */
 	uint64_t nr_pages;
 	uint32_t spec_len;              /* canonical guest spec */
-	uint32_t facts_len;             /* "key=value\n": accel, machine, qemu, kernel-sha256, initrd-sha256 */
+	uint32_t facts_len;             /* "key=value\n" */
 	uint8_t resume[16];             /* session id to resume (link broke, nobody died); zero: new session */
 };
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
  * eio.c - a preload: writing to some files, or syncing them, fails for as long as /run/eio says so: "CALL ERRNO PART", CALL
- * is pwrite or fdatasync, for files whose path contains PART. Loaded into what serves or keeps disks.
+ * is pwrite or fdatasync, for files whose path contains PART. ERRNO below 0: it takes so many ms, and succeeds. Loaded into
+ * what serves or keeps disks.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -29,8 +30,11 @@ static bool fails(const char *call, int fd)
 	path[len > 0 ? len : 0] = 0;
 	if (n != 3 || strcmp(which, call) || !strstr(path, part))
 		return false;
-	errno = rc;
-	return true;
+	if (rc < 0)
+		usleep((unsigned)-rc * 1000);
+	else
+		errno = rc;
+	return rc > 0;
 }
 
 EXPORT ssize_t pwrite(int fd, const void *buf, size_t len, off_t at);

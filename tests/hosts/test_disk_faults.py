@@ -9,6 +9,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import threading
 import time
 
 import world
@@ -24,7 +25,7 @@ class TwoDisks(Guest):
 
     def __init__(self):
         super().__init__('vm1', 0x0a, disk_mb=64)
-        self.second = self.image.replace('.img', '-b.img')
+        self.second = '/var/lib/second/vm1-b.img'
 
     def file(self):
         text = super().file().replace('[guest]\n', '[guest]\ndurability = journal\n')
@@ -32,7 +33,7 @@ class TwoDisks(Guest):
 
     def make_image(self, host):
         super().make_image(host)
-        host.run(f'truncate -s 16M {self.second}')
+        host.run(f'mkdir -p {os.path.dirname(self.second)} && truncate -s 16M {self.second}')
 
 
 VM1 = TwoDisks()
@@ -46,6 +47,9 @@ class FaultLab(Lab):
         if self.w:
             return self.w
         w = super().open()
+        # The second disk's file system is smaller than the disk, on alpha.
+        w.alpha.run(f'mkdir -p {os.path.dirname(SECOND)} && mount -t tmpfs -o size=2M second {os.path.dirname(SECOND)}')
+        w.beta.run(f'mkdir -p {os.path.dirname(SECOND)}')
         w.alpha.write('/etc/ft/nbdkit', f'#!/bin/sh\nLD_PRELOAD={EIO_SO} exec nbdkit "$@"\n', 0o755)
         conf = world.read_file(w.alpha.path('/etc/ft/ft.conf'))
         w.alpha.write('/etc/ft/ft.conf', conf.replace('[ft]', '[ft]\nnbdkit = /etc/ft/nbdkit'))
@@ -82,50 +86,64 @@ def other_guest(host):
                         f'{IMAGE} >/etc/ft/guests/vm9.conf', 'rm /etc/ft/guests/vm9.conf')
 
 
-# name: (how, what --check says, does ft-protect refuse as well?)
+def moved(host, path):
+    return undone(host, f'mv {path} {path}.away', f'mv {path}.away {path}')
+
+
+def resized(host, path, megabytes, before):
+    return undone(host, f'truncate -s {megabytes}M {path}', f'truncate -s {before}M {path}' if before else f'rm {path}')
+
+
+# name: (how, what the line says, how ft-protect ends)
 OBSTACLES = {
-    'an_image_that_is_gone': (lambda a, b: undone(a, f'mv {IMAGE} {IMAGE}.away', f'mv {IMAGE}.away {IMAGE}'),
-                              [IMAGE, 'there is no disk image'], False),
-    'an_image_that_has_grown': (lambda a, b: undone(a, f'truncate -s 65M {IMAGE}', f'truncate -s 64M {IMAGE}'),
-                                [IMAGE, 'restore its size', 'truncate -s 67108864'], False),
-    'an_image_that_became_read_only': (lambda a, b: read_only(a, IMAGE), [IMAGE, 'Read-only', 'make it writable'], False),
-    'an_image_of_two_guests': (lambda a, b: other_guest(a), [IMAGE, 'vm9.conf', 'of its own'], False),
-    'an_image_of_two_guests_on_the_backup': (lambda a, b: other_guest(b), [IMAGE, 'vm9.conf', 'of its own'], False),
-    'an_image_of_another_size_on_the_backup': (lambda a, b: undone(b, f'truncate -s 65M {IMAGE}', f'rm {IMAGE}'),
-                                               [IMAGE, '68157440', '67108864'], True),
-    'an_image_in_use_on_the_backup': (lambda a, b: in_use(b, IMAGE), [IMAGE, 'use'], True),
+    'an_image_that_is_gone': (lambda a, b: moved(a, IMAGE), [IMAGE, 'there is no disk image'], OBSTACLE),
+    'an_image_that_has_grown': (lambda a, b: resized(a, IMAGE, 65, 64), [IMAGE, 'restore its size', 'truncate -s 67108864'], OBSTACLE),
+    'an_image_that_has_shrunk': (lambda a, b: resized(a, SECOND, 15, 16), [SECOND, 'restore its size', 'truncate -s 16777216'], OBSTACLE),
+    'an_image_that_became_read_only': (lambda a, b: read_only(a, IMAGE), [IMAGE, 'Read-only', 'make it writable'], OBSTACLE),
+    'an_image_of_two_guests': (lambda a, b: other_guest(a), [IMAGE, 'vm9.conf', 'of its own'], OBSTACLE),
+    'an_image_of_two_guests_on_the_backup': (lambda a, b: other_guest(b), [IMAGE, 'vm9.conf', 'of its own'], REFUSED),
+    'an_image_of_another_size_on_the_backup': (lambda a, b: resized(b, IMAGE, 65, 0), [IMAGE, '68157440', '67108864'], REFUSED),
+    'an_image_in_use_on_the_backup': (lambda a, b: in_use(b, IMAGE), [IMAGE, 'use'], REFUSED),
     'an_image_that_is_read_only_on_the_backup': (
-        lambda a, b: read_only(b, IMAGE, f'truncate -s 64M {IMAGE}', f'rm {IMAGE}'), [IMAGE, ''], True),
+        lambda a, b: read_only(b, IMAGE, f'truncate -s 64M {IMAGE}', f'rm {IMAGE}'), [IMAGE, 'Read-only'], REFUSED),
     'no_directory_for_the_image_on_the_backup': (
         lambda a, b: undone(b, 'mv /var/lib/images /var/lib/away', 'mv /var/lib/away /var/lib/images'),
-        [IMAGE, 'on beta', 'mkdir -p /var/lib/images'], False),
+        [IMAGE, 'on beta', 'mkdir -p /var/lib/images'], REFUSED),
     'no_nbdkit_on_the_backup': (
         lambda a, b: undone(b, "sed -i.bak 's,^.ft.$,&\\nnbdkit = /nowhere/nbdkit,' /etc/ft/ft.conf", 'mv /etc/ft/ft.conf.bak /etc/ft/ft.conf'),
-        ['on beta', 'install nbdkit'], False),
+        ['on beta', 'install nbdkit'], REFUSED),
     'no_room_for_the_image_on_the_backup': (
         lambda a, b: undone(b, 'mount -t tmpfs -o size=1M none /var/lib/images', 'umount /var/lib/images'),
-        [IMAGE, '/var/lib/images', 'make room'], False),
+        [IMAGE, '/var/lib/images', 'make room'], REFUSED),
 }
 
 
+def left_behind(w):
+    """What protection would have changed on either host. (The primary's servers make maps as soon as ft-protect speaks to them.)"""
+    look = 'cd /var/lib/ft && ls; cat *.record; find /var/lib/images /var/lib/second'
+    found = [host.call(look).stdout for host in (w.alpha, w.beta)]
+    return [found[0].replace('vm1.disk0.map\n', '').replace('vm1.disk1.map\n', ''), found[1], w.alpha.call('nft list tables').stdout]
+
+
 @test(limit=400)
-def check_names_what_is_wrong_with_disks_on_either_host(lab):
+def what_is_wrong_with_disks_on_either_host_is_named_and_protection_does_not_begin(lab):
     w = lab.running()
     w.beta.run('mkdir -p /var/lib/images')
     w.shell('vm1', 'dd if=/dev/urandom of=/data/fill bs=1M count=4; sync')
     done = w.alpha.call('ft-protect --check vm1 beta', 60)
     check(done.returncode == 0, f'--check finds an obstacle: {done.stdout}')
-    for name, (how, words, refused) in OBSTACLES.items():
+    before = left_behind(w)
+    for name, (how, words, status) in OBSTACLES.items():
         with how(w.alpha, w.beta):
             done = w.alpha.call('ft-protect --check vm1 beta', 60)
-            real = w.alpha.call('ft-protect vm1 beta', 60) if refused else None
+            real = w.alpha.call('ft-protect vm1 beta', 60)
         check(done.returncode == OBSTACLE, f'{name}: --check ends with {done.returncode}: {done.stdout}')
-        check(not real or real.returncode == REFUSED, f'{name}: ft-protect ends with {real and real.returncode}: {real and real.stdout}')
+        check(real.returncode == status, f'{name}: ft-protect ends with {real.returncode}: {real.stdout}')
         for word in words:
             check(word in done.stdout, f'{name}: --check does not say {word}: {done.stdout}')
+            check(word in real.stdout, f'{name}: ft-protect does not say {word}: {real.stdout}')
         check(done.stdout.count('obstacle: ') == 1, f'{name}: more than one line: {done.stdout}')
-        check(not real or IMAGE in real.stdout, f'{name}: ft-protect does not name the image: {real and real.stdout}')
-    check(not w.beta.call('ls /var/lib/images').stdout.strip(), 'something was made on the backup')
+        check(left_behind(w) == before, f'{name}: {left_behind(w)} were {before}')
     check('OK' in w.redis('vm1', 'SET still here'), 'the guest suffers')
 
 
@@ -140,9 +158,9 @@ def failing(host, call, code, part):
         os.unlink(host.path('/run/eio'))
 
 
-def write_second(lab, at_mb):
+def write_second(lab, at_mb, blocks=8):
     """The guest writes /dev/vdb, past its cache; what its dd says."""
-    return lab.w.shell('vm1', f'dd if=/dev/urandom of=/dev/vdb bs=64k count=8 seek={at_mb * 16} oflag=direct', 90)
+    return lab.w.shell('vm1', f'dd if=/dev/urandom of=/dev/vdb bs=64k count={blocks} seek={at_mb * 16} oflag=direct', 90)
 
 
 def equal(lab):
@@ -163,6 +181,67 @@ def check_mute(lab, what):
 
 def said_by_ftd(lab, seen, *words):
     return [line for _, line in lab.ftd['beta'].lines[seen:] if all(word in line for word in words)]
+
+
+def in_background(function, *args):
+    """Its result comes out of the list."""
+    result = []
+    thread = threading.Thread(target=lambda: result.append(function(*args)), daemon=True)
+    thread.start()
+    return result
+
+
+def dd(megabytes, at_mb=0):
+    return f'dd if=/dev/urandom of=/dev/vdb bs=64k count={megabytes * 16} seek={at_mb * 16} oflag=direct'
+
+
+@test(limit=240)
+def a_primary_without_room_lets_the_guest_stand_still_until_there_is(lab):
+    lab.close()
+    w = lab.protected()
+    host, small = w.alpha, os.path.dirname(SECOND)
+    copies = sum('full copy sent' in line for _, line in lab.ft_protect.lines)
+    said = in_background(w.shell, 'vm1', dd(6) + '; dmesg | grep -i "i/o error"', 90)
+    trouble = wait_for('ft-ctl status to say why', lambda: (host.status('vm1') or {}).get('trouble'), 60)
+    check(SECOND in trouble and 'No space left' in trouble and 'make room' in trouble, trouble)
+    check(any('stands still' in line and SECOND in line for _, line in lab.ft_protect.lines), lab.ft_protect.tail())
+    print(f'# {trouble}')
+    check_mute(lab, 'no room')
+    check(not said and host.state('vm1') == 'PROTECTED' and lab.backup.state('vm1') == 'ARMED', f'{said}, {host.state("vm1")}')
+    before = host.status('vm1')['acked_epoch']
+    wait_for('epochs to go on', lambda: host.status('vm1')['acked_epoch'] > before, 20)
+    host.run(f'mount -o remount,size=32M {small}')
+    wait_for('the guest to go on', lambda: said, 60)
+    check('96+0 records out' in said[0] and 'error' not in said[0].lower(), f'the guest was told: {said}')
+    wait_for('no trouble', lambda: not host.status('vm1')['trouble'], 20)
+    check(lab.ft_protect.logged('the guest goes on') and copies == sum('full copy sent' in x for _, x in lab.ft_protect.lines),
+          f'the session was lost: {lab.ft_protect.tail()}')
+    equal(lab)
+
+    # Who is not protected is told, too, and let run by hand.
+    host.run('ft-ctl unprotect vm1', 60)
+    lab.ft_protect.wait(30)
+    used = int(host.run(f"df --output=used -k {small} | tail -1"))
+    host.run(f'mount -o remount,size={used + 64}k {small}')
+    said = in_background(w.shell, 'vm1', dd(2, at_mb=8), 90)
+    wait_for('ft-guest to say so', lambda: 'has no room' in host.call('ft-guest status vm1').stdout, 60)
+    host.run(f'mount -o remount,size=32M {small}')
+    check('it goes on' in host.run('ft-guest start vm1'), 'ft-guest start does not let it run')
+    wait_for('the guest to go on', lambda: said, 60)
+    check('32+0 records out' in said[0], f'the guest was told: {said}')
+
+    # A standing guest can be protected, and a power cut takes what waits for room along: there is room on beta.
+    host.run(f'mount -o remount,size={used + (2 << 10) + 64}k {small}')
+    said = in_background(w.shell, 'vm1', dd(2, at_mb=12), 90)
+    wait_for('ft-guest to say so', lambda: 'has no room' in host.call('ft-guest status vm1').stdout, 60)
+    lab.ft_protect = w.protect(host, 'vm1', lab.backup)
+    check(host.status('vm1')['trouble'], 'nobody says that the guest stands still')
+    at = lab.cut_power_of_primary()
+    wait_for('the guest to go on', lambda: said, 60)
+    check('32+0 records out' in said[0], f'the guest was told: {said}')
+    lab.check_client(since=at)
+    lab.check_goes_on()
+    lab.close()
 
 
 @test(limit=300)
@@ -225,6 +304,23 @@ def a_primary_that_cannot_write_an_image_tells_the_guest_and_compares_again(lab)
     lab.check_goes_on()
 
 
+SLOW_S, GRACE_MS = 6, 4000
+
+
+@test(limit=240)
+def a_primary_with_a_slow_disk_is_not_taken_for_a_dead_one(lab):
+    """A pause waits for the guest's requests: longer than the guard lets a dead ft-protect pause, or hang."""
+    lab.protected()
+    before = len(lab.ft_protect.lines)
+    with failing(lab.primary, 'pwrite', -1000 * SLOW_S, SECOND):
+        began = time.monotonic()
+        said = write_second(lab, 4, blocks=1)
+    check('1+0 records out' in said and time.monotonic() - began >= SLOW_S, said)
+    lab.check_goes_on()
+    lines = [line for _, line in lab.ft_protect.lines[before:] if 'revoked' in line or 'CUT_OFF' in line or 'void' in line]
+    check(lab.ft_protect.running() and not lines, f'{lines}, {lab.ft_protect.tail(5)}')
+
+
 # ---- block devices ----
 
 @contextlib.contextmanager
@@ -271,4 +367,4 @@ def block_devices_are_disks_of_either_host(lab):
         lab.close()
 
 
-main(FaultLab({'vm1': VM1}, 'silence-ms = 1000'))
+main(FaultLab({'vm1': VM1}, f'silence-ms = 1000\ngrace-ms = {GRACE_MS}'))

@@ -98,6 +98,7 @@ void sim_run(uint64_t seed, enum sim_mutant mutant, bool trace_on, struct sim_re
 	s.disk_seen = true;
 	s.b_files = forgetful_new();
 	ft_store_tuning.sync_ms = 0;    /* no thread: sim_store_syncs */
+	ft_store_tuning.slice = seed % 2 ? 4 << 20 : 1; /* copies are applied at once, or op by op */
 	sim_wire_clear(&s.to_a);
 	sim_wire_clear(&s.to_b);
 	sim_store_a = (struct store){ .s = &s, .blob = &s.a_record, .owner = &s.a };

@@ -192,6 +192,12 @@ static void a_changed(void *ctx, enum ft_primary_state from, enum ft_primary_sta
 	struct sim *s = ctx;
 
 	sim_trace(s, "alpha %s -> %s: %s", ft_primary_state_name(from), ft_primary_state_name(to), why);
+	if (from == FT_PRIMARY_SYNCING || to == FT_PRIMARY_SYNCING)
+		s->a.copied = to == FT_PRIMARY_DRILLING;
+	if (to == FT_PRIMARY_CUT_OFF)
+		s->a.copied = false;
+	if (to == FT_PRIMARY_PROTECTED && strstr(why, "full copy") && !s->a.copied)
+		sim_broken(s, "alpha says \"%s\" of a session that copied nothing", why);
 	if (to == FT_PRIMARY_ALONE) {
 		s->was_alone = true;
 		if (!s->calm && !sim_rnd(s, 3))

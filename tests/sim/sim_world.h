@@ -45,6 +45,7 @@ struct proc {
 	uint64_t life;                  /* counts incarnations: events of an older one are void */
 	uint64_t stalled_until;
 	uint64_t doom;                  /* dies at this op from now; 0: does not */
+	bool copied;                    /* a full copy was sent in this session */
 	bool doomed;                    /* dead already, its code is still unwinding: its ops do nothing */
 };
 

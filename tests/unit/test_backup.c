@@ -299,19 +299,25 @@ static void world_free(struct world *w)
 }
 
 /* @resume: 0, or the byte that its session is made of. */
-static void hello(struct world *w, uint64_t generation, int resume)
+static void hello_of(struct world *w, uint64_t generation, int resume, const char *facts)
 {
 	struct ft_wire_hello h = {
 		.version_min = FT_WIRE_VERSION_MIN, .version_max = FT_WIRE_VERSION_MAX, .generation = generation, .nr_pages = NR_PAGES,
-		.spec_len = 4, .facts_len = 5,
+		.spec_len = 4, .facts_len = (uint32_t)strlen(facts),
 	};
-	uint8_t body[FT_WIRE_HELLO_LEN + 9];
+	uint8_t body[FT_WIRE_HELLO_LEN + 100];
 
 	memset(h.resume, resume, sizeof(h.resume));
 	ft_wire_pack_hello(&h, body);
-	memcpy(body + FT_WIRE_HELLO_LEN, "specfacts", 9);
+	memcpy(body + FT_WIRE_HELLO_LEN, "spec", 4);
+	memcpy(body + FT_WIRE_HELLO_LEN + 4, facts, h.facts_len);
 	ft_backup_link_up(w->b, "alpha");
-	ft_backup_record(w->b, FT_REC_HELLO, body, sizeof(body));
+	ft_backup_record(w->b, FT_REC_HELLO, body, FT_WIRE_HELLO_LEN + 4 + h.facts_len);
+}
+
+static void hello(struct world *w, uint64_t generation, int resume)
+{
+	hello_of(w, generation, resume, "machine=pc\ndisks=512/0\n");
 }
 
 static void greet(struct world *w, uint64_t generation)
@@ -363,7 +369,7 @@ static struct ft_backup_status status(struct world *w)
 	return st;
 }
 
-/* --- takeover --- */
+/* --- what is here, and for whom --- */
 
 static struct world *armed_world(enum ft_durability durability)
 {
@@ -374,6 +380,19 @@ static struct world *armed_world(enum ft_durability durability)
 	CHECK(send_epoch(w, 0, 2));
 	return w;
 }
+
+TEST(another_machine_by_the_same_name_finds_nothing_and_the_same_one_its_replica)
+{
+	struct world *w = armed_world(FT_DURABILITY_MEMORY);
+
+	hello_of(w, 2, 0, "machine=pc\ndisks=512/512\n");      /* its image has grown fuller since */
+	CHECK_EQ(w->welcome.replica, FT_REPLICA_ARMED);
+	hello_of(w, 3, 0, "machine=pd\ndisks=512/512\n");
+	CHECK_EQ(w->welcome.replica, FT_REPLICA_NONE);
+	world_free(w);
+}
+
+/* --- takeover --- */
 
 TEST(it_takes_over_with_what_was_acknowledged)
 {
@@ -580,6 +599,45 @@ static struct world *armed_with_little_room(void)
 	greet(w, 1);
 	CHECK(send_epoch(w, FT_EPOCH_FULL | FT_EPOCH_DIRECT, 8));
 	return w;
+}
+
+/* A large copy beside what could be started: nobody waits for it to be on the images, but who needs all of it. */
+TEST(a_copy_is_put_on_the_images_in_turns_and_a_drill_waits_for_it)
+{
+	struct world *w = armed_world(FT_DURABILITY_MEMORY);
+	uint8_t body[8] = { 0 };
+	unsigned turns = 0;
+
+	ft_store_tuning.slice = 1;
+	greet(w, 2);
+	CHECK(send_epoch(w, FT_EPOCH_FULL, 6));
+	CHECK(ft_store_behind(w->st));                  /* acknowledged, and not all of it is there */
+	ft_backup_record(w->b, FT_REC_DRILL, body, sizeof(body));
+	CHECK(!status(w).drilling);
+	while (!status(w).drilling) {
+		unsigned pongs = w->pongs;
+
+		CHECK(ft_store_behind(w->st));
+		ft_backup_store_event(w->b);
+		ft_backup_record(w->b, FT_REC_PING, body, sizeof(body));
+		CHECK(w->pongs == pongs + 1 && ++turns < 20);
+	}
+	CHECK(turns > 1 && !ft_store_behind(w->st));
+	world_free(w);
+}
+
+TEST(a_takeover_puts_the_rest_of_a_copy_on_the_images_first)
+{
+	struct world *w = armed_world(FT_DURABILITY_MEMORY);
+
+	ft_store_tuning.slice = 1;
+	greet(w, 2);
+	CHECK(send_epoch(w, FT_EPOCH_FULL, 6));
+	CHECK(ft_store_behind(w->st));
+	w->silent = true;
+	ft_backup_tick(w->b);                           /* ft_store_release refuses what is not applied */
+	CHECK(w->took_over);
+	world_free(w);
 }
 
 TEST(a_copy_that_never_fits_beside_the_replica_takes_its_place)

@@ -978,28 +978,59 @@ TEST(an_unfinished_copy_is_refused)
 
 TEST(a_write_that_fails_ends_the_mirror_and_stays_touched)
 {
-	const int errors[] = { ENOSPC, EIO };
+	struct host h;
+	struct follower *f;
 
-	for (unsigned i = 0; i < 2; i++) {
-		struct host h;
-		struct follower *f;
+	host_make(&h);
+	CHECK_OK(host_open(&h));
+	f = protect(&h);
+	forgetful_only(h.fs, "disk.img");
+	forgetful_fail_at(h.fs, 1, EIO, false);
+	CHECK_EQ(put(&h, 1, 8192, FT_REGION), -EIO);
+	FOLLOWER_UNTIL(f, f->closed);
+	CHECK(strstr(f->failed, strerror(EIO)));
+	CHECK_EQ(f->page->sent, FT_EXPORT_ENDED);       /* whoever seals now must not think that all is there */
+	CHECK_OK(put(&h, 1, 512, 0));           /* the guest's disk goes on */
+	follower_free(f);
+	forgetful_only(h.fs, NULL);
+	host_close(&h);
+	CHECK_EQ(touched(&h), 2);
+	host_free(&h);
+}
 
-		host_make(&h);
-		CHECK_OK(host_open(&h));
-		f = protect(&h);
-		forgetful_only(h.fs, "disk.img");
-		forgetful_fail_at(h.fs, 1, errors[i], false);
-		CHECK_EQ(put(&h, 1, 8192, FT_REGION), -errors[i]);
-		FOLLOWER_UNTIL(f, f->closed);
-		CHECK(strstr(f->failed, strerror(errors[i])));
-		CHECK_EQ(f->page->sent, FT_EXPORT_ENDED);       /* whoever seals now must not think that all is there */
-		CHECK_OK(put(&h, 1, 512, 0));           /* the guest's disk goes on */
-		follower_free(f);
-		forgetful_only(h.fs, NULL);
-		host_close(&h);
-		CHECK_EQ(touched(&h), 2);
-		host_free(&h);
-	}
+TEST(a_write_without_room_leaves_the_same_on_both_sides)
+{
+	const uint32_t len = FT_DISK_OP_DATA_MAX + 8192;
+	struct host h;
+	struct follower *f;
+
+	host_make(&h);
+	CHECK_OK(host_open(&h));
+	f = protect(&h);
+	CHECK_OK(put(&h, 1, len, FT_REGION));
+	forgetful_only(h.fs, "disk.img");
+	forgetful_fail_at(h.fs, 1, ENOSPC, true);
+	CHECK_EQ(put(&h, 2, len, FT_REGION), -ENOSPC);
+	CHECK_EQ(put(&h, 2, len, FT_REGION), -ENOSPC);
+	FOLLOWER_UNTIL(f, f->seq == f->page->sent);
+	CHECK(!f->closed);
+	CHECK_EQ(f->replica[FT_REGION], 2);                     /* half of it was written */
+	CHECK_EQ(f->replica[FT_REGION + len - 1], 1);
+	CHECK(image_is(&h, f->replica));
+	forgetful_fail_at(h.fs, 0, 0, false);
+	CHECK_OK(put(&h, 2, len, FT_REGION));
+	FOLLOWER_UNTIL(f, f->seq == f->page->sent);
+	CHECK(image_is(&h, f->replica));
+
+	/* What cannot be told ends the mirror. */
+	forgetful_fail_at(h.fs, 1, ENOSPC, false);
+	forgetful_fail_reads(h.fs, EIO);
+	CHECK_EQ(put(&h, 3, len, FT_REGION), -ENOSPC);
+	FOLLOWER_UNTIL(f, f->closed);
+	CHECK(strstr(f->failed, strerror(ENOSPC)));
+	forgetful_fail_reads(h.fs, 0);
+	follower_free(f);
+	host_free(&h);
 }
 
 TEST(a_sync_that_fails_is_never_forgotten)

@@ -282,6 +282,7 @@ static char obey(struct ft_guard **g, struct ft_qmp **q, char letter)
 	case 'm': return ft_guard_beat(*g, NULL) ? 'E' : '0';
 	case 'h': return ft_guard_held(*g, true), '0';
 	case 't': return ft_guard_tick(*g), '0';
+	case 'R': return ft_guard_rest(*g), '0';
 	case 'p': return ft_guard_pause(*g), '0';
 	case 's': return qmp_call(q, "stop"), '0';
 	case 'c': return qmp_call(q, "cont"), '0';
@@ -750,11 +751,14 @@ TEST(a_loop_that_stands_still_is_killed_once_it_has_ticked)
 	pause_ms(GRACE_MS + 500);
 	wakes(p.pid);
 	CHECK_EQ(does(&p, "pscr"), '0');
+	CHECK_EQ(does(&p, "tR"), '0');          /* said that it will take long */
+	is_stopped(p.pid);
+	pause_ms(GRACE_MS + 500);
+	wakes(p.pid);
 	for (int i = 0; i < 5; i++) {
-		pause_ms(GRACE_MS / 4);
 		CHECK_EQ(does(&p, "t"), '0');
+		pause_ms(GRACE_MS / 4);
 	}
-	pause_ms(GRACE_MS / 4);
 	is_stopped(p.pid);
 	CHECK_EQ(waitpid(p.pid, &status, 0), p.pid);
 	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);

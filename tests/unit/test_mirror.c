@@ -4,7 +4,10 @@
  * backup in a few lines, which stages epochs and applies whole ones, as store.h does.
  */
 #include "ft/export.h"
+
+#include "diskmirror/map_priv.h"
 #include "ft/image.h"
+#include "ft/map.h"
 #include "ft/mirror.h"
 #include "tests/lib/fake_export.h"
 #include "tests/test.h"
@@ -119,7 +122,8 @@ static void rig_init(struct rig *r, const struct opts *o)
 	for (unsigned i = 0; i < r->nr; i++) {
 		start_disk(r, i);
 		r->cfg.control[i] = r->control[i];
-		r->cfg.image[i] = o->files ? i ? "/images/b" : "/images/a" : NULL;
+		r->cfg.image[i] = o->files ? i ? "/images/b" : "/images/a" : r->real ? r->image[i] : NULL;
+		r->cfg.map[i] = r->real ? r->map[i] : NULL;
 		r->replica[i] = calloc(1, r->bytes);
 		r->snap[i] = malloc(r->bytes);
 		CHECK(r->replica[i] && r->snap[i]);
@@ -1258,6 +1262,45 @@ TEST(what_a_dead_export_left_in_memory_is_synced_before_teardown_is_through)
 	CHECK_OK(tear_down(&r));
 	CHECK_EQ(sd.ended, 1);
 	CHECK_STR(sd.path, "/images/a");
+	rig_free(&r);
+}
+
+/* As it would be if the host restarted now. */
+static bool unsafe_after_restart(struct rig *r, unsigned i, bool set)
+{
+	const struct ft_disk_files *f = &ft_disk_files_real;
+	struct ft_map_image im;
+	struct ft_map *map;
+	bool unsafe;
+	int h;
+
+	ft_map_tuning.boot_id = set ? NULL : "the next boot";
+	CHECK_OK(f->open(f->ctx, r->image[i], false, &h));
+	CHECK_OK(f->size(f->ctx, h, &im.bytes));
+	CHECK_OK(f->identity(f->ctx, h, &im.inode, &im.born_ns));
+	f->close(f->ctx, h);
+	CHECK_OK(ft_map_open(f, r->map[i], &im, &map));
+	if (set)
+		CHECK_OK(ft_map_set_unsafe(map, true));
+	unsafe = ft_map_unsafe(map);
+	ft_map_abandon(map);
+	ft_map_tuning.boot_id = NULL;
+	return unsafe;
+}
+
+TEST(a_dead_export_whose_image_is_synced_leaves_a_disk_that_may_be_used_after_a_restart)
+{
+	struct rig r;
+
+	rig_init(&r, &(struct opts){ .disks = 1, .real = true });
+	session(&r, true);
+	ft_export_close(r.e[0]);
+	r.e[0] = NULL;
+	(void)unsafe_after_restart(&r, 0, true);        /* as one that was killed leaves it */
+	CHECK(unsafe_after_restart(&r, 0, false));
+	UNTIL(&r, r.broken);
+	CHECK_OK(tear_down(&r));
+	CHECK(!unsafe_after_restart(&r, 0, false));
 	rig_free(&r);
 }
 

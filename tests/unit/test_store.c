@@ -216,6 +216,45 @@ TEST(what_does_not_fit_in_memory_goes_to_the_journal_and_comes_back)
 		}
 }
 
+/* Whoever has a loop to run does not stand still for a copy, and what else comes meanwhile makes it no longer. */
+TEST(a_copy_is_applied_in_turns_and_other_epochs_as_they_come)
+{
+	for (size_t bound = 0; bound <= 1 << 20; bound += 1 << 20) {     /* in the journal; in memory */
+		struct world *w = world_new(FT_DURABILITY_MEMORY);
+		struct pollfd p;
+		unsigned turns = 0;
+		uint64_t seq;
+
+		w->cfg.memory_bound = bound;
+		CHECK_OK(ft_store_open(&w->cfg, &w->st));
+		CHECK_OK(meet(w));
+		ft_store_tuning.slice = 1;
+		p = (struct pollfd){ .fd = ft_store_event_fd(w->st), .events = POLLIN };
+		CHECK_OK(send_epoch(w, FULL));                          /* four ops */
+		for (int rc = -EAGAIN; rc; turns++) {
+			ft_store_durable(w->st, 0, &seq);               /* takes the event */
+			rc = ft_store_advance(w->st);
+			CHECK(!rc || rc == -EAGAIN);
+			CHECK_EQ(ft_store_behind(w->st), rc != 0);
+			CHECK_EQ(poll(&p, 1, 0), rc != 0);
+			if (turns < 2)
+				CHECK_OK(send_epoch(w, 0));
+		}
+		CHECK(turns >= 2 && turns <= 4);
+		CHECK(images_are(w, w->sent));
+
+		CHECK_OK(send_epoch(w, 0));                             /* without a copy there is nothing to put off */
+		CHECK_OK(ft_store_advance(w->st));
+		CHECK(images_are(w, w->sent));
+
+		CHECK_OK(send_epoch(w, FULL));
+		CHECK_EQ(ft_store_advance(w->st), -EAGAIN);
+		CHECK_OK(commit(w));                                    /* a takeover wants all of it */
+		CHECK(images_are(w, w->sent));
+		world_free(w);
+	}
+}
+
 TEST(while_held_nothing_is_applied)
 {
 	struct world *w = world_open(FT_DURABILITY_MEMORY);
