@@ -22,15 +22,21 @@ int ft_disk_plan(const struct ft_spec *spec, const char *dir, struct ft_attach *
 /*
  * See to it that disk @n of @at is served, and return when it is: 0, its pid in @at (not saved). A server that lives is
  * left alone, also one that another program started meanwhile. @parked: a replica's, which refuses writes until it is
- * told FT_EXPORT_ACTIVATE. Logged, naming the image: -ENOENT: no image (with the command that makes one), no nbdkit or no
+ * told FT_EXPORT_ACTIVATE. Of a Xen guest it is a device of the kernel then, connected to that server. Logged, naming the image: -ENOENT: no image (with the command that makes one), no nbdkit or no
  * plugin; -EINVAL: no raw disk image; -EROFS, -EACCES ...; -EIO: nbdkit's own words.
  */
 int ft_disk_serve(struct ft_attach *at, unsigned n, bool parked) FT_MUST_CHECK;
 bool ft_disk_served(const struct ft_attach_disk *d);    /* does its server live? */
-/* QEMU has gone. End them all, in order: what was written is synced. Killed when that takes longer than a minute. */
+/* The guest has gone. End them all, in order: what was written is synced. Killed when that takes longer than a minute. */
 void ft_disk_end(const struct ft_attach *at);
 /* The same for what a dead owner left in @dir. */
 void ft_disk_end_left(const char *guest, const char *dir);
+/* Whoever serves the disks by now: their pids, as the files beside their sockets have them. */
+void ft_disk_adopt(struct ft_attach *at);
+/* A Xen guest's disk: which device it is. -ENOENT: none. */
+int ft_disk_device(const struct ft_attach *at, unsigned n, unsigned *index) FT_MUST_CHECK;
+/* Its vbd is gone: no device any more, and its server ends by itself. */
+int ft_disk_detach(const struct ft_attach *at, unsigned n);
 /* Remove their files in @dir (not maps, not images). */
 void ft_disk_remove_files(const char *dir);
 
