@@ -320,6 +320,7 @@ static int xen_vm_destroy(struct ft_vm *vm)
 	int rc = xen_destroy(&v->dom);
 
 	v->gone = true;
+	xen_disks_end(&v->at);          /* before this host's store opens the images */
 	return rc ? rc : ft_attach_remove(v->at.guest);
 }
 
@@ -336,8 +337,10 @@ static void release_domain(struct xen_vm *v)
 		snprintf(path, sizeof(path), MARK, v->dom.domid);
 		xs_rm(v->dom.xs, XBT_NULL, path);
 	}
-	if (v->off && !xen_destroy(&v->dom))
+	if (v->off && !xen_destroy(&v->dom)) {
+		xen_disks_end(&v->at);
 		ft_ignore(ft_attach_remove(v->at.guest));
+	}
 }
 
 static void xen_close(struct ft_vm *vm)
