@@ -69,6 +69,14 @@ int xen_disks_config(const struct ft_spec *spec, char *buf, size_t size);
 /* A replica's: parked, and a device each; then the guest's, from here on. */
 int xen_disks_serve(struct ft_attach *at) FT_MUST_CHECK;
 int xen_disks_activate(const struct ft_attach *at) FT_MUST_CHECK;
+/* Of a suspended domain: wait until its back ends have nothing more to do, for a tenth of a second at most. */
+struct xen_disks {
+	unsigned nr;
+	int fd[FT_DISKS_MAX];
+};
+void xen_disks_open(const struct ft_attach *at, struct xen_disks *out);
+void xen_disks_settle(const struct xen_disks *d);
+void xen_disks_close(struct xen_disks *d);
 /* The domain has gone: nothing of them stays but maps and images. */
 void xen_disks_end(const struct ft_attach *at);
 

@@ -10,14 +10,21 @@
  * end. What a back end writes into a page for an answer that the guest has not taken is written again there. What it
  * has answered is in the log of written pages, since it gives the page back, and Xen then counts it as written, before
  * it answers. That is not so with persistent grants, which it keeps.
+ *
+ * All the same it is given a moment to be done, since a comparison of memory (`ft-ctl verify`) would take an answer that
+ * comes while it counts for a page that was missed.
  */
 #include "checkpoint/xen.h"
 #include "ft/conf.h"
 #include "ft/diskserver.h"
 #include "ft/mirror.h"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
+#include <unistd.h>
 
+#define SETTLE_NS (100 * FT_MS_NS)
 #define BACK "/local/domain/0/backend/vbd/%u/%u"
 #define XVDA 51712u                     /* 202 << 8: xvda; each next has 16 numbers more */
 #define SCRIPT "block-ft"
@@ -61,6 +68,53 @@ void xen_disks_end(const struct ft_attach *at)
 		return;
 	ft_disk_end_left(at->guest, dir);       /* one that was started again since @at was read */
 	ft_disk_remove_files(dir);
+}
+
+/* --- what is under way when the domain suspends --- */
+
+void xen_disks_open(const struct ft_attach *at, struct xen_disks *out)
+{
+	char path[64];
+	unsigned index;
+
+	*out = (struct xen_disks){ 0 };
+	for (unsigned i = 0; i < at->nr_disks; i++) {
+		if (ft_disk_device(at, i, &index))
+			continue;
+		snprintf(path, sizeof(path), "/sys/block/nbd%u/inflight", index);
+		out->fd[out->nr] = open(path, O_RDONLY | O_CLOEXEC);
+		out->nr += out->fd[out->nr] >= 0;
+	}
+}
+
+void xen_disks_close(struct xen_disks *d)
+{
+	while (d->nr)
+		close(d->fd[--d->nr]);
+}
+
+static bool settled(const struct xen_disks *d)
+{
+	for (unsigned i = 0; i < d->nr; i++) {
+		ssize_t n;
+		char text[32];
+		unsigned reads, writes;
+
+		n = pread(d->fd[i], text, sizeof(text) - 1, 0);
+		text[n > 0 ? n : 0] = 0;
+		if (sscanf(text, "%u %u", &reads, &writes) == 2 && (reads || writes))
+			return false;
+	}
+	return true;
+}
+
+/* There is no event for it: the kernel is asked again each millisecond. */
+void xen_disks_settle(const struct xen_disks *d)
+{
+	uint64_t end = ft_now_ns() + SETTLE_NS;
+
+	while (!settled(d) && ft_now_ns() < end)
+		poll(NULL, 0, 1);
 }
 
 /* --- is it as the guest file says? --- */
