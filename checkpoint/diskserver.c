@@ -202,6 +202,13 @@ static int connect_device(const struct ft_attach *at, unsigned n)
 	return nbd_connect(at->guest, at->disk[n].nbd, name, FT_DISK_RECONNECT_S, &index);
 }
 
+void ft_disk_end_one(const struct ft_attach *at, unsigned n)
+{
+	if (at->hypervisor == FT_HYPERVISOR_XEN)
+		ft_ignore(ft_disk_detach(at, n));       /* logged */
+	end_servers(at->guest, &at->disk[n], 1);
+}
+
 void ft_disk_end(const struct ft_attach *at)
 {
 	for (unsigned i = 0; i < at->nr_disks && at->hypervisor == FT_HYPERVISOR_XEN; i++)

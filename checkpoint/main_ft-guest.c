@@ -323,6 +323,7 @@ static int attach_locked(const struct options *o)
 		       o->guest, at.disk[o->disk].image, device, o->guest, o->disk);
 		return REFUSED;
 	}
+	ft_disk_end_one(&at, o->disk);
 	if (!o->replica)
 		rc = recover_disks(o, &spec, &at);
 	if (rc)

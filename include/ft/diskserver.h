@@ -29,6 +29,8 @@ int ft_disk_serve(struct ft_attach *at, unsigned n, bool parked) FT_MUST_CHECK;
 bool ft_disk_served(const struct ft_attach_disk *d);    /* does its server live? */
 /* The guest has gone. End them all, in order: what was written is synced. Killed when that takes longer than a minute. */
 void ft_disk_end(const struct ft_attach *at);
+/* One disk, whose guest does not run yet: of one that died something may be left. */
+void ft_disk_end_one(const struct ft_attach *at, unsigned n);
 /* The same for what a dead owner left in @dir. */
 void ft_disk_end_left(const char *guest, const char *dir);
 /* Whoever serves the disks by now: their pids, as the files beside their sockets have them. */
