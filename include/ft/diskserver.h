@@ -6,6 +6,9 @@
  * QEMU holds the guest's requests back and tries again for FT_DISK_RECONNECT_S: the guest waits, sees no error, and goes
  * on once somebody has called ft_disk_serve.
  *
+ * For a Xen guest the kernel's NBD client stands where QEMU's does, and does the same: the disk is a device /dev/nbdN,
+ * which a vbd of the domain has as its backing (etc/xen/block-ft, checkpoint/nbd.h).
+ *
  * Sockets, pid and messages lie beside QEMU's sockets: DIR/diskN.nbd .ctl .pid .log; the map is
  * STATE_DIR/GUEST.diskN.map.
  */
@@ -22,8 +25,9 @@ int ft_disk_plan(const struct ft_spec *spec, const char *dir, struct ft_attach *
 /*
  * See to it that disk @n of @at is served, and return when it is: 0, its pid in @at (not saved). A server that lives is
  * left alone, also one that another program started meanwhile. @parked: a replica's, which refuses writes until it is
- * told FT_EXPORT_ACTIVATE. Of a Xen guest it is a device of the kernel then, connected to that server. Logged, naming the image: -ENOENT: no image (with the command that makes one), no nbdkit or no
- * plugin; -EINVAL: no raw disk image; -EROFS, -EACCES ...; -EIO: nbdkit's own words.
+ * told FT_EXPORT_ACTIVATE. A Xen guest's is a device of the kernel then, connected to that server. Logged, naming the
+ * image: -ENOENT: no image (with the command that makes one), no nbdkit, no plugin or no nbd in the kernel; -EINVAL: no
+ * raw disk image; -EROFS, -EACCES ...; -EIO: nbdkit's own words.
  */
 int ft_disk_serve(struct ft_attach *at, unsigned n, bool parked) FT_MUST_CHECK;
 bool ft_disk_served(const struct ft_attach_disk *d);    /* does its server live? */
