@@ -167,6 +167,8 @@ UNITS   := $(wildcard etc/systemd/*.service)
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 MANDIR  ?= $(PREFIX)/share/man
 DOCDIR  ?= $(PREFIX)/share/doc/ft
+# Where Xen's tools look for hotplug scripts, whatever our prefix is.
+XENDIR  ?= /etc/xen/scripts
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBEXEC) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(DOCDIR)/examples
 	install -d $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man8
@@ -178,8 +180,11 @@ install: all
 	install -m 644 -t $(DESTDIR)$(DOCDIR)/examples etc/ft.conf etc/guests/vm1.conf
 	for u in $(notdir $(UNITS)); do sed 's,/usr/local/bin,$(PREFIX)/bin,' etc/systemd/$$u >$(DESTDIR)$(UNITDIR)/$$u && \
 		chmod 644 $(DESTDIR)$(UNITDIR)/$$u || exit 1; done
+	$(if $(XEN),install -d $(DESTDIR)$(XENDIR) && sed 's|@BIN@|$(PREFIX)/bin|' etc/xen/block-ft >$(DESTDIR)$(XENDIR)/block-ft && \
+		chmod 755 $(DESTDIR)$(XENDIR)/block-ft)
 
 uninstall:
+	rm -f $(DESTDIR)$(XENDIR)/block-ft
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(notdir $(USERS))) $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(UNITS)))
 	rm -f $(foreach n,5 8,$(addprefix $(DESTDIR)$(MANDIR)/man$(n)/,$(notdir $(wildcard man/*.$(n)))))
 	rm -rf $(DESTDIR)$(LIBEXEC) $(DESTDIR)$(DOCDIR)

@@ -154,7 +154,8 @@ static void take_disk(struct reader *r, struct ft_attach *at, json_t *obj)
 	if (!json_is_boolean(read_only))
 		bad(r, "read_only", "true or false");
 	d->read_only = json_is_true(read_only);
-	d->pid = (pid_t)take_number(r, obj, "pid", 1, INT32_MAX);
+	/* A Xen guest's disk may be served by nobody when ft looks at it, or not by us: that is said later. */
+	d->pid = (pid_t)take_number(r, obj, "pid", at->hypervisor == FT_HYPERVISOR_XEN ? 0 : 1, INT32_MAX);
 	d->pid_start = take_number(r, obj, "pid_start", 0, INT64_MAX);
 	if (json_object_size(obj) != r->taken)
 		bad(r, "disks", "objects of image, nbd, control, read_only, pid and pid_start");
@@ -238,6 +239,7 @@ static void take_xen(struct reader *r, struct ft_attach *at)
 	take_text(r, r->root, "uuid", at->uuid, sizeof(at->uuid));
 	take_text(r, r->root, "xen_version", at->xen_version, sizeof(at->xen_version));
 	take_text(r, r->root, "pages", at->pages, sizeof(at->pages));
+	take_disks(r, at);
 }
 
 static int read_record(const char *path, json_t *root, const char *guest, struct ft_attach *at)
@@ -344,9 +346,9 @@ static json_t *nics_json(const struct ft_attach *at)
 
 static json_t *xen_json(const struct ft_attach *at)
 {
-	return json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:o}", "guest", at->guest, "memory", (json_int_t)at->memory,
+	return json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:o, s:o}", "guest", at->guest, "memory", (json_int_t)at->memory,
 			 "domid", (json_int_t)at->domid, "uuid", at->uuid, "xen_version", at->xen_version, "pages", at->pages,
-			 "nics", nics_json(at));
+			 "disks", disks_json(at), "nics", nics_json(at));
 }
 
 static json_t *qemu_json(const struct ft_attach *at)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* diskserver.c - see ft/diskserver.h. */
+#include "checkpoint/nbd.h"
 #include "checkpoint/qemu_start.h"
 #include "ft/conf.h"
 #include "ft/diskserver.h"
@@ -174,8 +175,51 @@ static void end_servers(const char *guest, const struct ft_attach_disk *disk, un
 	}
 }
 
+/* --- a Xen guest's: the kernel is the server's client --- */
+
+static void device_name(const struct ft_attach *at, unsigned n, char name[FT_NAME_MAX + 24])
+{
+	snprintf(name, FT_NAME_MAX + 24, "ft:%s.disk%u", at->guest, n);
+}
+
+int ft_disk_device(const struct ft_attach *at, unsigned n, unsigned *index)
+{
+	char name[FT_NAME_MAX + 24];
+
+	device_name(at, n, name);
+	return nbd_find(NBD_SYS, name, index);
+}
+
+int ft_disk_detach(const struct ft_attach *at, unsigned n)
+{
+	char name[FT_NAME_MAX + 24];
+
+	device_name(at, n, name);
+	return nbd_disconnect(at->guest, name);
+}
+
+static int connect_device(const struct ft_attach *at, unsigned n)
+{
+	char name[FT_NAME_MAX + 24];
+	unsigned index;
+
+	if (at->hypervisor != FT_HYPERVISOR_XEN)
+		return 0;
+	device_name(at, n, name);
+	return nbd_connect(at->guest, at->disk[n].nbd, name, FT_DISK_RECONNECT_S, &index);
+}
+
+void ft_disk_end_one(const struct ft_attach *at, unsigned n)
+{
+	if (at->hypervisor == FT_HYPERVISOR_XEN)
+		ft_ignore(ft_disk_detach(at, n));       /* logged */
+	end_servers(at->guest, &at->disk[n], 1);
+}
+
 void ft_disk_end(const struct ft_attach *at)
 {
+	for (unsigned i = 0; i < at->nr_disks && at->hypervisor == FT_HYPERVISOR_XEN; i++)
+		ft_ignore(ft_disk_detach(at, i));       /* logged */
 	end_servers(at->guest, at->disk, at->nr_disks);
 }
 
@@ -308,6 +352,9 @@ int ft_disk_server_check(const struct ft_spec *spec)
 	else if (access(plugin, R_OK) < 0)
 		ft_err("guest %s: on %s there is no %s to serve its disks: build ft where nbdkit-plugin-dev is installed, and install "
 		       "it again", spec->name, c->host, plugin);
+	else if (spec->hypervisor == FT_HYPERVISOR_XEN && nbd_available())
+		ft_err("guest %s: the kernel of %s has no network block devices for its disks: load the module with 'modprobe nbd'",
+		       spec->name, c->host);
 	else
 		return 0;
 	return -ENOENT;
@@ -564,19 +611,23 @@ static bool adopt(const struct ft_attach_disk *d, struct ft_attach_disk *out)
 	return !load_pid(path, out) && ft_disk_served(out);
 }
 
-int ft_disk_serve(struct ft_attach *at, unsigned n, bool parked)
+void ft_disk_adopt(struct ft_attach *at)
+{
+	struct ft_attach_disk other;
+
+	for (unsigned i = 0; i < at->nr_disks; i++)
+		if (!ft_disk_served(&at->disk[i]) && adopt(&at->disk[i], &other))
+			at->disk[i] = other;
+}
+
+static int start_server(struct ft_attach *at, unsigned n, bool parked)
 {
 	struct server s = {
 		.guest = at->guest, .d = &at->disk[n], .env_pid = "LISTEN_PID=", .listen_fd = -1, .log_fd = -1, .null_fd = -1,
 	};
-	struct ft_attach_disk other;
 	uint64_t bytes;
 	int rc;
 
-	if (!ft_disk_served(s.d) && adopt(s.d, &other))
-		*s.d = other;
-	if (ft_disk_served(s.d) && listens(s.d))
-		return 0;
 	end_servers(at->guest, s.d, 1);
 	s.d->pid = 0;
 	rc = ft_disk_image_size(at->guest, s.d->image, s.d->read_only, &bytes);
@@ -590,4 +641,17 @@ int ft_disk_serve(struct ft_attach *at, unsigned n, bool parked)
 	}
 	free_server(&s);
 	return rc;
+}
+
+int ft_disk_serve(struct ft_attach *at, unsigned n, bool parked)
+{
+	struct ft_attach_disk *d = &at->disk[n], other;
+	int rc = 0;
+
+	if (!ft_disk_served(d) && adopt(d, &other))
+		*d = other;
+	if (!ft_disk_served(d) || !listens(d))
+		rc = start_server(at, n, parked);
+	/* Also of one that lives: who started it may have died before this. */
+	return rc ? rc : connect_device(at, n);
 }

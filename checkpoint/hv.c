@@ -25,8 +25,11 @@ int ft_hv_find(const struct ft_spec *spec, struct ft_attach *out)
 {
 	int rc = ft_attach_load(spec->name, out);
 
-	/* Of a domain that has been found before all is known; to look anew takes seconds that a guard may not wait. */
-	if (spec->hypervisor == FT_HYPERVISOR_QEMU || (!rc && on_xen(out)))
+	/*
+	 * Of a domain that has been found before all is known; to look anew takes seconds that a guard may not wait. But
+	 * for a disk that it got since.
+	 */
+	if (spec->hypervisor == FT_HYPERVISOR_QEMU || (!rc && on_xen(out) && out->nr_disks == spec->nr_disks))
 		return rc;
 	rc = ft_xen_find(spec, out);
 	return rc ? rc : save_found(out);

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-/* ft-guest: starts, stops and lists guests under stock QEMU, from guest files. man ft-guest(8). */
+/*
+ * ft-guest: starts, stops and lists guests under stock QEMU, from guest files; gives a Xen domain its disks. man ft-guest(8).
+ */
 #include "checkpoint/qemu.h"
 #include "ft/conf.h"
 #include "ft/diskserver.h"
@@ -26,12 +28,15 @@ struct options {
 	bool force, kill, json;
 	unsigned timeout_s;             /* 0 with --kill */
 	const char *guest;              /* checked; NULL: none given */
+	const char *domain;             /* that gets the disk */
+	unsigned disk;                  /* of a target NAME:N */
+	bool replica;                   /* ... NAME:N:replica */
 };
 
 /* --- one command at a time works on a guest --- */
 
 /* A lock on the guest's run directory itself leaves no file behind. */
-static int lock_guest(const char *guest)
+static int lock_guest_when(const char *guest, int how)
 {
 	char dir[2 * FT_PATH_MAX];
 	int fd, rc = ft_run_path(dir, sizeof(dir), guest, "");
@@ -44,12 +49,17 @@ static int lock_guest(const char *guest)
 		ft_err("guest %s: cannot make its directory %s: %s%s", guest, dir, strerror(-rc), rc == -EACCES ? ": run as root" : "");
 		return -1;
 	}
-	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+	if (flock(fd, LOCK_EX | how) < 0) {
 		ft_err("guest %s: another ft-guest is at work on it", guest);
 		close(fd);
 		return -1;
 	}
 	return fd;
+}
+
+static int lock_guest(const char *guest)
+{
+	return lock_guest_when(guest, LOCK_NB);
 }
 
 static void unlock_guest(const char *guest, int fd)
@@ -236,16 +246,40 @@ static int leave_to_xl(const char *guest, const char *verb)
 	return REFUSED;
 }
 
+/* A domain that runs has its disks' servers again; starting one is xl's. */
+static int start_domain(const struct ft_spec *spec)
+{
+	struct ft_attach at;
+
+	if (ft_attach_load(spec->name, &at))
+		return leave_to_xl(spec->name, "create");
+	for (unsigned i = 0; i < at.nr_disks; i++) {
+		unsigned device;
+
+		if (!ft_disk_device(&at, i, &device) && ft_disk_serve(&at, i, false))
+			return FAILED;
+	}
+	ft_info("guest %s runs already (domain %u)", at.guest, at.domid);
+	return at.nr_disks && ft_attach_save(&at) ? FAILED : DONE;
+}
+
+static int load_spec(const char *guest, struct ft_spec *spec)
+{
+	int rc = ft_spec_load(guest, spec);
+
+	return !rc ? DONE : rc == -ENOENT ? UNKNOWN : rc == -EINVAL ? USAGE : FAILED;
+}
+
 static int cmd_start(const struct options *o)
 {
 	struct ft_spec spec;
 	struct ft_attach at;
-	int rc = ft_spec_load(o->guest, &spec), fd;
+	int rc = load_spec(o->guest, &spec), fd;
 
 	if (rc)
-		return rc == -ENOENT ? UNKNOWN : rc == -EINVAL ? USAGE : FAILED;
+		return rc;
 	if (spec.hypervisor == FT_HYPERVISOR_XEN)
-		return leave_to_xl(o->guest, "create");
+		return start_domain(&spec);
 	/* What runs here is not started, so nothing forbids it. */
 	rc = ft_attach_load(o->guest, &at) ? check_start(o->guest, o->force) : DONE;
 	if (rc)
@@ -256,6 +290,113 @@ static int cmd_start(const struct options *o)
 	rc = start_locked(&spec, o->force);
 	unlock_guest(o->guest, fd);
 	return rc;
+}
+
+/* --- a Xen domain's disks: what etc/xen/block-ft has us do --- */
+
+/* The domain is the guest itself, or its replica: a disk is not given to others, nor to a guest that arrives by migration. */
+static int check_domain(const struct options *o)
+{
+	char want[FT_NAME_MAX + 16];
+
+	snprintf(want, sizeof(want), "%s%s", o->guest, o->replica ? "--replica" : "");
+	if (!o->domain || !strcmp(o->domain, want))
+		return DONE;
+	ft_err("guest %s: domain %s is not %s, whose disk this is", o->guest, o->domain, want);
+	return REFUSED;
+}
+
+static int plan_disks(const struct options *o, struct ft_spec *spec, struct ft_attach *at)
+{
+	char dir[2 * FT_PATH_MAX];
+	int rc = load_spec(o->guest, spec);
+
+	if (rc)
+		return rc;
+	if (spec->hypervisor != FT_HYPERVISOR_XEN || o->disk >= spec->nr_disks) {
+		ft_err("guest %s: its guest file has no [disk] number %u of a Xen guest", o->guest, o->disk + 1);
+		return UNKNOWN;
+	}
+	*at = (struct ft_attach){ .hypervisor = FT_HYPERVISOR_XEN };
+	snprintf(at->guest, sizeof(at->guest), "%s", o->guest);
+	if (ft_run_path(dir, sizeof(dir), o->guest, ""))
+		return FAILED;
+	dir[strlen(dir) - 1] = 0;
+	if (ft_disk_plan(spec, dir, at))
+		return FAILED;
+	ft_disk_adopt(at);
+	return DONE;
+}
+
+/* Once for all of a guest's disks: what is served is in use, and was looked at when it was not. */
+static int recover_disks(const struct options *o, const struct ft_spec *spec, const struct ft_attach *at)
+{
+	int rc = check_start(o->guest, o->force);
+
+	for (unsigned i = 0; i < at->nr_disks; i++)
+		if (ft_disk_served(&at->disk[i]))
+			return rc;
+	if (!rc)
+		rc = ft_disk_recover(spec, o->force);
+	return rc == -EUCLEAN ? REFUSED : rc < 0 ? FAILED : rc;
+}
+
+static int attach_locked(const struct options *o)
+{
+	struct ft_attach at;
+	struct ft_spec spec;
+	unsigned device;
+	int rc = plan_disks(o, &spec, &at);
+
+	if (rc)
+		return rc;
+	if (!ft_disk_device(&at, o->disk, &device)) {
+		ft_err("guest %s: its disk %s is /dev/nbd%u already: if no domain has it, 'ft-guest disk-detach %s:%u' lets go of it",
+		       o->guest, at.disk[o->disk].image, device, o->guest, o->disk);
+		return REFUSED;
+	}
+	ft_disk_end_one(&at, o->disk);
+	if (!o->replica)
+		rc = recover_disks(o, &spec, &at);
+	if (rc)
+		return rc;
+	if (ft_disk_serve(&at, o->disk, o->replica) || ft_disk_device(&at, o->disk, &device))
+		return FAILED;
+	printf("/dev/nbd%u\n", device);
+	return DONE;
+}
+
+/* Hotplug scripts of several disks run at once, so here one waits for another. */
+static int locked(const struct options *o, int (*run)(const struct options *o))
+{
+	int fd = lock_guest_when(o->guest, 0), rc;
+
+	if (fd < 0)
+		return FAILED;
+	rc = run(o);
+	unlock_guest(o->guest, fd);
+	return rc;
+}
+
+static int cmd_disk_attach(const struct options *o)
+{
+	int rc = check_domain(o);
+
+	return rc ? rc : locked(o, attach_locked);
+}
+
+/* Also when the guest file is gone, or says something else by now. */
+static int detach_locked(const struct options *o)
+{
+	struct ft_attach at = { .hypervisor = FT_HYPERVISOR_XEN };
+
+	snprintf(at.guest, sizeof(at.guest), "%s", o->guest);
+	return ft_disk_detach(&at, o->disk) ? FAILED : DONE;
+}
+
+static int cmd_disk_detach(const struct options *o)
+{
+	return locked(o, detach_locked);
 }
 
 /* --- stop --- */
@@ -495,14 +636,16 @@ static int cmd_list(const struct options *o)
 static const struct command {
 	const char *name;
 	int (*run)(const struct options *o);
-	bool takes_guest;
+	enum { NOTHING, GUEST, DISK } takes;
 	const char *allows;             /* short options */
 	const char *help;
 } commands[] = {
-	{ "start", cmd_start, true, "f", "start NAME [--force]                           start the guest of NAME's guest file" },
-	{ "stop", cmd_stop, true, "fkt", "stop NAME [--timeout S] [--kill] [--force]     shut it down, or end it at once" },
-	{ "status", cmd_status, true, "j", "status NAME [--json]                           does it run here?" },
-	{ "list", cmd_list, false, "j", "list [--json]                                  all guests of this host" },
+	{ "start", cmd_start, GUEST, "f", "start NAME [--force]                           start the guest of NAME's guest file" },
+	{ "stop", cmd_stop, GUEST, "fkt", "stop NAME [--timeout S] [--kill] [--force]     shut it down, or end it at once" },
+	{ "status", cmd_status, GUEST, "j", "status NAME [--json]                           does it run here?" },
+	{ "list", cmd_list, NOTHING, "j", "list [--json]                                  all guests of this host" },
+	{ "disk-attach", cmd_disk_attach, DISK, "fd", "disk-attach NAME:N[:replica|:force] [--domain D]  a Xen domain's disk: prints its device" },
+	{ "disk-detach", cmd_disk_detach, DISK, "", "disk-detach NAME:N                            the domain is gone, or was never made" },
 };
 
 static int usage(FILE *to)
@@ -519,6 +662,7 @@ static const struct option long_options[] = {
 	{ "kill", no_argument, NULL, 'k' },
 	{ "timeout", required_argument, NULL, 't' },
 	{ "json", no_argument, NULL, 'j' },
+	{ "domain", required_argument, NULL, 'd' },
 	{ "help", no_argument, NULL, 'h' },
 	{ "version", no_argument, NULL, 'V' },
 	{ 0 }
@@ -543,13 +687,14 @@ static int parse_options(int argc, char **argv, struct parsed *p)
 	int c;
 
 	while ((c = getopt_long(argc, argv, "c:hV", long_options, NULL)) >= 0) {
-		if (strchr("fkjt", c) && !strchr(p->given, c))
+		if (strchr("fkjtd", c) && !strchr(p->given, c))
 			p->given[strlen(p->given)] = (char)c;
 		switch (c) {
 		case 'c': p->config = optarg; break;
 		case 'f': p->o.force = true; break;
 		case 'k': p->o.kill = true; break;
 		case 'j': p->o.json = true; break;
+		case 'd': p->o.domain = optarg; break;
 		case 'h': p->help = true; break;
 		case 'V': p->version = true; break;
 		case 't':
@@ -582,11 +727,32 @@ static const char *long_name(char c)
 	return l->name;
 }
 
-/* Options and arguments that the command does not know are errors, not noise. */
-static bool fits(const struct command *cmd, const struct parsed *p, int argc, char **argv)
+/* NAME:N, NAME:N:replica, NAME:N:force. @text is cut up. */
+static bool parse_disk(char *text, struct options *o)
 {
-	if (argc - optind != 1 + cmd->takes_guest) {
-		ft_err("%s takes %s", cmd->name, cmd->takes_guest ? "the name of one guest" : "no name");
+	char *number = strchr(text, ':'), *word = number ? strchr(number + 1, ':') : NULL, rest;
+
+	if (number)
+		*number++ = 0;
+	if (word)
+		*word++ = 0;
+	o->replica = word && !strcmp(word, "replica");
+	o->force |= word && !strcmp(word, "force");
+	return ft_name_ok(text) && number && strlen(number) == 1 && sscanf(number, "%u%c", &o->disk, &rest) == 1 &&
+	       o->disk < FT_DISKS_MAX && (!word || o->replica || !strcmp(word, "force"));
+}
+
+/* Options and arguments that the command does not know are errors, not noise. */
+static bool fits(const struct command *cmd, struct parsed *p, int argc, char **argv)
+{
+	static const char *const wants[] = { "no name", "the name of one guest", "a disk as in vm1:0" };
+
+	if (argc - optind != 1 + (cmd->takes != NOTHING)) {
+		ft_err("%s takes %s", cmd->name, wants[cmd->takes]);
+		return false;
+	}
+	if (cmd->takes == DISK && !parse_disk(argv[optind + 1], &p->o)) {
+		ft_err("%s takes %s", cmd->name, wants[DISK]);
 		return false;
 	}
 	for (const char *c = p->given; *c; c++) {
@@ -595,7 +761,7 @@ static bool fits(const struct command *cmd, const struct parsed *p, int argc, ch
 			return false;
 		}
 	}
-	if (cmd->takes_guest && !ft_name_ok(argv[optind + 1])) {
+	if (cmd->takes == GUEST && !ft_name_ok(argv[optind + 1])) {
 		ft_err("'%s' is no valid guest name", argv[optind + 1]);
 		return false;
 	}
@@ -625,6 +791,6 @@ int main(int argc, char **argv)
 	if (ft_conf_load(p.config, &conf))
 		return USAGE;
 	ft_conf_set(&conf);
-	p.o.guest = cmd->takes_guest ? argv[optind + 1] : NULL;
+	p.o.guest = cmd->takes != NOTHING ? argv[optind + 1] : NULL;
 	return cmd->run(&p.o);
 }

@@ -239,8 +239,6 @@ static int check_whole(const char *origin, const struct ft_spec *s)
 		return ft_ini_error(&at, "'accel', 'machine' and 'cpu' are QEMU's: leave them out of the file of a Xen guest");
 	if (s->hypervisor == FT_HYPERVISOR_XEN && !s->kernel[0])
 		return ft_ini_error(&at, "a Xen guest needs a 'kernel': a domain of type pvh boots from nothing else");
-	if (s->hypervisor == FT_HYPERVISOR_XEN && s->nr_disks)
-		return ft_ini_error(&at, "a [disk] is mirrored under QEMU only: leave it out of the file of a Xen guest");
 	rc = check_disks(&at, s);
 	return rc ? rc : check_nics(&at, s);
 }

@@ -7,6 +7,7 @@
 #ifndef FT_CHECKPOINT_XEN_H
 #define FT_CHECKPOINT_XEN_H
 
+#include "checkpoint/obstacles.h"
 #include "checkpoint/xen_pages.h"
 #include "ft/hv.h"
 
@@ -55,6 +56,29 @@ int xen_dom_specials(const struct xen_dom *d, struct xen_specials *out) FT_MUST_
 int xen_xl(const char *guest, unsigned timeout_s, const char *const *arg) FT_MUST_CHECK;
 /* Dead at once, then cleaned up. Idempotent. */
 int xen_destroy(const struct xen_dom *d) FT_MUST_CHECK;
+
+/* --- xen_disk.c: vbds whose backing is a disk of ft --- */
+
+/* Which disks @at has: those of the guest file, and who serves them. */
+int xen_disks_plan(const struct ft_spec *spec, struct ft_attach *at) FT_MUST_CHECK;
+/* Has the domain exactly these? */
+void xen_disks_check(const struct xen_dom *d, const struct ft_spec *spec, struct ft_obstacles *o);
+/* The line of an xl config that gives them to a replica; like snprintf. */
+#define XEN_DISKS_CONFIG_MAX (64 + FT_DISKS_MAX * (96 + FT_NAME_MAX))
+int xen_disks_config(const struct ft_spec *spec, char *buf, size_t size);
+/* A replica's: parked, and a device each; then the guest's, from here on. */
+int xen_disks_serve(struct ft_attach *at) FT_MUST_CHECK;
+int xen_disks_activate(const struct ft_attach *at) FT_MUST_CHECK;
+/* Of a suspended domain: wait until its back ends have nothing more to do, for a tenth of a second at most. */
+struct xen_disks {
+	unsigned nr;
+	int fd[FT_DISKS_MAX];
+};
+void xen_disks_open(const struct ft_attach *at, struct xen_disks *out);
+void xen_disks_settle(const struct xen_disks *d);
+void xen_disks_close(struct xen_disks *d);
+/* The domain has gone: nothing of them stays but maps and images. */
+void xen_disks_end(const struct ft_attach *at);
 
 /* --- xen_suspend.c: a domain is asked to suspend, and is told that it was not moved --- */
 

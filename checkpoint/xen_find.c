@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* xen_find.c - which domain is the guest, and can it be protected? See ft/hv.h. */
-#include "checkpoint/obstacles.h"
 #include "checkpoint/xen.h"
 
 #include <inttypes.h>
@@ -21,7 +20,7 @@ static void fill_version(const struct xen_dom *d, struct ft_attach *at)
 	snprintf(at->xen_version, sizeof(at->xen_version), "%d.%d", v >> 16, v & 0xffff);
 }
 
-static int fill(const struct xen_dom *d, struct ft_attach *at)
+static int fill(const struct xen_dom *d, const struct ft_spec *spec, struct ft_attach *at)
 {
 	struct xen_pages map;
 	xc_domaininfo_t info;
@@ -33,6 +32,8 @@ static int fill(const struct xen_dom *d, struct ft_attach *at)
 	xen_dom_uuid(&info, at->uuid);
 	fill_version(d, at);
 	rc = xen_dom_nics(d, at);
+	if (!rc)
+		rc = xen_disks_plan(spec, at);
 	if (!rc)
 		rc = xen_find_pages(d, &map);
 	if (rc)
@@ -54,7 +55,7 @@ int ft_xen_find(const struct ft_spec *spec, struct ft_attach *out)
 	rc = xen_dom_find(d.xs, spec->name, &domid);
 	d.domid = rc ? 0 : domid;
 	if (!rc)
-		rc = fill(&d, out);
+		rc = fill(&d, spec, out);
 	xen_dom_close(&d);
 	return rc;
 }
@@ -110,9 +111,10 @@ static void check_devices(struct check *c, const struct xen_dom *d)
 	snprintf(path, sizeof(path), "/local/domain/%u/device", d->domid);
 	kind = xs_directory(d->xs, XBT_NULL, path, &nr);
 	for (unsigned i = 0; i < nr; i++)
-		if (strcmp(kind[i], "vif") && strcmp(kind[i], "suspend"))
-			ft_obstacle(&c->o, "it has a device of kind '%s': only network interfaces are protected", kind[i]);
+		if (strcmp(kind[i], "vif") && strcmp(kind[i], "vbd") && strcmp(kind[i], "suspend"))
+			ft_obstacle(&c->o, "it has a device of kind '%s': only network interfaces and disks are protected", kind[i]);
 	free(kind);
+	xen_disks_check(d, c->spec, &c->o);
 }
 
 /* The replica is built from the guest file: does the domain look as if it had been, too? */

@@ -28,6 +28,7 @@ struct xen_replica {
 	struct xen_specials specials;
 	struct xen_watch *watch;
 	char name[FT_NAME_MAX + sizeof(SUFFIX)];
+	bool alone;                     /* no other domain of the guest's is here: what serves its disks is ours */
 	bool built;                     /* the domain exists and is ours to destroy */
 	bool started;
 };
@@ -64,10 +65,20 @@ static int let_run(const struct xen_replica *x)
 	return rc ? rc : info.flags & XEN_DOMINF_paused ? -EBUSY : 0;
 }
 
+/* Its vbds are connected to parked servers since it was built; one may have died since. */
+static int start_disks(struct xen_replica *x)
+{
+	int rc = xen_disks_serve(&x->at);
+
+	return rc ? rc : xen_disks_activate(&x->at);
+}
+
 static int start(struct xen_replica *x, const struct ft_blob *params, const struct ft_blob *state)
 {
 	int rc = xen_params_check(&x->dom, params);
 
+	if (!rc)
+		rc = start_disks(x);
 	if (!rc)
 		rc = xen_state_load(&x->dom, state);
 	if (rc)
@@ -144,6 +155,8 @@ static void xen_replica_destroy(struct ft_replica *r)
 	if (x->built && xen_destroy(&x->dom))
 		ft_err("%s: its replica, domain %u, is left over: 'xl destroy %u'", x->spec.name, x->dom.domid,
 		       x->dom.domid);
+	if (x->alone)
+		xen_disks_end(&x->at);
 	free_replica(x);
 }
 
@@ -160,7 +173,7 @@ static const struct ft_replica_ops xen_replica_ops = {
 /* In the order of the guest file; what xl's parser would take for the end of a text has been refused. */
 static int write_config(const struct xen_replica *x, char *path, size_t size)
 {
-	char text[4 * FT_SPEC_PATH_MAX + FT_SPEC_CMDLINE_MAX + FT_SPEC_NICS_MAX * 64];
+	char text[4 * FT_SPEC_PATH_MAX + FT_SPEC_CMDLINE_MAX + FT_SPEC_NICS_MAX * 64 + XEN_DISKS_CONFIG_MAX];
 	const struct ft_spec *s = &x->spec;
 	int n, rc = ft_run_path(path, size, s->name, "xl.cfg");
 
@@ -177,6 +190,7 @@ static int write_config(const struct xen_replica *x, char *path, size_t size)
 			      m[0], m[1], m[2], m[3], m[4], m[5], s->nic[i].bridge);
 	}
 	n += snprintf(text + n, sizeof(text) - (size_t)n, " ]\n");
+	n += xen_disks_config(s, text + n, sizeof(text) - (size_t)n);
 	return ft_write_file(path, text, (size_t)n, 0600);
 }
 
@@ -214,8 +228,17 @@ static int clear_name(struct xen_replica *x)
 static int build(struct xen_replica *x)
 {
 	char path[2 * FT_PATH_MAX];
-	int rc = write_config(x, path, sizeof(path));
+	int rc;
 
+	snprintf(x->at.guest, sizeof(x->at.guest), "%s", x->spec.name);
+	x->at.hypervisor = FT_HYPERVISOR_XEN;
+	rc = xen_disks_plan(&x->spec, &x->at);
+
+	if (!rc) {
+		x->alone = true;
+		xen_disks_end(&x->at);          /* what a dead domain left */
+		rc = write_config(x, path, sizeof(path));
+	}
 	if (!rc)
 		rc = xen_xl(x->spec.name, CREATE_S, (const char *const[]){ "create", "-p", "-q", path, NULL });
 	if (!rc)
@@ -239,7 +262,8 @@ static int fill_attach(struct xen_replica *x, const struct ft_attach *theirs)
 	x->at.hypervisor = FT_HYPERVISOR_XEN;
 	x->at.domid = x->dom.domid;
 	xen_dom_uuid(&info, x->at.uuid);
-	return xen_dom_nics(&x->dom, &x->at);
+	rc = xen_dom_nics(&x->dom, &x->at);
+	return rc ? rc : xen_disks_plan(&x->spec, &x->at);
 }
 
 static int map_memory(struct xen_replica *x)

@@ -19,6 +19,7 @@ struct xen_vm {
 	struct ft_attach at;
 	struct xen_dom dom;
 	struct xen_suspend suspend;
+	struct xen_disks disks;
 	struct xen_pages map;
 	struct xen_specials specials;
 	struct xen_state_buf state;
@@ -174,6 +175,7 @@ static int xen_pause(struct ft_vm *vm)
 	v->paused = true;
 	v->taken = false;
 	v->suspended_ns = ft_now_ns();
+	xen_disks_settle(&v->disks);
 	return map_again(v);
 }
 
@@ -320,6 +322,7 @@ static int xen_vm_destroy(struct ft_vm *vm)
 	int rc = xen_destroy(&v->dom);
 
 	v->gone = true;
+	xen_disks_end(&v->at);          /* before this host's store opens the images */
 	return rc ? rc : ft_attach_remove(v->at.guest);
 }
 
@@ -336,8 +339,10 @@ static void release_domain(struct xen_vm *v)
 		snprintf(path, sizeof(path), MARK, v->dom.domid);
 		xs_rm(v->dom.xs, XBT_NULL, path);
 	}
-	if (v->off && !xen_destroy(&v->dom))
+	if (v->off && !xen_destroy(&v->dom)) {
+		xen_disks_end(&v->at);
 		ft_ignore(ft_attach_remove(v->at.guest));
+	}
 }
 
 static void xen_close(struct ft_vm *vm)
@@ -350,6 +355,7 @@ static void xen_close(struct ft_vm *vm)
 	if (v->dirty)
 		xc__hypercall_buffer_free_pages(v->dom.xc, &v->dirty_buf, (int)v->dirty_pages);
 	free(v->state.context);
+	xen_disks_close(&v->disks);
 	if (v->dm)
 		xendevicemodel_close(v->dm);
 	xen_dom_close(&v->dom);
@@ -445,6 +451,7 @@ static int open_all(struct xen_vm *v)
 	if (!rc)
 		rc = xen_suspend_watch(&v->suspend);
 	v->vm.event_fd = rc ? -1 : xs_fileno(v->dom.xs);
+	xen_disks_open(&v->at, &v->disks);
 	return rc;
 }
 

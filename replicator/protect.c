@@ -103,17 +103,30 @@ static unsigned connect_timeout_ms(void)
 	return ft_conf()->policy.silence_ms * CONNECT_SILENCES;
 }
 
-/* QEMU holds the guest's requests back until the disk is served again. */
+static bool guest_lives(const struct ft_attach *at)
+{
+	int fd;
+
+	if (at->hypervisor == FT_HYPERVISOR_XEN)
+		return ft_xen_alive(at);
+	fd = ft_attach_pidfd(at);
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
+}
+
+/* QEMU, or dom0's kernel, holds the guest's requests back until the disk is served again. */
 static void serve_again(struct protect *pr)
 {
-	int fd = pr->attach.nr_disks ? ft_attach_pidfd(&pr->attach) : -ESRCH;
-
-	if (fd < 0)                     /* servers end with their guest */
+	if (!pr->attach.nr_disks || !guest_lives(&pr->attach))   /* servers end with their guest */
 		return;
-	close(fd);
 	for (unsigned i = 0; i < pr->attach.nr_disks; i++) {
 		struct ft_attach_disk *d = &pr->attach.disk[i];
+		unsigned device;
 
+		/* A domain that was not given this disk is an obstacle, and nothing to be mended. */
+		if (pr->attach.hypervisor == FT_HYPERVISOR_XEN && ft_disk_device(&pr->attach, i, &device))
+			continue;
 		if (ft_disk_served(d))
 			continue;
 		if (pr->guard)

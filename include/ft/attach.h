@@ -13,7 +13,7 @@
 
 struct ft_attach_disk {                 /* see ft/diskserver.h */
 	char image[FT_SPEC_PATH_MAX];
-	char nbd[FT_SPEC_PATH_MAX];      /* the server's socket for QEMU */
+	char nbd[FT_SPEC_PATH_MAX];      /* the server's socket for QEMU, or for dom0's kernel */
 	char control[FT_SPEC_PATH_MAX];  /* and the one for the mirror, see ft/export.h */
 	bool read_only;
 	pid_t pid;                       /* of the server */
@@ -50,6 +50,8 @@ struct ft_attach {
 	enum ft_accel accel;             /* what really runs: KVM or TCG, never AUTO */
 	char machine[64];                /* resolved versioned machine type */
 	char qemu_version[32];           /* "7.2.22" as QMP reports it */
+
+	/* both */
 	unsigned nr_disks;
 	struct ft_attach_disk disk[FT_DISKS_MAX];
 };

@@ -6,6 +6,9 @@
  * QEMU holds the guest's requests back and tries again for FT_DISK_RECONNECT_S: the guest waits, sees no error, and goes
  * on once somebody has called ft_disk_serve.
  *
+ * For a Xen guest the kernel's NBD client stands where QEMU's does, and does the same: the disk is a device /dev/nbdN,
+ * which a vbd of the domain has as its backing (etc/xen/block-ft, checkpoint/nbd.h).
+ *
  * Sockets, pid and messages lie beside QEMU's sockets: DIR/diskN.nbd .ctl .pid .log; the map is
  * STATE_DIR/GUEST.diskN.map.
  */
@@ -24,15 +27,24 @@ bool ft_disk_map_path(char out[FT_SPEC_PATH_MAX], const char *guest, unsigned n)
 /*
  * See to it that disk @n of @at is served, and return when it is: 0, its pid in @at (not saved). A server that lives is
  * left alone, also one that another program started meanwhile. @parked: a replica's, which refuses writes until it is
- * told FT_EXPORT_ACTIVATE. Logged, naming the image: -ENOENT: no image (with the command that makes one), no nbdkit or no
- * plugin; -EINVAL: no raw disk image; -EROFS, -EACCES ...; -EIO: nbdkit's own words.
+ * told FT_EXPORT_ACTIVATE. A Xen guest's is a device of the kernel then, connected to that server. Logged, naming the
+ * image: -ENOENT: no image (with the command that makes one), no nbdkit, no plugin or no nbd in the kernel; -EINVAL: no
+ * raw disk image; -EROFS, -EACCES ...; -EIO: nbdkit's own words.
  */
 int ft_disk_serve(struct ft_attach *at, unsigned n, bool parked) FT_MUST_CHECK;
 bool ft_disk_served(const struct ft_attach_disk *d);    /* does its server live? */
-/* QEMU has gone. End them all, in order: what was written is synced. Killed when that takes longer than a minute. */
+/* The guest has gone. End them all, in order: what was written is synced. Killed when that takes longer than a minute. */
 void ft_disk_end(const struct ft_attach *at);
+/* One disk, whose guest does not run yet: of one that died something may be left. */
+void ft_disk_end_one(const struct ft_attach *at, unsigned n);
 /* The same for what a dead owner left in @dir. */
 void ft_disk_end_left(const char *guest, const char *dir);
+/* Whoever serves the disks by now: their pids, as the files beside their sockets have them. */
+void ft_disk_adopt(struct ft_attach *at);
+/* A Xen guest's disk: which device it is. -ENOENT: none. */
+int ft_disk_device(const struct ft_attach *at, unsigned n, unsigned *index) FT_MUST_CHECK;
+/* Its vbd is gone: no device any more, and its server ends by itself. */
+int ft_disk_detach(const struct ft_attach *at, unsigned n);
 /* Remove their files in @dir (not maps, not images). */
 void ft_disk_remove_files(const char *dir);
 

@@ -61,6 +61,23 @@ TEST(what_is_saved_is_loaded)
 	CHECK_EQ(ft_attach_load("vm1", &back), -ENOENT);
 }
 
+/* Nobody asks Xen here: what is loaded is compared with what was saved, whether the domain lives or not. */
+TEST(a_record_of_a_domain_has_its_disks_also_unserved_ones)
+{
+	struct ft_attach at = {
+		.guest = "vm1", .hypervisor = FT_HYPERVISOR_XEN, .memory = 64 << 20, .domid = 7, .uuid = "u", .xen_version = "4.17", .pages = "0+4000",
+		.nr_disks = 2, .disk = { { .image = "/img", .nbd = "/run/n", .control = "/run/c", .pid = 7, .pid_start = 8 },
+					 { .image = "/img2", .nbd = "/run/n2", .control = "/run/c2", .read_only = true } },
+		.nr_nics = 1, .nic = { { .mac = { 0x52, 0x54, 0, 1, 2, 0xff }, .tap = "vif7.0", .bridge = "xenbr0" } },
+	};
+	struct ft_attach back;
+
+	use_test_dir();
+	CHECK_OK(ft_attach_save(&at));
+	CHECK_EQ(ft_attach_load("vm1", &back), -ESRCH);
+	CHECK(!memcmp(&at, &back, sizeof(at)));
+}
+
 TEST(a_process_that_ended_is_gone_and_its_pidfd_says_so)
 {
 	pid_t pid;

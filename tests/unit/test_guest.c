@@ -98,7 +98,8 @@ TEST(wrong_words_are_usage_errors)
 {
 	static const char *const bad[] = {
 		"", "frobnicate", "start", "start a b", "list vm1", "start ../x", "start vm1 --json", "stop vm1 --timeout x",
-		"list --force", "start vm1 --nonsense",
+		"list --force", "start vm1 --nonsense", "disk-attach vm1", "disk-attach vm1:", "disk-attach vm1:8", "disk-attach vm1:00",
+		"disk-attach vm1:0:x", "disk-attach ../x:0", "disk-attach :0", "disk-detach vm1:0 --domain vm1",
 	};
 
 	make_world();
@@ -150,6 +151,35 @@ TEST(a_guest_that_may_run_elsewhere_is_not_started)
 	write_text(path, "nonsense\n");
 	CHECK_EQ(guest("start vm1"), 4);
 	CHECK(said("--force"));
+}
+
+/* As Xen's hotplug script asks for it; nothing of Xen is needed to refuse. */
+TEST(a_domain_is_not_given_a_disk_that_is_not_its_own_or_whose_guest_may_run_elsewhere)
+{
+	char path[2 * FT_PATH_MAX];
+
+	make_world();
+	snprintf(path, sizeof(path), "%s/guests/vm2.conf", ft_test_dir());
+	write_text(path, "[guest]\nname = vm2\nmemory = 32M\n[disk]\nimage = /x\n");
+	CHECK_EQ(guest("disk-attach vm2:0 --domain vm2"), 3);
+	CHECK(said("no [disk] number 1 of a Xen guest"));
+	snprintf(path, sizeof(path), "%s/guests/vm1.conf", ft_test_dir());
+	write_text(path, "[guest]\nname = vm1\nhypervisor = xen\nkernel = /k\nmemory = 32M\n[disk]\nimage = %s/none.raw\n", ft_test_dir());
+	CHECK_EQ(guest("disk-attach vm9:0 --domain vm9"), 3);
+	CHECK_EQ(guest("disk-attach vm1:1 --domain vm1"), 3);
+	CHECK(said("no [disk] number 2"));
+	CHECK_EQ(guest("disk-attach vm1:0 --domain vm1--incoming"), 4);
+	CHECK(said("domain vm1--incoming is not vm1"));
+	CHECK_EQ(guest("disk-attach vm1:0:replica --domain vm1"), 4);
+	CHECK(said("is not vm1--replica"));
+	CHECK_EQ(guest("disk-attach vm1:0 --domain vm1"), 1);
+	CHECK(said("there is no disk image"));
+	record(FT_ROLE_STOOD_DOWN);
+	CHECK_EQ(guest("disk-attach vm1:0 --domain vm1"), 4);
+	CHECK(said("was handed over to beta"));
+	CHECK_EQ(guest("disk-attach vm1:0:force --domain vm1"), 1);
+	CHECK(said("started all the same"));
+	CHECK_EQ(guest("disk-detach vm1:0"), 0);
 }
 
 /* What somebody types who thinks of the guest that ran here before. */

@@ -65,6 +65,19 @@ TEST(firmware_boots_from_a_modern_disk_unless_the_file_says_otherwise)
 	CHECK_EQ(s.disk[0].virtio, FT_VIRTIO_LEGACY);
 }
 
+TEST(a_xen_guest_has_disks_as_any_other)
+{
+	char text[4096];
+
+	CHECK_OK(parse(GUEST "hypervisor = xen\nkernel = /k\n[disk]\nimage = /a\n[disk]\nimage = /b\nread-only = yes\n"));
+	CHECK_EQ(s.nr_disks, 2);
+	CHECK(ft_spec_format(&s, text, sizeof(text)) > 0);
+	CHECK_OK(parse(text));
+	CHECK_EQ(s.hypervisor, FT_HYPERVISOR_XEN);
+	CHECK_STR(s.disk[1].image, "/b");
+	CHECK(s.disk[1].read_only);
+}
+
 TEST(what_is_formatted_parses_to_the_same_guest)
 {
 	struct ft_spec first;

@@ -4,6 +4,7 @@
 #
 # DIR/xen        the hypervisor, unpacked           DIR/dom0.cpio   dom0's initramfs: xl, xenstored, the programs here
 # DIR/vmlinux    the kernel of dom0 and guests      DIR/guest.cpio  the guest of the host tests, with Xen's front ends
+# DIR/guest-disk.cpio  the same for guests with disks
 # DIR/version    what it was made from
 # Ends with status 77 when packages cannot be had here.
 set -eu -o pipefail
@@ -17,7 +18,7 @@ version=$(newest '^xen-hypervisor-[0-9.]+-amd64$' | sed 's/.*hypervisor-\(.*\)-a
 packages="xen-hypervisor-$version-amd64 xen-utils-$version xen-utils-common xenstore-utils libxenmisc$version libxencall1
  libxendevicemodel1 libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenstore4 libxentoolcore1 libxentoollog1
  libyajl2 libfdt1 libnl-3-200 libnl-route-3-200 $(newest '^libpython3\.[0-9]+$') socat libwrap0 nftables libnftables1 libedit2"
-modules="xen-evtchn xen-gntdev xen-privcmd xenfs xen-netback virtio_pci virtio_console virtio_net 9pnet_virtio 9p tun bridge
+modules="xen-evtchn xen-gntdev xen-privcmd xenfs xen-netback xen-blkback nbd virtio_pci virtio_console virtio_net 9pnet_virtio 9p tun bridge
  nf_tables nfnetlink nfnetlink_queue nft_queue nft_objref nft_meta_bridge nft_limit nft_ct nft_reject_bridge nft_compat xt_NFQUEUE
  xt_physdev ifb sch_plug sch_ingress sch_prio act_mirred cls_u32"
 
@@ -106,8 +107,9 @@ make_dom0() {
 }
 
 make_guest() {
-	GUEST_KERNEL=amd64 GUEST_MODULES="xen-netfront" "$here/../hosts/mkguest.sh" "$out/guest"
+	GUEST_KERNEL=amd64 GUEST_MODULES="xen-netfront xen-blkfront" "$here/../hosts/mkguest.sh" "$out/guest"
 	mv "$out/guest/initrd.img" "$out/guest.cpio"
+	mv "$out/guest/initrd-disk.img" "$out/guest-disk.cpio"
 }
 
 export PATH=$PATH:/usr/sbin:/sbin

@@ -23,7 +23,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), 'hosts'))
-from world import BUILD, CONTROL_PORT, OBJ, STAGE, TOP, Failure, Process, now, read_file, wait_for      # noqa: E402  pylint: disable=C0413
+from world import BUILD, CONTROL_PORT, OBJ, SHELL_PORT, STAGE, TOP, Failure, Process, now, read_file, wait_for      # noqa: E402  pylint: disable=C0413
 
 XEN = os.path.join(BUILD, 'xen')
 RUNS = os.path.join(BUILD, 'xen-run')
@@ -401,6 +401,14 @@ class Lab:
                     pass
         return None
 
+    @staticmethod
+    def shell(script, limit=60):
+        """What a shell script in a guest with a disk prints; its errors, too."""
+        with socket.create_connection((GUEST_IP4, SHELL_PORT), limit) as s:
+            s.sendall(f'exec 2>&1\n{script}\n'.encode())
+            s.shutdown(socket.SHUT_WR)
+            return b''.join(iter(lambda: s.recv(65536), b'')).decode(errors='replace')
+
     # -- ft on the hosts --
 
     def start_ftd(self, host):
@@ -471,6 +479,8 @@ def pack(directory):
     for name in os.listdir(xen_tools) if os.path.isdir(xen_tools) else []:
         if os.access(os.path.join(xen_tools, name), os.X_OK) and not name.endswith('.d'):
             shutil.copy(os.path.join(xen_tools, name), tools)
+    if shutil.which('nbdkit'):
+        shutil.copy(shutil.which('nbdkit'), tools)
     programs = [os.path.join(d, f) for d, _, names in os.walk(root) for f in names]
     os.makedirs(os.path.join(root, 'lib/x86_64-linux-gnu'))
     for name, path in libraries(programs).items():

@@ -1,0 +1,172 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A Xen guest with a mirrored disk: ext4, Redis that syncs each write; power cuts, a killed server, the way back."""
+import os
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'hosts'))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import xenlab                                                           # noqa: E402  pylint: disable=C0413
+from lab import TESTS, check, main, test                                # noqa: E402  pylint: disable=C0413
+from test_xen import Shared                                             # noqa: E402  pylint: disable=C0413
+from world import IncrClient, now, wait_for                             # noqa: E402  pylint: disable=C0413
+
+TESTS.clear()           # those of test_xen.py run there
+IMAGE, IMAGE_MB = '/ft/disk/vm1.raw', 48
+MEMORY = 160            # its initrd is larger
+CMDLINE = f'{xenlab.CMDLINE} ft.disk=ext4 ft.redis=aof'
+SEEN_BY_XL = 'disk = [ "vdev=xvda,script=block-ft,target=vm1:0" ]\n'
+
+
+def guest_file():
+    return with_disk(xenlab.GUEST_FILE) + f'\n[disk]\nimage = {IMAGE}\n'
+
+
+def with_disk(text):
+    for old, new in ((xenlab.CMDLINE, CMDLINE), ('guest.cpio', 'guest-disk.cpio'), (f'memory = {xenlab.MEMORY}', f'memory = {MEMORY}')):
+        text = text.replace(old, new)
+    return text
+
+
+class SharedDisk(Shared):
+    """vm1 runs on alpha, with a disk; on beta there is only the directory of its image."""
+
+    def open(self):
+        if not self.lab:
+            self.lab = lab = xenlab.Lab(guest_on=None)
+            self.job = None
+            for host in lab.hosts:
+                shutil.copy(os.path.join(xenlab.XEN, 'guest-disk.cpio'), host.share('guest-disk.cpio'))
+                host.run('cp /host/guest-disk.cpio /ft/guest/ && mkdir -p /ft/disk', 120)
+                host.write('/etc/ft/guests/vm1.conf', guest_file())
+                lab.start_ftd(host)
+            lab.alpha.run(f'truncate -s {IMAGE_MB}M {IMAGE}')
+            lab.alpha.write('/ft/guest/vm1.cfg', with_disk(xenlab.XL_CFG) + SEEN_BY_XL)
+            lab.alpha.run('xl create /ft/guest/vm1.cfg', 120)
+            wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 240, 1)
+        return self.lab
+
+
+def disk(lab, host=None):
+    return lab.status(host)['disks'][0]
+
+
+def check_image(lab, host):
+    """The guest ends in order; its image is a clean file system."""
+    said = lab.shell('dmesg | grep -i -E "ext4-fs (error|warning)|I/O error|journal.*abort" || echo none')
+    check(said.strip() == 'none', f'the guest complains about its disk: {said}')
+    try:
+        lab.shell('sh /etc/acpi/PWRF/00000080', 30)
+    except OSError:
+        pass
+    wait_for('vm1 to end', lambda: host.call('xl domid vm1').returncode, 120, 1)
+    wait_for("its disk's server to end", lambda: host.call('pidof nbdkit').returncode, 60, 1)
+    check(not int(host.run('cat /sys/block/nbd0/size')), 'the device is connected still')
+    host.run(f'cp {IMAGE} /host/image', 120)
+    done = subprocess.run(['e2fsck', '-fn', host.share('image')], capture_output=True, text=True, check=False)
+    check(not done.returncode, f'e2fsck: {done.stdout}{done.stderr}')
+
+
+def on_disk(lab):
+    """How many INCRs the append-only file has, as the disk has it, not as the guest's memory remembers it."""
+    return int(lab.shell("sync; echo 3 >/proc/sys/vm/drop_caches; cat /data/appendonlydir/*.aof | grep -a -i -c '^incr'", 120))
+
+
+def verify(lab, host):
+    done = host.call('ft-ctl verify vm1', 240)
+    check(done.returncode == 0 and 'disk' in done.stdout, f'verify: {done.stdout.strip()}')
+    return done.stdout.strip().splitlines()[-1]
+
+
+@test(limit=1200)
+def disks_that_would_not_be_there_after_a_takeover_are_refused_by_name(shared):
+    lab = shared.open()
+    more = f'\n[disk]\nimage = {IMAGE}.2\nread-only = yes\n'
+    lab.alpha.write('/etc/ft/guests/vm1.conf', guest_file() + more)
+    lab.alpha.run(f'truncate -s 8M {IMAGE}.2; xl block-attach vm1 vdev=xvdb,access=ro,script=block-ft,target=vm1:1', 120)
+    lab.alpha.write('/etc/ft/guests/vm1.conf', guest_file())
+    done = lab.alpha.call('ft-protect --check vm1 beta', 120)
+    check(done.returncode and 'device 51728, that is not in its guest file' in done.stdout, done.stdout)
+    lab.alpha.run('xl block-detach vm1 xvdb', 120)
+    lab.alpha.write('/etc/ft/guests/vm1.conf', guest_file() + more)
+    done = lab.alpha.call('ft-protect --check vm1 beta', 120)
+    check(done.returncode and 'no disk xvdb served by ft' in done.stdout, done.stdout)
+    lab.alpha.write('/etc/ft/guests/vm1.conf', guest_file())
+
+
+@test(limit=1200)
+def a_server_that_is_killed_is_started_again_and_the_guest_sees_no_error(shared):
+    lab = shared.protected()
+    incr = IncrClient(lab, xenlab.GUEST_IP4, 'demo')
+    incr.wait_replies(5, 120)
+    lab.alpha.run('kill -9 $(pidof nbdkit)')
+    at = now()
+    wait_for('a reply after that', lambda: incr.reply_after(at + 5) or incr.broken(), 400)
+    wait_for('PROTECTED', lambda: lab.state() == 'PROTECTED', 240, 1)
+    incr.wait_replies(5, 120)
+    v = incr.verdict()
+    incr.stop()
+    check(v['survived'] and not v['lost'] and not v['repeated'], f'{v}')
+    said = lab.shell('dmesg | grep -i -E "ext4-fs (error|warning)|I/O error|journal.*abort" || echo none')
+    check(said.strip() == 'none', f'the guest complains about its disk: {said}')
+    print(f'# {verify(lab, lab.alpha)}')
+
+
+@test(limit=1200)
+def a_planned_failover_takes_the_disk_along_and_back(shared):
+    lab = shared.protected()
+    lab.shell('echo there >/data/there; sync')
+    lab.alpha.run('ft-ctl failover vm1', 120)
+    wait_for('the takeover', lambda: 'RUNNING here' in lab.beta.run('cat /ft/log/ftd.log'), 120, 1)
+    check(lab.shell('echo 3 >/proc/sys/vm/drop_caches; cat /data/there', 120).strip() == 'there', 'the file is not there')
+    check(lab.alpha.call('pidof nbdkit').returncode, 'alpha still serves the disk')
+    done = lab.alpha.call('xl create /ft/guest/vm1.cfg', 120)
+    check(done.returncode and 'handed over to beta' in done.stdout, f'xl create on alpha: {done.stdout}')
+    job = lab.beta.begin('export FT_DEBUG=1; ft-protect vm1 alpha >>/ft/log/protect.log 2>&1')
+    wait_for('PROTECTED', lambda: lab.beta.status(job) is not None or lab.state(lab.beta) == 'PROTECTED', 300, 1)
+    check(lab.beta.status(job) is None, f'ft-protect ended: {lab.beta.run("tail -5 /ft/log/protect.log")}')
+    lab.shell('echo back >/data/back; sync', 120)
+    print(f'# back towards alpha: {verify(lab, lab.beta)}')
+    lab.beta.run('ft-ctl failover vm1', 120)
+    wait_for('the takeover', lambda: 'RUNNING here' in lab.alpha.run('cat /ft/log/ftd.log'), 120, 1)
+    check(lab.shell('echo 3 >/proc/sys/vm/drop_caches; cat /data/there /data/back', 120).split() == ['there', 'back'], 'the files are not there')
+
+
+@test(limit=1200)
+def what_was_written_and_acknowledged_is_there_once_after_a_power_cut(shared):
+    lab = shared.protected()
+    incr = IncrClient(lab, xenlab.GUEST_IP4, 'demo')
+    incr.wait_replies(10, 120)
+    print(f'# {verify(lab, lab.alpha)}')
+    mirrored = disk(lab)['mirrored_bytes']
+    incr.wait_replies(10, 120)
+    check(disk(lab)['mirrored_bytes'] > mirrored, 'nothing is mirrored')
+    lab.alpha.cut()
+    at = lab.alpha.killed_at
+    wait_for('a reply after the cut', lambda: incr.reply_after(at + 0.2) or incr.broken(), 120)
+    incr.wait_replies(20, 120)
+    v = incr.verdict()
+    incr.stop()
+    check(v['survived'], "the client's connection broke")
+    check(not v['lost'] and not v['repeated'], f'{v["lost"]} lost, {v["repeated"]} repeated')
+    kept = on_disk(lab)
+    check(v['last'] <= kept <= v['last'] + 1, f'the client was told of {v["last"]}, the append-only file has {kept}')
+    ready = [line for line in lab.beta.run('cat /ft/log/ftd.log').splitlines() if 'after the command' in line][-1]
+    print(f'# client gap {incr.reply_after(at + 0.2) - at:.2f} s with 5 s of silence awaited; {ready.split("ftd: ")[-1]}; {v["acked"]} acknowledged')
+    check_image(lab, lab.beta)
+    shared.close()
+
+
+if __name__ == '__main__':
+    if os.geteuid():
+        print('1..0 # SKIP hosts are made of namespaces: run as root')
+        sys.exit(77)
+    if subprocess.run(['pkg-config', '--exists', 'xencontrol'], check=False).returncode:
+        print('1..0 # SKIP ft was built without Xen: install libxen-dev')
+        sys.exit(77)
+    if not shutil.which('nbdkit'):
+        print('1..0 # SKIP no nbdkit')
+        sys.exit(77)
+    main(SharedDisk())
