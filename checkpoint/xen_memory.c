@@ -3,7 +3,7 @@
  * xen_memory.c - a domain's memory in our address space. It stays mapped, so that an epoch costs copying only; frames
  * that come and go under it (ballooning) are found by who maps. See checkpoint/xen.h.
  */
-#include "checkpoint/xen.h"
+#include "checkpoint/xen_model.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -202,7 +202,7 @@ static int collect_with(const struct finder *f, uint64_t gap, struct xen_pages *
 /* A balloon may leave many holes: then the larger ones are counted as memory, too. */
 static int collect(const struct finder *f, struct xen_pages *out)
 {
-	uint64_t gap = XEN_GAP_MIN;
+	uint64_t gap = xen_has_model(f->d) ? XEN_GAP_HVM : XEN_GAP_MIN;
 	int rc;
 
 	while ((rc = collect_with(f, gap, out)) == -E2BIG && gap < f->there.nr_bits)
