@@ -11,6 +11,7 @@
 
 #define BATCH 1024u                     /* frames a call */
 #define HIGH ((uint64_t)1 << 20)        /* 4 GiB */
+#define FIRMWARE 0xfc000ull             /* from here to 4 GiB hvmloader puts what it makes: ACPI tables and the like */
 
 /* --- mapping --- */
 
@@ -173,11 +174,12 @@ static int probe_up(struct finder *f, uint64_t first, uint64_t end, bool all)
 	return n < 0 ? n : 0;
 }
 
-static int probe_down(struct finder *f, uint64_t first, uint64_t end)
+/* Not below @sure unless there is more to be found: frames that Xen does not count as the domain's may be among them. */
+static int probe_down(struct finder *f, uint64_t first, uint64_t sure, uint64_t end)
 {
 	int n = 0;
 
-	while (end > first && n >= 0 && f->found < f->wanted) {
+	while (end > first && n >= 0 && (end > sure || f->found < f->wanted)) {
 		unsigned nr = end - first < BATCH ? (unsigned)(end - first) : BATCH;
 
 		end -= nr;
@@ -222,7 +224,7 @@ static int find(struct finder *f, uint64_t nr_gfns)
 
 	if (!rc && nr_gfns > HIGH)
 		rc = probe_up(f, HIGH, nr_gfns, true);
-	return rc ? rc : probe_down(f, ft_bitmap_count(&f->there), low);
+	return rc ? rc : probe_down(f, ft_bitmap_count(&f->there), xen_has_model(f->d) ? FIRMWARE : low, low);
 }
 
 int xen_find_pages(const struct xen_dom *d, struct xen_pages *out)

@@ -4,7 +4,8 @@
 #
 # DIR/xen        the hypervisor, unpacked           DIR/dom0.cpio   dom0's initramfs: xl, xenstored, the programs here
 # DIR/vmlinux    the kernel of dom0 and guests      DIR/guest.cpio  the guest of the host tests, with Xen's front ends
-# DIR/model.tar  for /: what HVM guests need besides: QEMU as their device model, firmware
+# DIR/model.tar  for /: what HVM guests need: QEMU as their device model, firmware, and kernel and initramfs as firmware
+#                loads them, byte by byte, so that both are compressed
 # DIR/version    what it was made from
 # Ends with status 77 when packages cannot be had here.
 set -eu -o pipefail
@@ -111,11 +112,14 @@ make_model() {
 	install -D "$stage/usr/libexec/xen-qemu-system-i386" "$root/usr/libexec/xen-qemu-system-i386"
 	install -D "$stage/$xen/boot/hvmloader" "$root/$xen/boot/hvmloader"
 	install -D "$stage/usr/share/seabios/bios-256k.bin" "$root/usr/share/seabios/bios-256k.bin"
-	mkdir -p "$root/usr/share/qemu" "$root/usr/lib/ipxe/qemu"
-	cp "$stage"/usr/share/qemu/{linuxboot_dma.bin,multiboot_dma.bin,pvh.bin} "$root/usr/share/qemu/"
+	mkdir -p "$root/usr/share/qemu/keymaps" "$root/usr/lib/ipxe/qemu"
+	cp "$stage"/usr/share/qemu/linuxboot*.bin "$root/usr/share/qemu/"
+	cp "$stage"/usr/share/qemu/keymaps/en-us "$root/usr/share/qemu/keymaps/"
 	cp "$stage"/usr/lib/ipxe/qemu/efi-rtl8139.rom "$root/usr/lib/ipxe/qemu/"
 	add_libraries "$root/usr/libexec/xen-qemu-system-i386"
 	(cd "$out/dom0" && find . -type f) | (cd "$root" && xargs rm -f)
+	install -D "$kernel/vmlinuz" "$root/ft/guest/vmlinuz"
+	zstd -q -9 -o "$root/ft/guest/guest.zst" "$out/guest.cpio"
 	tar -C "$root" --owner=0 --group=0 -cf "$out/model.tar" .
 	rm -rf "$root"
 }
@@ -137,7 +141,7 @@ fetch
 gzip -dc "$out/stage/boot/xen-$version-amd64.gz" >"$out/xen"
 unpack_kernel
 make_dom0
-make_model
 make_guest
+make_model
 rm -f "$out"/*.state
 echo "$now" >"$out/version"
