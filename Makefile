@@ -14,7 +14,7 @@ B       := $(BUILD)/$(if $(SAN),san-$(subst $(comma),-,$(SAN)),obj)
 
 # The Xen backend needs libxen-dev, of Xen 4.17 or later; XEN=0 leaves it out.
 override XEN := $(if $(filter 0,$(XEN)),,$(shell pkg-config --modversion xencontrol 2>/dev/null))
-NOT     := $(if $(XEN),checkpoint/xen_absent.c,$(filter-out checkpoint/xen_absent.c checkpoint/xen_pages.c,$(wildcard checkpoint/xen_*.c)))
+NOT     := $(if $(XEN),checkpoint/xen_absent.c,$(filter-out checkpoint/xen_absent.c checkpoint/xen_pages.c checkpoint/xen_parts.c,$(wildcard checkpoint/xen_*.c)))
 
 # Mains are <module>/main_<program>.c; preload.c and nbdkit's plugin become shared objects; the rest is the library.
 MAINS   := $(wildcard $(MODULES:%=%/main_*.c))

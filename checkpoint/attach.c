@@ -240,6 +240,8 @@ static void take_xen(struct reader *r, struct ft_attach *at)
 	take_text(r, r->root, "xen_version", at->xen_version, sizeof(at->xen_version));
 	take_text(r, r->root, "pages", at->pages, sizeof(at->pages));
 	take_disks(r, at);
+	if (json_object_get(r->root, "model"))
+		take_text(r, r->root, "model", at->model, sizeof(at->model));
 }
 
 static int read_record(const char *path, json_t *root, const char *guest, struct ft_attach *at)
@@ -346,9 +348,9 @@ static json_t *nics_json(const struct ft_attach *at)
 
 static json_t *xen_json(const struct ft_attach *at)
 {
-	return json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:o, s:o}", "guest", at->guest, "memory", (json_int_t)at->memory,
+	return json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:o, s:o, s:s*}", "guest", at->guest, "memory", (json_int_t)at->memory,
 			 "domid", (json_int_t)at->domid, "uuid", at->uuid, "xen_version", at->xen_version, "pages", at->pages,
-			 "disks", disks_json(at), "nics", nics_json(at));
+			 "disks", disks_json(at), "nics", nics_json(at), "model", at->model[0] ? at->model : NULL);
 }
 
 static json_t *qemu_json(const struct ft_attach *at)

@@ -142,7 +142,7 @@ static void check_backends(struct check *c)
 /* RAM that is never written after boot comes with the firmware; any other would be lost. */
 static bool block_is_known(const char *name)
 {
-	static const char *const known[] = { FT_QEMU_RAM_BLOCK, "pc.bios", "pc.rom" };
+	static const char *const known[] = { FT_QEMU_RAM_BLOCK, "pc.bios", "pc.rom", "xen.ram" };
 	size_t len = strlen(name);
 
 	for (size_t i = 0; i < FT_ARRAY_LEN(known); i++)
@@ -433,6 +433,21 @@ unsigned qemu_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tel
 	static void (*const checks[])(struct check *) = {
 		check_commands, check_status, check_blockers, check_backends, check_blocks, check_balloon, check_devices,
 		check_disks, check_servers, check_open_files, check_networks, check_chardevs, check_displays,
+	};
+	struct check c = { .qmp = q, .at = at, .o = { .tell = tell, .ctx = ctx } };
+
+	for (size_t i = 0; i < FT_ARRAY_LEN(checks); i++)
+		checks[i](&c);
+	return c.o.nr;
+}
+
+/* Its memory is Xen's, and whether it runs the domain tells. */
+unsigned qemu_model_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tell)(void *ctx, const char *line),
+			      void *ctx)
+{
+	static void (*const checks[])(struct check *) = {
+		check_blockers, check_blocks, check_devices, check_disks, check_open_files, check_networks, check_chardevs,
+		check_displays,
 	};
 	struct check c = { .qmp = q, .at = at, .o = { .tell = tell, .ctx = ctx } };
 

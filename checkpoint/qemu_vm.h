@@ -85,5 +85,8 @@ void qemu_vm_close(struct ft_vm *vm);
 /* qemu_check.c: ask QEMU and /proc for what makes the guest unprotectable; how many lines were told. */
 unsigned qemu_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tell)(void *ctx, const char *line),
 			void *ctx);
+/* The same of a Xen domain's device model, as far as it has outputs and devices. */
+unsigned qemu_model_obstacles(struct ft_qmp *q, const struct ft_attach *at, void (*tell)(void *ctx, const char *line),
+			      void *ctx);
 
 #endif

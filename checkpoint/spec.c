@@ -26,6 +26,7 @@ static const char *const virtio_words[] = {
 	[FT_VIRTIO_LEGACY] = "legacy", [FT_VIRTIO_MODERN] = "modern", NULL
 };
 
+static const char *const type_words[] = { [FT_XEN_PVH] = "pvh", [FT_XEN_HVM] = "hvm", NULL };
 static const char *const durability_words[] = {
 	[FT_DURABILITY_MEMORY] = "memory", [FT_DURABILITY_JOURNAL] = "journal", NULL
 };
@@ -112,6 +113,14 @@ static int parse_mac(const struct ft_ini_at *at, const char *key, const char *va
 	return 0;
 }
 
+static int parse_emulated(const struct ft_ini_at *at, const char *key, const char *value, void *member)
+{
+	if (strcmp(value, "e1000") && strcmp(value, "rtl8139"))
+		return ft_ini_error(at, "'%s' must be one of e1000, rtl8139, not '%s'", key, value);
+	strcpy(member, value);
+	return 0;
+}
+
 static int parse_bridge(const struct ft_ini_at *at, const char *key, const char *value, void *member)
 {
 	if (!plain_word(value, "._-", sizeof(((struct ft_nic *)0)->bridge)))
@@ -131,6 +140,7 @@ static const struct ft_ini_key guest_keys[] = {
 	{ .key = "memory", .type = FT_INI_FUNC, .offset = offsetof(struct ft_spec, memory), .parse = parse_memory },
 	{ .key = "vcpus", .type = FT_INI_UINT, .offset = offsetof(struct ft_spec, vcpus), .min = 1, .max = VCPUS_MAX },
 	{ .key = "hypervisor", .type = FT_INI_WORD, .offset = offsetof(struct ft_spec, hypervisor), .words = hypervisor_words },
+	{ .key = "type", .type = FT_INI_WORD, .offset = offsetof(struct ft_spec, type), .words = type_words },
 	{ .key = "accel", .type = FT_INI_WORD, .offset = offsetof(struct ft_spec, accel), .words = accel_words },
 	{ .key = "machine", .type = FT_INI_FUNC, .offset = offsetof(struct ft_spec, machine), .parse = parse_machine },
 	{ .key = "cpu", .type = FT_INI_FUNC, .offset = offsetof(struct ft_spec, cpu), .parse = parse_cpu },
@@ -153,6 +163,7 @@ static const struct ft_ini_key nic_keys[] = {
 	{ .key = "mac", .type = FT_INI_FUNC, .offset = offsetof(struct ft_nic, mac), .parse = parse_mac },
 	{ .key = "bridge", .type = FT_INI_FUNC, .offset = offsetof(struct ft_nic, bridge), .parse = parse_bridge },
 	{ .key = "virtio", .type = FT_INI_WORD, .offset = offsetof(struct ft_nic, virtio), .words = virtio_words },
+	{ .key = "emulated", .type = FT_INI_FUNC, .offset = offsetof(struct ft_nic, emulated), .parse = parse_emulated },
 	{ 0 }
 };
 
@@ -222,6 +233,19 @@ static int check_nics(const struct ft_ini_at *at, const struct ft_spec *s)
 	return 0;
 }
 
+/* What only a device model does. */
+static int check_type(const struct ft_ini_at *at, const struct ft_spec *s)
+{
+	if (s->type == FT_XEN_HVM && s->hypervisor != FT_HYPERVISOR_XEN)
+		return ft_ini_error(at, "'type' is a Xen domain's: it needs hypervisor = xen");
+	for (unsigned i = 0; i < s->nr_nics; i++)
+		if (s->nic[i].emulated[0] && s->type != FT_XEN_HVM)
+			return ft_ini_error(at, "'emulated' of [nic] number %u needs hypervisor = xen and type = hvm", i + 1);
+	if (s->type == FT_XEN_HVM && s->nr_disks)
+		return ft_ini_error(at, "a [disk] is mirrored for a Xen guest of type pvh only: leave it out, or the 'type'");
+	return 0;
+}
+
 static int check_whole(const char *origin, const struct ft_spec *s)
 {
 	struct ft_ini_at at = { .origin = origin };
@@ -238,8 +262,10 @@ static int check_whole(const char *origin, const struct ft_spec *s)
 	if (s->hypervisor == FT_HYPERVISOR_XEN && (s->accel != FT_ACCEL_AUTO || s->machine[0] || s->cpu[0]))
 		return ft_ini_error(&at, "'accel', 'machine' and 'cpu' are QEMU's: leave them out of the file of a Xen guest");
 	if (s->hypervisor == FT_HYPERVISOR_XEN && !s->kernel[0])
-		return ft_ini_error(&at, "a Xen guest needs a 'kernel': a domain of type pvh boots from nothing else");
-	rc = check_disks(&at, s);
+		return ft_ini_error(&at, "a Xen guest needs a 'kernel': its domain boots from nothing else");
+	rc = check_type(&at, s);
+	if (!rc)
+		rc = check_disks(&at, s);
 	return rc ? rc : check_nics(&at, s);
 }
 
@@ -325,6 +351,8 @@ int ft_spec_format(const struct ft_spec *s, char *buf, size_t size)
 		add_key(&t, "accel", accel_words[s->accel]);
 	else
 		add_key(&t, "hypervisor", hypervisor_words[s->hypervisor]);
+	if (s->type != FT_XEN_PVH)
+		add_key(&t, "type", type_words[s->type]);
 	add_key(&t, "machine", s->machine);
 	add_key(&t, "cpu", s->cpu);
 	add_key(&t, "kernel", s->kernel);
@@ -340,6 +368,7 @@ int ft_spec_format(const struct ft_spec *s, char *buf, size_t size)
 
 		add(&t, "\n[nic]\nmac = %02x:%02x:%02x:%02x:%02x:%02x\nbridge = %s\nvirtio = %s\n",
 		    m[0], m[1], m[2], m[3], m[4], m[5], s->nic[i].bridge, virtio_words[s->nic[i].virtio]);
+		add_key(&t, "emulated", s->nic[i].emulated);
 	}
 	return t.len < size ? (int)t.len : -ENOSPC;
 }
@@ -390,6 +419,8 @@ static int nics_differ(const struct ft_spec *mine, const struct ft_spec *theirs,
 		}
 		if (mine->nic[i].virtio != theirs->nic[i].virtio)
 			return differs(why, size, "virtio", virtio_words[mine->nic[i].virtio], virtio_words[theirs->nic[i].virtio]);
+		if (strcmp(mine->nic[i].emulated, theirs->nic[i].emulated))
+			return differs(why, size, "emulated", mine->nic[i].emulated, theirs->nic[i].emulated);
 	}
 	return 0;
 }
@@ -404,6 +435,8 @@ int ft_spec_compatible(const struct ft_spec *mine, const struct ft_spec *theirs,
 		return numbers_differ(why, size, "vcpus", mine->vcpus, theirs->vcpus);
 	if (mine->hypervisor != theirs->hypervisor)
 		return differs(why, size, "hypervisor", hypervisor_words[mine->hypervisor], hypervisor_words[theirs->hypervisor]);
+	if (mine->type != theirs->type)
+		return differs(why, size, "type", type_words[mine->type], type_words[theirs->type]);
 	if (mine->accel != theirs->accel)
 		return differs(why, size, "accel", ft_accel_name(mine->accel), ft_accel_name(theirs->accel));
 	if (strcmp(mine->machine, theirs->machine))

@@ -35,6 +35,7 @@ int xen_dom_find(struct xs_handle *xs, const char *name, uint32_t *domid) FT_MUS
 /* A node below /local/domain/DOMID (@dom) or at @fmt; NULL when there is none. The caller frees. */
 char *xen_read(struct xs_handle *xs, const char *fmt, ...) FT_PRINTF(2, 3);
 int xen_write(struct xs_handle *xs, const char *value, const char *fmt, ...) FT_PRINTF(3, 4) FT_MUST_CHECK;
+#define XEN_EMULATED "-emu"             /* how the name of an emulated interface's tap ends */
 int xen_dom_nics(const struct xen_dom *d, struct ft_attach *at) FT_MUST_CHECK;
 
 static inline bool xen_is_shut_down(const xc_domaininfo_t *info, unsigned reason)
@@ -80,7 +81,11 @@ void xen_disks_close(struct xen_disks *d);
 /* The domain has gone: nothing of them stays but maps and images. */
 void xen_disks_end(const struct ft_attach *at);
 
-/* --- xen_suspend.c: a domain is asked to suspend, and is told that it was not moved --- */
+/*
+ * --- xen_suspend.c: a domain is asked to suspend, and is told that it was not moved; one whose kernel has no Xen
+ * drivers is stopped without being asked, and never knows ---
+ */
+bool xen_has_drivers(const struct xen_dom *d);
 
 struct xen_suspend {
 	const struct xen_dom *dom;      /* borrowed; watches are on its xenstore connection */
@@ -108,6 +113,10 @@ int xen_state_load(const struct xen_dom *d, const struct ft_blob *state) FT_MUST
 /* What must be equal on both sides, once a session. */
 int xen_params_save(const struct xen_dom *d, struct ft_blob *out) FT_MUST_CHECK;
 int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs) FT_MUST_CHECK;
+/* Those that the firmware of an HVM guest has set, which has not run here. After the check. */
+int xen_params_take(const struct xen_dom *d, const struct ft_blob *theirs) FT_MUST_CHECK;
+/* Has it run? */
+bool xen_params_booted(const struct xen_dom *d);
 
 /* --- xen_memory.c --- */
 

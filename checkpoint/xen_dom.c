@@ -161,6 +161,28 @@ static bool read_nic(const struct xen_dom *d, const char *id, struct ft_attach *
 	return ok;
 }
 
+/*
+ * What the device model emulates sends through a tap of its own: behind those of the drivers, as a nic of its own, with
+ * the address of the same.
+ */
+static int add_emulated(struct ft_attach *at)
+{
+	unsigned nr = at->nr_nics;
+
+	for (unsigned i = 0; i < nr; i++) {
+		char name[24];
+
+		snprintf(name, sizeof(name), "%s" XEN_EMULATED, at->nic[i].tap);
+		if (strlen(name) >= sizeof(at->nic[i].tap) || !is_vif(name))
+			continue;
+		if (at->nr_nics == FT_SPEC_NICS_MAX)
+			return -E2BIG;
+		at->nic[at->nr_nics] = at->nic[i];
+		strcpy(at->nic[at->nr_nics++].tap, name);
+	}
+	return 0;
+}
+
 int xen_dom_nics(const struct xen_dom *d, struct ft_attach *at)
 {
 	char path[64];
@@ -178,5 +200,7 @@ int xen_dom_nics(const struct xen_dom *d, struct ft_attach *at)
 			       d->guest, ids[i]);
 	}
 	free(ids);
+	if (!rc && (rc = add_emulated(at)))
+		ft_err("%s: it has more than %u network interfaces, emulated ones included", d->guest, FT_SPEC_NICS_MAX);
 	return rc;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* xen_find.c - which domain is the guest, and can it be protected? See ft/hv.h. */
-#include "checkpoint/xen.h"
+#include "checkpoint/xen_model.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -31,7 +31,9 @@ static int fill(const struct xen_dom *d, const struct ft_spec *spec, struct ft_a
 	at->domid = d->domid;
 	xen_dom_uuid(&info, at->uuid);
 	fill_version(d, at);
-	rc = xen_dom_nics(d, at);
+	rc = xen_has_model(d) ? xen_model_describe(d, at->model) : 0;
+	if (!rc)
+		rc = xen_dom_nics(d, at);
 	if (!rc)
 		rc = xen_disks_plan(spec, at);
 	if (!rc)
@@ -88,19 +90,22 @@ struct check {
 
 static void check_type(struct check *c, const struct xen_dom *d, const xc_domaininfo_t *info)
 {
-	char *model = xen_read(d->xs, "/local/domain/%u/device-model/%u/state", 0u, d->domid);
-	uint64_t irq = 0;
+	bool model = xen_has_model(d);
 
 	if (!(info->flags & XEN_DOMINF_hvm_guest)) {
-		ft_obstacle(&c->o, "it is a PV domain: ft protects those of type pvh (Debian's Xen cannot log which pages a PV domain writes)");
-		free(model);
+		ft_obstacle(&c->o, "it is a PV domain: ft protects those of type pvh and hvm (Debian's Xen cannot log which pages a PV domain writes)");
 		return;
 	}
-	if (model || !(info->flags & XEN_DOMINF_hap))
-		ft_obstacle(&c->o, "it is not of type pvh with hardware assisted paging: ft cannot replicate a device model's state");
-	if (xc_hvm_param_get(d->xc, d->domid, HVM_PARAM_CALLBACK_IRQ, &irq) || !irq)
+	if (!(info->flags & XEN_DOMINF_hap))
+		ft_obstacle(&c->o, "it has no hardware assisted paging: ft protects domains that have");
+	if (model != (c->spec->type == FT_XEN_HVM))
+		ft_obstacle(&c->o, "it is of type %s and its guest file says %s", model ? "hvm" : "pvh", model ? "pvh" : "hvm");
+	if (!model && !xen_has_drivers(d))
 		ft_obstacle(&c->o, "its kernel has no Xen drivers, or has not started them yet: it cannot be asked to suspend");
-	free(model);
+	if (model && !xen_params_booted(d))
+		ft_obstacle(&c->o, "its firmware is still at work: wait until it boots");
+	if (model)
+		xen_model_check(d, c->at, &c->o);
 }
 
 static void check_devices(struct check *c, const struct xen_dom *d)
@@ -117,15 +122,25 @@ static void check_devices(struct check *c, const struct xen_dom *d)
 	xen_disks_check(d, c->spec, &c->o);
 }
 
+static bool is_emulated(const char *tap)
+{
+	size_t len = strlen(tap), end = strlen(XEN_EMULATED);
+
+	return len > end && !strcmp(tap + len - end, XEN_EMULATED);
+}
+
 /* The replica is built from the guest file: does the domain look as if it had been, too? */
 static void check_spec(struct check *c, const xc_domaininfo_t *info)
 {
+	unsigned nr_nics = c->at->nr_nics;
+
+	while (nr_nics && is_emulated(c->at->nic[nr_nics - 1].tap))
+		nr_nics--;
 	if (info->max_vcpu_id + 1 != c->spec->vcpus)
 		ft_obstacle(&c->o, "it has %u vCPUs and its guest file says %u", info->max_vcpu_id + 1, c->spec->vcpus);
-	if (c->at->nr_nics != c->spec->nr_nics)
-		ft_obstacle(&c->o, "it has %u network interfaces and its guest file says %u", c->at->nr_nics,
-			 c->spec->nr_nics);
-	for (unsigned i = 0; i < c->at->nr_nics && i < c->spec->nr_nics; i++)
+	if (nr_nics != c->spec->nr_nics)
+		ft_obstacle(&c->o, "it has %u network interfaces and its guest file says %u", nr_nics, c->spec->nr_nics);
+	for (unsigned i = 0; i < nr_nics && i < c->spec->nr_nics; i++)
 		if (memcmp(c->at->nic[i].mac, c->spec->nic[i].mac, 6))
 			ft_obstacle(&c->o, "the MAC address of its network interface number %u is not that of its guest file",
 				 i + 1);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* xen_hold.c - how a guard sees, lets run and stops a domain; see struct ft_hold. */
-#include "checkpoint/xen.h"
+#include "checkpoint/xen_model.h"
 
 #include <stdio.h>
 #include <xen/sched.h>
@@ -77,6 +77,10 @@ static int xen_run(struct ft_hold *hold, char *why, size_t size)
 	if (!h->run_since_ns)
 		h->run_since_ns = now;
 	if (suspended(h)) {
+		if (xen_has_model(&h->dom))
+			rc = xen_model_wake(&h->dom, why, size);
+		if (rc)
+			return rc;
 		rc = xen_suspend_end(&h->suspend);
 		if (rc)
 			snprintf(why, size, "Xen does not resume it: %s", strerror(-rc));

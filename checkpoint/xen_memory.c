@@ -3,7 +3,7 @@
  * xen_memory.c - a domain's memory in our address space. It stays mapped, so that an epoch costs copying only; frames
  * that come and go under it (ballooning) are found by who maps. See checkpoint/xen.h.
  */
-#include "checkpoint/xen.h"
+#include "checkpoint/xen_model.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -11,6 +11,7 @@
 
 #define BATCH 1024u                     /* frames a call */
 #define HIGH ((uint64_t)1 << 20)        /* 4 GiB */
+#define FIRMWARE 0xfc000ull             /* from here to 4 GiB hvmloader puts what it makes: ACPI tables and the like */
 
 /* --- mapping --- */
 
@@ -173,11 +174,12 @@ static int probe_up(struct finder *f, uint64_t first, uint64_t end, bool all)
 	return n < 0 ? n : 0;
 }
 
-static int probe_down(struct finder *f, uint64_t first, uint64_t end)
+/* Not below @sure unless there is more to be found: frames that Xen does not count as the domain's may be among them. */
+static int probe_down(struct finder *f, uint64_t first, uint64_t sure, uint64_t end)
 {
 	int n = 0;
 
-	while (end > first && n >= 0 && f->found < f->wanted) {
+	while (end > first && n >= 0 && (end > sure || f->found < f->wanted)) {
 		unsigned nr = end - first < BATCH ? (unsigned)(end - first) : BATCH;
 
 		end -= nr;
@@ -202,7 +204,7 @@ static int collect_with(const struct finder *f, uint64_t gap, struct xen_pages *
 /* A balloon may leave many holes: then the larger ones are counted as memory, too. */
 static int collect(const struct finder *f, struct xen_pages *out)
 {
-	uint64_t gap = XEN_GAP_MIN;
+	uint64_t gap = xen_has_model(f->d) ? XEN_GAP_HVM : XEN_GAP_MIN;
 	int rc;
 
 	while ((rc = collect_with(f, gap, out)) == -E2BIG && gap < f->there.nr_bits)
@@ -222,7 +224,7 @@ static int find(struct finder *f, uint64_t nr_gfns)
 
 	if (!rc && nr_gfns > HIGH)
 		rc = probe_up(f, HIGH, nr_gfns, true);
-	return rc ? rc : probe_down(f, ft_bitmap_count(&f->there), low);
+	return rc ? rc : probe_down(f, ft_bitmap_count(&f->there), xen_has_model(f->d) ? FIRMWARE : low, low);
 }
 
 int xen_find_pages(const struct xen_dom *d, struct xen_pages *out)

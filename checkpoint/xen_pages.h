@@ -13,6 +13,7 @@
 
 #define XEN_RANGES_MAX 16u
 #define XEN_GAP_MIN 512u                /* smaller gaps are part of a range, at least */
+#define XEN_GAP_HVM 32u                 /* ... of an HVM guest, where the display's window at a0000 is no memory */
 
 struct xen_pages {
 	unsigned nr;

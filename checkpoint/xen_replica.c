@@ -6,7 +6,8 @@
  *
  * Until then it is called NAME--replica, and is paused once more than xl pauses: an `xl unpause` does not start it.
  */
-#include "checkpoint/xen.h"
+#include "checkpoint/xen_model.h"
+#include "checkpoint/xen_parts.h"
 #include "checkpoint/xen_watch.h"
 #include "ft/conf.h"
 
@@ -27,6 +28,7 @@ struct xen_replica {
 	struct xen_pages map;
 	struct xen_specials specials;
 	struct xen_watch *watch;
+	struct xen_model *model;        /* NULL: it has none */
 	char name[FT_NAME_MAX + sizeof(SUFFIX)];
 	bool alone;                     /* no other domain of the guest's is here: what serves its disks is ours */
 	bool built;                     /* the domain exists and is ours to destroy */
@@ -73,14 +75,30 @@ static int start_disks(struct xen_replica *x)
 	return rc ? rc : xen_disks_activate(&x->at);
 }
 
+static int load_state(struct xen_replica *x, const struct ft_blob *state)
+{
+	struct ft_blob domain = *state, model;
+	int rc = x->model ? xen_parts_split(state, &domain, &model) : 0;
+
+	if (rc)
+		ft_err("%s: what should be its state is none: both hosts need the same ft", x->spec.name);
+	if (!rc && x->model)
+		rc = xen_model_load(x->model, &model);
+	return rc ? rc : xen_state_load(&x->dom, &domain);
+}
+
 static int start(struct xen_replica *x, const struct ft_blob *params, const struct ft_blob *state)
 {
 	int rc = xen_params_check(&x->dom, params);
 
+	if (!rc && x->model)
+		rc = xen_params_take(&x->dom, params);
 	if (!rc)
 		rc = start_disks(x);
 	if (!rc)
-		rc = xen_state_load(&x->dom, state);
+		rc = load_state(x, state);
+	if (!rc && x->model)
+		rc = xen_model_cont(x->model);
 	if (rc)
 		return rc;
 	/* The record first: should we die from here on, the guest is still found. */
@@ -128,6 +146,7 @@ static void xen_drill_end(struct ft_replica *r, struct ft_drill_result *out)
 static void free_replica(struct xen_replica *x)
 {
 	xen_watch_free(x->watch);
+	xen_model_close(x->model);
 	xen_unmap(x->r.ram, &x->map);
 	xen_dom_close(&x->dom);
 	free(x);
@@ -170,24 +189,32 @@ static const struct ft_replica_ops xen_replica_ops = {
 
 /* --- preparing --- */
 
+/* A device model without what would have to be replicated, or would show the guest to somebody. */
+static const char hvm[] = "type = \"hvm\"\nvga = \"none\"\nvnc = 0\nsdl = 0\nusb = 0\nvkb_device = 0";
+
+static const char *nic_type(const struct ft_spec *s, unsigned i)
+{
+	return s->type != FT_XEN_HVM ? "" : s->nic[i].emulated[0] ? ",type=ioemu,model=" : ",type=vif";
+}
+
 /* In the order of the guest file; what xl's parser would take for the end of a text has been refused. */
 static int write_config(const struct xen_replica *x, char *path, size_t size)
 {
-	char text[4 * FT_SPEC_PATH_MAX + FT_SPEC_CMDLINE_MAX + FT_SPEC_NICS_MAX * 64 + XEN_DISKS_CONFIG_MAX];
+	char text[4 * FT_SPEC_PATH_MAX + FT_SPEC_CMDLINE_MAX + FT_SPEC_NICS_MAX * 96 + XEN_DISKS_CONFIG_MAX];
 	const struct ft_spec *s = &x->spec;
 	int n, rc = ft_run_path(path, size, s->name, "xl.cfg");
 
 	if (rc)
 		return rc;
 	n = snprintf(text, sizeof(text),
-		     "# written by ftd, read once by xl\nname = \"%s\"\ntype = \"pvh\"\nkernel = \"%s\"\n"
+		     "# written by ftd, read once by xl\nname = \"%s\"\n%s\nkernel = \"%s\"\n"
 		     "ramdisk = \"%s\"\nextra = \"%s\"\nmemory = %" PRIu64 "\nvcpus = %u\nvif = [",
-		     x->name, s->kernel, s->initrd, s->cmdline, s->memory >> 20, s->vcpus);
+		     x->name, s->type == FT_XEN_HVM ? hvm : "type = \"pvh\"", s->kernel, s->initrd, s->cmdline, s->memory >> 20, s->vcpus);
 	for (unsigned i = 0; i < s->nr_nics; i++) {
 		const uint8_t *m = s->nic[i].mac;
 
-		n += snprintf(text + n, sizeof(text) - (size_t)n, " \"mac=%02x:%02x:%02x:%02x:%02x:%02x,bridge=%s\",",
-			      m[0], m[1], m[2], m[3], m[4], m[5], s->nic[i].bridge);
+		n += snprintf(text + n, sizeof(text) - (size_t)n, " \"mac=%02x:%02x:%02x:%02x:%02x:%02x,bridge=%s%s%s\",",
+			      m[0], m[1], m[2], m[3], m[4], m[5], s->nic[i].bridge, nic_type(s, i), s->nic[i].emulated);
 	}
 	n += snprintf(text + n, sizeof(text) - (size_t)n, " ]\n");
 	n += xen_disks_config(s, text + n, sizeof(text) - (size_t)n);
@@ -283,6 +310,21 @@ static int map_memory(struct xen_replica *x)
 	return rc;
 }
 
+/* Once its state has come it is too late to find that it is none of this device model's. */
+static int take_model(struct xen_replica *x, const struct ft_attach *theirs)
+{
+	int rc = xen_model_describe(&x->dom, x->at.model);
+
+	if (!rc && strcmp(x->at.model, theirs->model)) {
+		ft_err("%s: the device models differ, %s there and %s here (QEMU's version/its devices): both hosts need the same QEMU, and the domain the devices that ft-guest-file(5) says",
+		       x->spec.name, theirs->model, x->at.model);
+		rc = -ENOEXEC;
+	}
+	if (!rc)
+		rc = xen_model_open(&x->dom, &x->model);
+	return rc ? rc : xen_model_stop(x->model);
+}
+
 static int prepare(struct xen_replica *x, const struct ft_attach *theirs)
 {
 	int rc = xen_pages_parse(theirs->pages, &x->map);
@@ -301,8 +343,10 @@ static int prepare(struct xen_replica *x, const struct ft_attach *theirs)
 		rc = fill_attach(x, theirs);
 	if (!rc)
 		rc = map_memory(x);
+	if (!rc && x->spec.type == FT_XEN_HVM)
+		rc = take_model(x, theirs);
 	if (!rc)
-		rc = xen_watch_new(x->spec.name, x->dom.domid, &x->watch);
+		rc = xen_watch_new(x->spec.name, x->dom.domid, x->model ? xen_model_pidfd(&x->dom) : -1, &x->watch);
 	if (!rc)
 		x->r.watch_fd = xen_watch_fd(x->watch);
 	return rc;

@@ -96,6 +96,8 @@ static const uint32_t params[] = {
 	HVM_PARAM_CONSOLE_EVTCHN, HVM_PARAM_VM86_TSS_SIZED, HVM_PARAM_ACPI_IOPORTS_LOCATION, HVM_PARAM_VIRIDIAN,
 	HVM_PARAM_IDENT_PT, HVM_PARAM_VM_GENERATION_ID_ADDR, HVM_PARAM_X87_FIP_WIDTH, HVM_PARAM_MCA_CAP,
 };
+/* Of these, what hvmloader sets; a replica's has not run. */
+static const uint32_t firmware_params[] = { HVM_PARAM_ACPI_IOPORTS_LOCATION, HVM_PARAM_VM_GENERATION_ID_ADDR };
 #define PARAMS_HEADER 16u
 #define PARAM_LEN 12u
 
@@ -127,6 +129,11 @@ int xen_params_save(const struct xen_dom *d, struct ft_blob *out)
 	return 0;
 }
 
+static bool is_firmwares(uint32_t param)
+{
+	return param == firmware_params[0] || param == firmware_params[1];
+}
+
 int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs)
 {
 	struct ft_blob ours;
@@ -144,10 +151,32 @@ int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs)
 
 		if (!memcmp(ours.data + at, theirs->data + at, PARAM_LEN))
 			continue;
+		if (ft_le32(theirs->data + at) == params[i] && is_firmwares(params[i]) && !ft_le64(ours.data + at + 4))
+			continue;
 		ft_err("%s: HVM parameter %u is %" PRIx64 " here and %" PRIx64 " there: both hosts need the same Xen",
 		       d->guest, params[i], ft_le64(ours.data + at + 4), ft_le64(theirs->data + at + 4));
 		rc = -ENOEXEC;
 	}
 	ft_blob_free(&ours);
 	return rc;
+}
+
+int xen_params_take(const struct xen_dom *d, const struct ft_blob *theirs)
+{
+	for (size_t i = 0; i < FT_ARRAY_LEN(params); i++) {
+		uint64_t value = ft_le64(theirs->data + PARAMS_HEADER + i * PARAM_LEN + 4);
+
+		if (!is_firmwares(params[i]) || !value || !xc_hvm_param_set(d->xc, d->domid, params[i], value))
+			continue;
+		ft_err("%s: Xen refuses %" PRIx64 " as HVM parameter %u: %s", d->guest, value, params[i], strerror(errno));
+		return -EIO;
+	}
+	return 0;
+}
+
+bool xen_params_booted(const struct xen_dom *d)
+{
+	uint64_t value = 0;
+
+	return !xc_hvm_param_get(d->xc, d->domid, HVM_PARAM_ACPI_IOPORTS_LOCATION, &value) && value;
 }

@@ -10,6 +10,7 @@
 
 #include <poll.h>
 #include <stdio.h>
+#include <xen/hvm/params.h>
 #include <xen/sched.h>
 #include <xenguest.h>
 
@@ -123,6 +124,29 @@ static int begin(struct xen_suspend *s)
 	return rc;
 }
 
+bool xen_has_drivers(const struct xen_dom *d)
+{
+	uint64_t irq = 0;
+
+	return !xc_hvm_param_get(d->xc, d->domid, HVM_PARAM_CALLBACK_IRQ, &irq) && irq;
+}
+
+/*
+ * Not xc_domain_pause: this waits until its device model has answered what a vCPU has asked it, or else an instruction
+ * would be half done in what is saved.
+ */
+static int halt(struct xen_suspend *s)
+{
+	int rc = xc_domain_shutdown(s->dom->xc, (int)s->dom->domid, SHUTDOWN_suspend) ? -errno : 0;
+
+	if (!rc)
+		rc = wait_suspended(s, ft_now_ns() + ACK_NS);
+	s->late = rc == -ETIMEDOUT;
+	if (rc && rc != -ESRCH && rc != -ESHUTDOWN)
+		ft_err("%s: Xen does not bring it to a halt: %s", s->dom->guest, strerror(-rc));
+	return rc;
+}
+
 int xen_suspend_begin(struct xen_suspend *s)
 {
 	xc_domaininfo_t info;
@@ -132,6 +156,8 @@ int xen_suspend_begin(struct xen_suspend *s)
 		rc = xen_is_shut_down(&info, SHUTDOWN_suspend) ? -EBUSY : -ESHUTDOWN;
 	if (!rc && info.flags & XEN_DOMINF_paused)
 		rc = -EBUSY;
+	if (!rc && !xen_has_drivers(s->dom))
+		return halt(s);
 	if (!rc)
 		rc = request(s);
 	return rc ? rc : begin(s);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* xen_vm.c - the running domain on the primary: what an epoch needs of it. See ft/hv.h and checkpoint/xen.h. */
-#include "checkpoint/xen.h"
+#include "checkpoint/xen_model.h"
+#include "checkpoint/xen_parts.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -37,6 +38,7 @@ struct xen_vm {
 	 * dirty after each take, and not to find it so at the next one means that others have taken pages, too.
 	 */
 	xendevicemodel_handle *dm;
+	struct xen_model *model;        /* NULL: it has none */
 	bool canary;                    /* it is marked */
 
 	bool tracking, marked;
@@ -155,6 +157,22 @@ static int map_again(struct xen_vm *v)
 	return rc;
 }
 
+/* A machine without its devices is a crash, of which nobody has told the guest. */
+static int model_lost(struct xen_vm *v, int rc)
+{
+	if (rc == -EPIPE) {
+		ft_err("%s: its device model is gone: the domain is destroyed", v->at.guest);
+		ft_ignore(xen_destroy(&v->dom));
+		look(v);
+	}
+	return rc;
+}
+
+static int stop_model(struct xen_vm *v)
+{
+	return v->model ? model_lost(v, xen_model_stop(v->model)) : 0;
+}
+
 static int xen_pause(struct ft_vm *vm)
 {
 	struct xen_vm *v = xen_of(vm);
@@ -176,14 +194,15 @@ static int xen_pause(struct ft_vm *vm)
 	v->taken = false;
 	v->suspended_ns = ft_now_ns();
 	xen_disks_settle(&v->disks);
-	return map_again(v);
+	rc = stop_model(v);
+	return rc ? rc : map_again(v);
 }
 
 static int xen_resume(struct ft_vm *vm)
 {
 	struct xen_vm *v = xen_of(vm);
 	xc_domaininfo_t info;
-	int rc;
+	int rc, voided = 0;
 
 	if (!v->paused)
 		return 0;
@@ -193,25 +212,48 @@ static int xen_resume(struct ft_vm *vm)
 		ft_warn("%s: somebody else let the guest run on while it was suspended", v->at.guest);
 		return -ECANCELED;
 	}
-	if (!rc)
-		rc = xen_suspend_end(&v->suspend);
-	v->paused = rc && rc != -ESRCH;
+	if (!rc && v->model)
+		rc = model_lost(v, xen_model_cont(v->model));
+	if (rc == -ECANCELED)
+		voided = rc;
+	if (!rc || voided)
+		rc = xen_suspend_end(&v->suspend) ?: voided;
+	v->paused = rc && rc != -ESRCH && rc != -ECANCELED;
 	ft_debug("%s: was suspended for %.1f ms", v->at.guest, (double)(ft_now_ns() - v->suspended_ns) / 1e6);
 	return rc;
 }
 
 /* --- state --- */
 
+/* The domain's is one hypercall, which gains nothing by being begun before. */
 static int xen_state_begin(struct ft_vm *vm)
 {
-	return 0;               /* one hypercall, which gains nothing by being begun before */
+	struct xen_vm *v = xen_of(vm);
+
+	return v->model ? model_lost(v, xen_model_save_begin(v->model)) : 0;
+}
+
+static int add_model_state(struct xen_vm *v, struct ft_blob *out)
+{
+	struct ft_blob domain = *out, model;
+	int rc = model_lost(v, xen_model_save_end(v->model, &model));
+
+	*out = (struct ft_blob){ 0 };
+	v->taken = false;               /* what it has written meanwhile */
+	if (!rc)
+		rc = xen_parts_join(&domain, &model, out);
+	ft_blob_free(&model);
+	ft_blob_free(&domain);
+	return rc;
 }
 
 static int xen_state_end(struct ft_vm *vm, struct ft_blob *out)
 {
 	struct xen_vm *v = xen_of(vm);
 
-	return xen_state_save(&v->dom, &v->state, out);
+	int rc = xen_state_save(&v->dom, &v->state, out);
+
+	return rc || !v->model ? rc : add_model_state(v, out);
 }
 
 static int xen_firmware(struct ft_vm *vm, struct ft_blob *out)
@@ -267,6 +309,8 @@ static int xen_track(struct ft_vm *vm)
 	v->marked = !rc;
 	if (!rc)
 		rc = enable_log_dirty(v);
+	if (!rc && v->model)
+		rc = xen_model_log_writes(v->model, true);
 	v->tracking = !rc;
 	return rc;
 }
@@ -333,6 +377,8 @@ static void release_domain(struct xen_vm *v)
 		ft_ignore(xen_resume(&v->vm));          /* logged */
 	if (v->tracking)
 		(void)xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
+	if (v->tracking && v->model)
+		ft_ignore(xen_model_log_writes(v->model, false));       /* logged */
 	if (v->marked) {
 		char path[64];
 
@@ -358,6 +404,7 @@ static void xen_close(struct ft_vm *vm)
 	xen_disks_close(&v->disks);
 	if (v->dm)
 		xendevicemodel_close(v->dm);
+	xen_model_close(v->model);
 	xen_dom_close(&v->dom);
 	free(v);
 }
@@ -405,7 +452,11 @@ static int end_old_suspend(struct xen_vm *v)
 	int rc = xen_dom_info(&v->dom, &info);
 
 	if (!rc && mark && xen_is_shut_down(&info, SHUTDOWN_suspend)) {
+		char why[400];
+
 		ft_info("%s: was left suspended: it runs on", v->at.guest);
+		if (xen_has_model(&v->dom) && xen_model_wake(&v->dom, why, sizeof(why)))
+			ft_err("%s: %s", v->at.guest, why);
 		rc = xen_suspend_end(&v->suspend);
 	}
 	free(mark);
@@ -448,6 +499,8 @@ static int open_all(struct xen_vm *v)
 		rc = alloc_dirty(v);
 	if (!rc)
 		rc = xen_state_init(&v->dom, &v->state);
+	if (!rc && xen_has_model(&v->dom))
+		rc = xen_model_open(&v->dom, &v->model);
 	if (!rc)
 		rc = xen_suspend_watch(&v->suspend);
 	v->vm.event_fd = rc ? -1 : xs_fileno(v->dom.xs);

@@ -15,7 +15,7 @@ struct xen_watch {
 	struct xen_dom dom;
 	pthread_t thread;
 	bool started;
-	int gone_fd, stop_fd;
+	int gone_fd, stop_fd, model_fd;
 };
 
 static bool gone(struct xen_watch *w)
@@ -30,14 +30,15 @@ static void *watch(void *arg)
 {
 	struct xen_watch *w = arg;
 	struct pollfd p[] = { { .fd = xs_fileno(w->dom.xs), .events = POLLIN },
-			      { .fd = w->stop_fd, .events = POLLIN } };
+			      { .fd = w->stop_fd, .events = POLLIN },
+			      { .fd = w->model_fd, .events = POLLIN } };
 
 	while (!p[1].revents) {
-		if (gone(w)) {
+		if (p[2].revents || gone(w)) {
 			eventfd_write(w->gone_fd, 1);
 			break;
 		}
-		(void)poll(p, 2, -1);
+		(void)poll(p, 3, -1);
 	}
 	return NULL;
 }
@@ -57,14 +58,18 @@ static int start(struct xen_watch *w, const char *guest, uint32_t domid)
 	return rc;
 }
 
-int xen_watch_new(const char *guest, uint32_t domid, struct xen_watch **out)
+int xen_watch_new(const char *guest, uint32_t domid, int model_fd, struct xen_watch **out)
 {
 	struct xen_watch *w = calloc(1, sizeof(*w));
 	int rc;
 
 	*out = NULL;
-	if (!w)
+	if (!w) {
+		if (model_fd >= 0)
+			close(model_fd);
 		return -ENOMEM;
+	}
+	w->model_fd = model_fd;
 	w->gone_fd = w->stop_fd = -1;
 	rc = start(w, guest, domid);
 	if (rc)
@@ -87,6 +92,8 @@ void xen_watch_free(struct xen_watch *w)
 		eventfd_write(w->stop_fd, 1);
 		pthread_join(w->thread, NULL);
 	}
+	if (w->model_fd >= 0)
+		close(w->model_fd);
 	if (w->gone_fd >= 0)
 		close(w->gone_fd);
 	if (w->stop_fd >= 0)

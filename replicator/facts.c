@@ -74,8 +74,9 @@ int ft_facts_format(const struct ft_spec *spec, const struct ft_attach *at, char
 		return rc;
 	cpu_vendor(vendor);
 	if (at->hypervisor == FT_HYPERVISOR_XEN)
-		len = snprintf(buf, size, "hypervisor=xen\nxen=%s\npages=%s\nmemory=%llu\nkernel=%s\ninitrd=%s\ncpu_vendor=%s\n",
-			       at->xen_version, at->pages, (unsigned long long)at->memory, kernel, initrd, vendor);
+		len = snprintf(buf, size, "hypervisor=xen\nxen=%s\npages=%s\n%s%s%smemory=%llu\nkernel=%s\ninitrd=%s\ncpu_vendor=%s\n",
+			       at->xen_version, at->pages, at->model[0] ? "model=" : "", at->model, at->model[0] ? "\n" : "",
+			       (unsigned long long)at->memory, kernel, initrd, vendor);
 	else
 		len = snprintf(buf, size, "accel=%s\nmachine=%s\nqemu=%s\nmemory=%llu\nkernel=%s\ninitrd=%s\ncpu_vendor=%s\n",
 		       ft_accel_name(at->accel), at->machine, at->qemu_version,
@@ -181,6 +182,7 @@ static int qemu_facts(const char *facts, struct ft_attach *theirs)
 static int xen_facts(const char *facts, struct ft_attach *theirs)
 {
 	theirs->hypervisor = FT_HYPERVISOR_XEN;
+	(void)fact(facts, "model", theirs->model, sizeof(theirs->model));       /* of type hvm only */
 	return fact(facts, "xen", theirs->xen_version, sizeof(theirs->xen_version)) &&
 	       fact(facts, "pages", theirs->pages, sizeof(theirs->pages)) ? 0 : -EPROTO;
 }

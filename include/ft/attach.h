@@ -21,6 +21,7 @@ struct ft_attach_disk {                 /* see ft/diskserver.h */
 };
 
 #define FT_ATTACH_PAGES_MAX 512
+#define FT_ATTACH_MODEL_MAX 64
 
 struct ft_attach {
 	char guest[FT_NAME_MAX + 1];
@@ -38,6 +39,7 @@ struct ft_attach {
 	char uuid[37];                   /* a domid used again is not our guest */
 	char xen_version[16];            /* "4.17" */
 	char pages[FT_ATTACH_PAGES_MAX]; /* the frames that make up memory, as checkpoint/xen_pages.h writes them */
+	char model[FT_ATTACH_MODEL_MAX]; /* of type hvm: its device model, see checkpoint/xen_model.h */
 
 	/* QEMU */
 	pid_t pid;                       /* of QEMU */

@@ -21,6 +21,7 @@
 enum ft_accel { FT_ACCEL_AUTO, FT_ACCEL_KVM, FT_ACCEL_TCG };
 const char *ft_accel_name(enum ft_accel a);     /* "auto", "kvm", "tcg" */
 enum ft_hypervisor { FT_HYPERVISOR_QEMU, FT_HYPERVISOR_XEN };
+enum ft_xen_type { FT_XEN_PVH, FT_XEN_HVM };
 
 /*
  * Legacy is the default: the modern interface alone makes 45 KB of device state per nic or disk (QEMU keeps room for
@@ -33,6 +34,7 @@ struct ft_nic {
 	enum ft_virtio virtio;
 	uint8_t mac[6];                 /* unicast */
 	char bridge[16];                /* IFNAMSIZ; a bridge of this host */
+	char emulated[16];              /* Xen, HVM: what the device model emulates; empty: nothing */
 };
 
 struct ft_disk_spec {
@@ -45,7 +47,8 @@ struct ft_spec {
 	char name[FT_NAME_MAX + 1];
 	uint64_t memory;                /* bytes, a multiple of 2 MiB */
 	unsigned vcpus;                 /* 1..64 */
-	enum ft_hypervisor hypervisor;  /* under Xen a PVH domain: accel, machine, cpu and virtio say nothing then */
+	enum ft_hypervisor hypervisor;  /* under Xen accel, machine, cpu and virtio say nothing */
+	enum ft_xen_type type;          /* of the domain; HVM: with a device model */
 	enum ft_accel accel;
 	char machine[64];               /* versioned QEMU machine type, or empty: the default */
 	char cpu[64];                   /* QEMU CPU model, or empty: the default of the accelerator */

@@ -44,6 +44,24 @@ TEST(what_is_the_same_is_accepted)
 	CHECK_OK(check());
 }
 
+TEST(a_device_model_is_told_of_and_a_domain_without_has_none)
+{
+	struct ft_attach at = { .hypervisor = FT_HYPERVISOR_XEN, .xen_version = "4.17", .pages = "0+a0,c0+7f40", .memory = 128 << 20,
+				.model = "7.2.22/0123456789abcdef" }, theirs;
+
+	make_facts(FT_ACCEL_TCG);
+	spec.hypervisor = FT_HYPERVISOR_XEN;
+	CHECK_OK(ft_facts_format(&spec, &at, facts, sizeof(facts)));
+	CHECK_OK(ft_facts_check(facts, &spec, &theirs, why, sizeof(why)));
+	CHECK_STR(theirs.model, at.model);
+	CHECK_STR(theirs.pages, at.pages);
+	at.model[0] = 0;
+	CHECK_OK(ft_facts_format(&spec, &at, facts, sizeof(facts)));
+	CHECK_OK(ft_facts_check(facts, &spec, &theirs, why, sizeof(why)));
+	CHECK_STR(theirs.model, "");
+	spec.hypervisor = FT_HYPERVISOR_QEMU;
+}
+
 static unsigned disks_in(const char *text, struct ft_disk_need need[FT_DISKS_MAX])
 {
 	snprintf(facts, sizeof(facts), "accel=tcg\ndisks=%s\nmoon=full\n", text);

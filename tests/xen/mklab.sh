@@ -5,6 +5,8 @@
 # DIR/xen        the hypervisor, unpacked           DIR/dom0.cpio   dom0's initramfs: xl, xenstored, the programs here
 # DIR/vmlinux    the kernel of dom0 and guests      DIR/guest.cpio  the guest of the host tests, with Xen's front ends
 # DIR/guest-disk.cpio  the same for guests with disks
+# DIR/model.tar  for /: what HVM guests need: QEMU as their device model, firmware, and kernel and initramfs as firmware
+#                loads them, byte by byte, so that both are compressed
 # DIR/version    what it was made from
 # Ends with status 77 when packages cannot be had here.
 set -eu -o pipefail
@@ -17,7 +19,8 @@ newest() {
 version=$(newest '^xen-hypervisor-[0-9.]+-amd64$' | sed 's/.*hypervisor-\(.*\)-amd64/\1/')
 packages="xen-hypervisor-$version-amd64 xen-utils-$version xen-utils-common xenstore-utils libxenmisc$version libxencall1
  libxendevicemodel1 libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenstore4 libxentoolcore1 libxentoollog1
- libyajl2 libfdt1 libnl-3-200 libnl-route-3-200 $(newest '^libpython3\.[0-9]+$') socat libwrap0 nftables libnftables1 libedit2"
+ libyajl2 libfdt1 libnl-3-200 libnl-route-3-200 $(newest '^libpython3\.[0-9]+$') socat libwrap0 nftables libnftables1 libedit2
+ qemu-system-xen qemu-system-data seabios ipxe-qemu"
 modules="xen-evtchn xen-gntdev xen-privcmd xenfs xen-netback xen-blkback nbd virtio_pci virtio_console virtio_net 9pnet_virtio 9p tun bridge
  nf_tables nfnetlink nfnetlink_queue nft_queue nft_objref nft_meta_bridge nft_limit nft_ct nft_reject_bridge nft_compat xt_NFQUEUE
  xt_physdev ifb sch_plug sch_ingress sch_prio act_mirred cls_u32"
@@ -106,8 +109,28 @@ make_dom0() {
 	(cd "$root" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$out/dom0.cpio"
 }
 
+# Apart from dom0's image, which every host of the lab unpacks when it boots.
+make_model() {
+	local stage=$out/stage xen=usr/lib/xen-$version
+	root=$out/model
+	rm -rf "$root"
+	install -D "$stage/usr/libexec/xen-qemu-system-i386" "$root/usr/libexec/xen-qemu-system-i386"
+	install -D "$stage/$xen/boot/hvmloader" "$root/$xen/boot/hvmloader"
+	install -D "$stage/usr/share/seabios/bios-256k.bin" "$root/usr/share/seabios/bios-256k.bin"
+	mkdir -p "$root/usr/share/qemu/keymaps" "$root/usr/lib/ipxe/qemu"
+	cp "$stage"/usr/share/qemu/linuxboot*.bin "$root/usr/share/qemu/"
+	cp "$stage"/usr/share/qemu/keymaps/en-us "$root/usr/share/qemu/keymaps/"
+	cp "$stage"/usr/lib/ipxe/qemu/efi-rtl8139.rom "$root/usr/lib/ipxe/qemu/"
+	add_libraries "$root/usr/libexec/xen-qemu-system-i386"
+	(cd "$out/dom0" && find . -type f) | (cd "$root" && xargs rm -f)
+	install -D "$kernel/vmlinuz" "$root/ft/guest/vmlinuz"
+	zstd -q -9 -o "$root/ft/guest/guest.zst" "$out/guest.cpio"
+	tar -C "$root" --owner=0 --group=0 -cf "$out/model.tar" .
+	rm -rf "$root"
+}
+
 make_guest() {
-	GUEST_KERNEL=amd64 GUEST_MODULES="xen-netfront xen-blkfront" "$here/../hosts/mkguest.sh" "$out/guest"
+	GUEST_KERNEL=amd64 GUEST_MODULES="xen-netfront xen-blkfront mii 8139cp" "$here/../hosts/mkguest.sh" "$out/guest"
 	mv "$out/guest/initrd.img" "$out/guest.cpio"
 	mv "$out/guest/initrd-disk.img" "$out/guest-disk.cpio"
 }
@@ -126,5 +149,6 @@ gzip -dc "$out/stage/boot/xen-$version-amd64.gz" >"$out/xen"
 unpack_kernel
 make_dom0
 make_guest
+make_model
 rm -f "$out"/*.state
 echo "$now" >"$out/version"

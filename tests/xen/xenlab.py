@@ -41,6 +41,32 @@ memory = {MEMORY}
 vcpus = 1
 vif = [ "mac={GUEST_MAC},bridge=xenbr0" ]
 '''
+# Of type hvm, by the snapshot's name: with Xen's drivers, and without, on a network card that QEMU emulates.
+HVM = {'hvm': ('', 'type=vif'), 'hvm-plain': (' xen_nopv', 'type=ioemu,model=rtl8139')}
+
+
+def guest_cmdline(kind):
+    return CMDLINE + (HVM[kind][0] if kind in HVM else '')
+
+
+def xl_cfg(kind):
+    if kind not in HVM:
+        return XL_CFG
+    return f'''name = "vm1"
+type = "hvm"
+kernel = "/ft/guest/vmlinuz"
+ramdisk = "/ft/guest/guest.zst"
+extra = "{guest_cmdline(kind)}"
+memory = {MEMORY}
+vcpus = 1
+vga = "none"
+vnc = 0
+usb = 0
+vkb_device = 0
+vif = [ "mac={GUEST_MAC},bridge=xenbr0,{HVM[kind][1]}" ]
+'''
+
+
 # Without AES, what TLS costs is all that one would measure.
 CPU = 'qemu64,+svm,+npt,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq'
 HYPERVISOR_ARGS = ('console=com1 com1=115200,8n1 dom0_mem=640M,max:640M dom0_max_vcpus=1 loglvl=info guest_loglvl=info watchdog=0 '
@@ -262,6 +288,11 @@ class Host:
             f.write(text)
         self.run(f'mkdir -p {os.path.dirname(path)} && cp /host/file {path}')
 
+    def give_model(self):
+        """What HVM guests need is not in dom0's image."""
+        shutil.copy(os.path.join(XEN, 'model.tar'), self.share('model.tar'))
+        self.run('tar -C / -xf /host/model.tar; rm /host/model.tar')
+
     def save_logs(self):
         if self.popen and self.popen.poll() is None:
             self.call('mkdir -p /host/logs; cp -r /var/log/xen /ft/log/* /run/ft/guests/*/*.log /host/logs/ 2>/dev/null; '
@@ -298,14 +329,16 @@ def _make_ready(directory, state):
         host.cut()
 
 
-def _make_guest(directory, state):
+def _make_guest(directory, state, kind='guest'):
     """The same with vm1 on it, paused: QEMU cannot load a processor that is inside a guest."""
     host = Host(directory, 'snap')
     try:
         host.start(snapshot(directory, 'ready'))
-        host.write('/ft/guest/vm1.cfg', XL_CFG)
+        if kind in HVM:
+            host.give_model()
+        host.write('/ft/guest/vm1.cfg', xl_cfg(kind))
         host.run('xl create /ft/guest/vm1.cfg', 120)
-        wait_for('vm1 to be up', lambda: 'guest: up' in host.run('cat /var/log/xen/guest-vm1.log'), 600, 1)
+        wait_for('vm1 to be up', lambda: ask('stat', 5) is not None, 1200 if kind in HVM else 600, 1)
         host.run('xl pause vm1')
         host.save(state)
     finally:
@@ -318,7 +351,10 @@ def snapshot(directory, kind):
         print(f'# making the snapshot {kind}', flush=True)
         make = os.path.join(directory, 'make-' + kind)
         os.makedirs(make)
-        {'ready': _make_ready, 'guest': _make_guest}[kind](make, state)
+        if kind == 'ready':
+            _make_ready(make, state)
+        else:
+            _make_guest(make, state, kind)
         for tap in ('snap0', 'snap1'):
             subprocess.run(['ip', 'link', 'del', tap], check=False, stderr=subprocess.DEVNULL)
     return state
@@ -331,25 +367,41 @@ def sweep():
             shutil.rmtree(os.path.join(RUNS, pid), ignore_errors=True)
 
 
-class Lab:
-    """@hosts by name; vm1 runs on @guest_on."""
+def ask(command, limit=10):
+    """One command to the guest's agent, said again each five seconds; its answer, or None."""
+    end = now() + limit
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.settimeout(5)
+        while now() < end:
+            try:
+                s.sendto(command.encode(), (GUEST_IP4, CONTROL_PORT))
+                return s.recv(512).decode()
+            except OSError:
+                pass
+    return None
 
-    def __init__(self, hosts=('alpha', 'beta'), guest_on='alpha', software=True):
+
+class Lab:
+    """@hosts by name; vm1, of @kind, runs on @guest_on."""
+
+    def __init__(self, hosts=('alpha', 'beta'), guest_on='alpha', software=True, kind='guest'):
         make_images()
         sweep()
         self.dir = os.path.join(RUNS, str(os.getpid()))
         os.makedirs(self.dir, exist_ok=True)
         make_network()
-        self.hosts, self.client = [], Client()
+        self.hosts, self.client, self.kind = [], Client(), kind
         try:
             for name in hosts:
-                state = snapshot(self.dir, 'guest' if name == guest_on else 'ready')
+                state = snapshot(self.dir, kind if name == guest_on else 'ready')
                 host = Host(self.dir, name)
                 setattr(self, name, host)
                 self.hosts.append(host)
                 host.start(state)
                 if name == guest_on:
                     host.run('xl unpause vm1')
+                elif kind in HVM:
+                    host.give_model()
             if software:
                 self.install()
         except BaseException:
@@ -389,17 +441,7 @@ class Lab:
         return os.path.join(self.dir, f'{self.logs}-{kind}.log')
 
     def ask(self, command, limit=10):
-        """One command to the guest's agent, said again each five seconds; its answer, or None."""
-        end = now() + limit
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            s.settimeout(5)
-            while now() < end:
-                try:
-                    s.sendto(command.encode(), (GUEST_IP4, CONTROL_PORT))
-                    return s.recv(512).decode()
-                except OSError:
-                    pass
-        return None
+        return ask(command, limit)
 
     @staticmethod
     def shell(script, limit=60):
@@ -439,7 +481,7 @@ class Lab:
             peer = 'beta' if host.name == 'alpha' else 'alpha'
             host.write('/etc/ft/ft.conf', f'[ft]\nhost = {host.name}\n\n[policy]\nsilence-ms = 5000\nheartbeat-ms = 500\nstaging-mb = 32\ngrace-ms = 60000\n\n'
                        f'[peer {peer}]\naddress = 10.78.0.{NUMBERS[peer]}\nguests = vm1\n')
-            host.write('/etc/ft/guests/vm1.conf', GUEST_FILE)
+            host.write('/etc/ft/guests/vm1.conf', guest_file(self.kind))
 
 
 GUEST_FILE = f'''[guest]
@@ -455,6 +497,14 @@ cmdline = {CMDLINE}
 mac = {GUEST_MAC}
 bridge = xenbr0
 '''
+
+
+def guest_file(kind):
+    if kind not in HVM:
+        return GUEST_FILE
+    text = GUEST_FILE.replace('= xen\n', '= xen\ntype = hvm\n').replace('/vmlinux', '/vmlinuz').replace('/guest.cpio', '/guest.zst')
+    text = text.replace(CMDLINE, guest_cmdline(kind))
+    return text if kind == 'hvm' else text + 'emulated = rtl8139\n'
 
 
 def libraries(programs):
