@@ -27,7 +27,7 @@ _Static_assert(sizeof(struct machine) == (STATE_WORDS - 1) * 8, "the blob is the
 struct ft_fake_guest {
 	struct machine m;
 	uint8_t *ram;
-	bool paused, off, gone;
+	bool paused, off, gone, contended;
 	struct fake_vm *attached;
 	ft_fake_packet *packet;
 	void *packet_ctx;
@@ -39,6 +39,7 @@ struct fake_vm {
 	struct ft_vm vm;
 	struct ft_fake_guest *guest;    /* borrowed */
 	bool tracking;
+	bool robbed;                    /* others have read what was written: it is not known here */
 	struct ft_bitmap dirty;
 	enum ft_vm_event event[EVENTS_MAX];
 	unsigned nr_events;
@@ -313,6 +314,13 @@ void ft_fake_pause(struct ft_fake_guest *g)
 	ft_fake_event(g, FT_VM_PAUSED_BY_OTHER);
 }
 
+void ft_fake_contend(struct ft_fake_guest *g, bool contended)
+{
+	g->contended = contended;
+	if (g->attached)
+		g->attached->robbed |= contended;
+}
+
 void ft_fake_event(struct ft_fake_guest *g, enum ft_vm_event event)
 {
 	struct fake_vm *v = g->attached;
@@ -347,17 +355,27 @@ static int enter(struct ft_vm *vm, enum ft_fake_op op)
 
 static int fake_track(struct ft_vm *vm)
 {
+	struct fake_vm *v = ft_container_of(vm, struct fake_vm, vm);
 	int rc = enter(vm, FT_FAKE_TRACK);
 
 	if (!rc)
-		ft_container_of(vm, struct fake_vm, vm)->tracking = true;
+		v->tracking = true;
+	vm->contended = v->robbed |= v->guest->contended;
 	return rc;
+}
+
+static int not_robbed(struct ft_vm *vm)
+{
+	vm->contended = ft_container_of(vm, struct fake_vm, vm)->robbed;
+	return vm->contended ? -EBUSY : 0;
 }
 
 static int fake_pause(struct ft_vm *vm)
 {
 	int rc = enter(vm, FT_FAKE_PAUSE);
 
+	if (!rc)
+		rc = not_robbed(vm);
 	if (!rc)
 		guest_of(vm)->paused = true;
 	return rc;
@@ -390,6 +408,8 @@ static int fake_take_dirty(struct ft_vm *vm, struct ft_bitmap *dirty)
 	struct fake_vm *v = ft_container_of(vm, struct fake_vm, vm);
 	int rc = enter(vm, FT_FAKE_TAKE_DIRTY);
 
+	if (!rc)
+		rc = not_robbed(vm);
 	if (rc)
 		return rc;
 	ft_bitmap_or(dirty, &v->dirty);
@@ -420,6 +440,10 @@ static enum ft_vm_event fake_next_event(struct ft_vm *vm)
 	enum ft_vm_event event;
 	eventfd_t count;
 
+	if (vm->contended && !v->guest->contended) {
+		ft_bitmap_zero(&v->dirty);
+		vm->contended = v->robbed = false;
+	}
 	if (!v->nr_events) {
 		(void)eventfd_read(vm->event_fd, &count);
 		return FT_VM_NONE;

@@ -81,7 +81,9 @@ static void arm(struct ft_primary *p)
 		sooner(&at, p->reconnect_ns);
 	if (p->standing)
 		sooner(&at, p->ping_ns);
-	if (p->state == FT_PRIMARY_SYNCING)
+	if (p->vm->contended)
+		sooner(&at, look_again(p, now));
+	else if (p->state == FT_PRIMARY_SYNCING)
 		sooner(&at, p->disks_copying ? now + DISKS_NS : unless_backlog(p, now, now));
 	if (ft_primary_may_take_epoch(p))
 		sooner(&at, unless_backlog(p, ft_pacer_next_ns(&p->pacer), now));
@@ -315,6 +317,8 @@ static void lost(struct ft_primary *p, const char *why)
 	ft_encoder_reset(p->cfg.encoder);
 	fail_requests(p, why);
 	p->disarm_sent = false;
+	if (p->vm->contended)           /* what was written is not known any more */
+		memset(p->session, 0, sizeof(p->session));
 	p->reconnect_ns = now + p->reconnect_delay_ns;
 	p->reconnect_delay_ns = p->reconnect_delay_ns * 2 < RECONNECT_MAX_NS ? p->reconnect_delay_ns * 2 : RECONNECT_MAX_NS;
 	if (p->state == FT_PRIMARY_ALONE)
@@ -1020,7 +1024,9 @@ void ft_primary_tick(struct ft_primary *p)
 	}
 	if (p->state == FT_PRIMARY_CUT_OFF)
 		cut_off_tick(p, now);
-	ready = !ft_primary_backlog(p);         /* else the link is slower than the guest */
+	if (p->vm->contended)
+		ft_primary_guest_event(p);      /* is it over? */
+	ready = !p->vm->contended && !ft_primary_backlog(p);    /* backlog: the link is slower than the guest */
 	if (ready && p->state == FT_PRIMARY_SYNCING)
 		sync_slice(p);
 	else if (ready && ft_primary_may_take_epoch(p) && now >= ft_pacer_next_ns(&p->pacer))

@@ -306,7 +306,7 @@ bool ft_primary_may_take_epoch(const struct ft_primary *p)
 	unsigned max = p->cfg.policy.in_flight_max;
 
 	return (p->state == FT_PRIMARY_PROTECTED || p->state == FT_PRIMARY_DRILLING) && !p->breached && !p->guest_ended &&
-	       !p->verify_epoch && !p->unprotect.done && !p->failover.done &&
+	       !p->vm->contended && !p->verify_epoch && !p->unprotect.done && !p->failover.done &&
 	       p->nr_flight < (max && max < IN_FLIGHT_MAX ? max : IN_FLIGHT_MAX - 1);
 }
 

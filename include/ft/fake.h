@@ -50,6 +50,8 @@ uint64_t ft_fake_digest(struct ft_fake_guest *g);
 bool ft_fake_running(const struct ft_fake_guest *g);
 void ft_fake_resume(struct ft_fake_guest *g);                   /* somebody else's `cont` */
 void ft_fake_pause(struct ft_fake_guest *g);                    /* somebody else's `stop`: FT_VM_PAUSED_BY_OTHER */
+/* Somebody else reads which pages are written, until @contended is false: what was written is lost to us. */
+void ft_fake_contend(struct ft_fake_guest *g, bool contended);
 /* SHUTDOWN: it runs no more. RESET: RAM as at the start. GONE: every op fails with -EPIPE. */
 void ft_fake_event(struct ft_fake_guest *g, enum ft_vm_event event);
 

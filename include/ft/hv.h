@@ -40,6 +40,11 @@ struct ft_vm {
 	/* Why the guest stands still by itself, with the remedy: it is let run again and again until it does. NULL: it does not. */
 	const char *trouble;
 	bool no_drill;          /* a replica of this kind cannot be rehearsed: protection begins without */
+	/*
+	 * Somebody else reads which pages are written (a migration that is not ours): no epoch can be taken. Set by an op
+	 * that failed because of it, or by track; next_event unsets it when that is over, and then all may have been written.
+	 */
+	bool contended;
 	/* The owner's, set before track: called now and then while a pause or take_dirty takes long. NULL: not wanted. */
 	void (*busy)(void *ctx);
 	void *busy_ctx;

@@ -213,6 +213,18 @@ static void fault_guest_reboots(struct sim *s)
 	sim_alpha_settle(s);
 }
 
+static void log_is_ours(struct sim *s, uint64_t unused)
+{
+	(void)unused;
+	ft_fake_contend(s->guest, false);
+}
+
+static void fault_log_is_read(struct sim *s)
+{
+	ft_fake_contend(s->guest, true);
+	sim_after(s, sim_rnd(s, 3 * FT_S_NS), log_is_ours, 0);
+}
+
 /* The operator's socket is served by the same thread as all the rest. */
 static bool answers(struct sim *s)
 {
@@ -271,6 +283,7 @@ static const struct fault {
 	{ "the guest crashes", 2, fault_guest_crashes }, { "the guest reboots", 2, fault_guest_reboots },
 	{ "planned failover", 3, request_failover }, { "verify", 3, request_verify }, { "drill", 3, request_drill },
 	{ "unprotect", 1, request_unprotect }, { "the child hangs", 1, fault_child_hangs },
+	{ "others read the dirty log", 3, fault_log_is_read },
 };
 
 static bool settled(struct sim *s)
