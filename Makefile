@@ -39,7 +39,7 @@ CFLAGS  ?= -O2 -g
 override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIBEXEC='"$(LIBEXEC)"' -Iinclude -I. -MMD -MP \
            $(WARN) $(if $(filter 0,$(WERROR)),,-Werror) -fstack-protector-strong -pthread \
            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
-LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink $(if $(XEN),-Wl$(comma)--as-needed -lxenctrl -lxenguest -lxenforeignmemory -lxendevicemodel -lxenstore) -pthread
+LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink -lnbd $(if $(XEN),-Wl$(comma)--as-needed -lxenctrl -lxenguest -lxenforeignmemory -lxendevicemodel -lxenstore) -pthread
 
 # As many at a time as there are processors, unless -j says otherwise.
 QUIETLY  = -s --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
@@ -70,7 +70,7 @@ deps:
 
 # What is missing is named at once, with the way to get it, and not by the compiler, one header at a time.
 HEADERS := ev.h jansson.h lz4.h xxhash.h openssl/ssl.h libnetfilter_queue/libnetfilter_queue.h libnftnl/table.h \
-           libmnl/libmnl.h libnfnetlink/libnfnetlink.h
+           libmnl/libmnl.h libnfnetlink/libnfnetlink.h libnbd.h
 TOLD    := $(B)/can-be-built
 $(TOLD):
 	@mkdir -p $(@D)

@@ -1,135 +1,68 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-/* nbd_hello.c - the client's half of NBD's fixed newstyle negotiation: one export, the nameless one. See nbd.h. */
+/*
+ * nbd_hello.c - the client's half of NBD's negotiation is libnbd's; who speaks on afterwards is the kernel. See nbd.h.
+ */
 #include "checkpoint/nbd.h"
 
-#include <endian.h>
-#include <poll.h>
-#include <sys/socket.h>
+#include <fcntl.h>
+#include <libnbd.h>
+#include <linux/nbd.h>
 #include <unistd.h>
 
-#define HELLO "NBDMAGICIHAVEOPT"
-#define OPTION "IHAVEOPT"
-#define REPLY_MAGIC 0x3e889045565a9ull
-#define FIXED_NEWSTYLE 1u
-#define NO_ZEROES 2u
-#define OPT_GO 7u
-#define REP_ACK 1u
-#define REP_INFO 3u
-#define INFO_EXPORT 0u
-#define REPLY_MAX 4096u                 /* errors come with a text */
-#define REPLIES_MAX 16u
+static const struct {
+	int (*has)(struct nbd_handle *h);
+	uint16_t flag;
+} flags[] = {
+	{ nbd_is_read_only, NBD_FLAG_READ_ONLY },
+	{ nbd_can_flush, NBD_FLAG_SEND_FLUSH },
+	{ nbd_can_fua, NBD_FLAG_SEND_FUA },
+	{ nbd_can_trim, NBD_FLAG_SEND_TRIM },
+	{ nbd_can_zero, 1 << 6 },       /* SEND_WRITE_ZEROES, which the headers of older kernels do not have */
+	{ nbd_can_multi_conn, NBD_FLAG_CAN_MULTI_CONN },
+};
 
-static int take(int fd, void *buf, size_t len, uint64_t end)
+/* The kernel takes simple replies only, and asks for nothing that would have to be negotiated besides. */
+static int negotiate(struct nbd_handle *h, int fd, uint64_t end)
 {
-	for (size_t have = 0; have < len; ) {
-		struct pollfd p = { .fd = fd, .events = POLLIN };
+	if (nbd_set_request_structured_replies(h, false) || nbd_aio_connect_socket(h, fd))
+		return -EPROTO;
+	while (nbd_aio_is_connecting(h) == 1) {
 		uint64_t now = ft_now_ns();
-		ssize_t n;
 
-		if (now >= end || poll(&p, 1, (int)((end - now) / FT_MS_NS) + 1) == 0)
+		if (now >= end)
 			return -ETIMEDOUT;
-		n = recv(fd, (char *)buf + have, len - have, MSG_DONTWAIT);
-		if (n < 0 && (errno == EINTR || errno == EAGAIN))
-			continue;
-		if (n <= 0)
-			return -ECONNRESET;
-		have += (size_t)n;
+		if (nbd_poll(h, (int)((end - now) / FT_MS_NS) + 1) < 0)
+			break;
 	}
-	return 0;
+	return nbd_aio_is_ready(h) == 1 ? 0 : -EPROTO;
 }
 
-static int give(int fd, const void *buf, size_t len)
+static int read_export(struct nbd_handle *h, struct nbd_export *out)
 {
-	return send(fd, buf, len, MSG_NOSIGNAL) == (ssize_t)len ? 0 : -ECONNRESET;
-}
+	int64_t bytes = nbd_get_size(h);
 
-static uint16_t get16(const uint8_t *p)
-{
-	uint16_t v;
-
-	memcpy(&v, p, sizeof(v));
-	return be16toh(v);
-}
-
-static uint32_t get32(const uint8_t *p)
-{
-	uint32_t v;
-
-	memcpy(&v, p, sizeof(v));
-	return be32toh(v);
-}
-
-static uint64_t get64(const uint8_t *p)
-{
-	uint64_t v;
-
-	memcpy(&v, p, sizeof(v));
-	return be64toh(v);
-}
-
-static int greet(int fd, uint64_t end)
-{
-	uint8_t hello[sizeof(HELLO) - 1 + 2];
-	uint32_t flags;
-	int rc = take(fd, hello, sizeof(hello), end);
-
-	if (rc)
-		return rc;
-	flags = get16(hello + sizeof(HELLO) - 1);
-	if (memcmp(hello, HELLO, sizeof(HELLO) - 1) || !(flags & FIXED_NEWSTYLE))
-		return -EPROTO;
-	flags = htobe32(flags & (FIXED_NEWSTYLE | NO_ZEROES));
-	return give(fd, &flags, sizeof(flags));
-}
-
-/* The nameless export, and no information beyond what comes anyway. */
-static int ask_go(int fd)
-{
-	static const char go[] = OPTION "\0\0\0\7" "\0\0\0\6" "\0\0\0\0" "\0\0";
-
-	return give(fd, go, sizeof(go) - 1);
-}
-
-/* 1: an acknowledgement: that was the last. */
-static int take_reply(int fd, uint64_t end, struct nbd_export *out, bool *there)
-{
-	uint8_t head[20], body[REPLY_MAX];
-	uint32_t type, len;
-	int rc = take(fd, head, sizeof(head), end);
-
-	if (rc)
-		return rc;
-	type = get32(head + 12);
-	len = get32(head + 16);
-	if (get64(head) != REPLY_MAGIC || get32(head + 8) != OPT_GO || len > sizeof(body))
-		return -EPROTO;
-	rc = take(fd, body, len, end);
-	if (rc)
-		return rc;
-	if (type == REP_ACK)
-		return 1;
-	if (type != REP_INFO || len < 2)
-		return -EPROTO;
-	if (get16(body) != INFO_EXPORT)
-		return 0;
-	if (len != 12)
-		return -EPROTO;
-	*out = (struct nbd_export){ .bytes = get64(body + 2), .flags = get16(body + 10) };
-	*there = true;
-	return 0;
+	*out = (struct nbd_export){ .bytes = (uint64_t)bytes, .flags = NBD_FLAG_HAS_FLAGS };
+	for (size_t i = 0; i < FT_ARRAY_LEN(flags); i++)
+		if (flags[i].has(h) == 1)
+			out->flags |= flags[i].flag;
+	return bytes < 0 ? -EPROTO : 0;
 }
 
 int nbd_hello(int fd, unsigned timeout_ms, struct nbd_export *out)
 {
 	uint64_t end = ft_now_ns() + timeout_ms * FT_MS_NS;
-	bool there = false;
-	int rc = greet(fd, end);
+	int theirs = fcntl(fd, F_DUPFD_CLOEXEC, 0);     /* libnbd closes what it is given */
+	struct nbd_handle *h = theirs < 0 ? NULL : nbd_create();
+	int rc;
 
+	if (!h) {
+		if (theirs >= 0)
+			close(theirs);
+		return -ENOMEM;
+	}
+	rc = negotiate(h, theirs, end);
 	if (!rc)
-		rc = ask_go(fd);
-	for (unsigned i = 0; i < REPLIES_MAX && !rc; i++)
-		rc = take_reply(fd, end, out, &there);
-	if (rc < 0)
-		return rc;
-	return rc == 1 && there ? 0 : -EPROTO;
+		rc = read_export(h, out);
+	nbd_close(h);
+	return rc;
 }

@@ -8,7 +8,7 @@
 # DEPS_PRINT=missing those that are not installed.
 set -eu
 build="gcc make pkg-config libc6-dev libev-dev libjansson-dev liblz4-dev libxxhash-dev libssl-dev
- libnetfilter-queue-dev libnftnl-dev libmnl-dev libnfnetlink-dev nbdkit-plugin-dev"
+ libnetfilter-queue-dev libnftnl-dev libmnl-dev libnfnetlink-dev libnbd-dev nbdkit-plugin-dev"
 run="qemu-system-x86 iproute2 iptables nftables openssl nbdkit"
 check="$run qemu-utils redis-server redis-tools busybox-static cpio python3 procps kmod xz-utils util-linux ca-certificates e2fsprogs sqlite3
  fio binutils clang libclang-rt-dev"
