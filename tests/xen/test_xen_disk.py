@@ -45,7 +45,7 @@ class SharedDisk(Shared):
             lab.alpha.run(f'truncate -s {IMAGE_MB}M {IMAGE}')
             lab.alpha.write('/ft/guest/vm1.cfg', with_disk(xenlab.XL_CFG) + SEEN_BY_XL)
             lab.alpha.run('xl create /ft/guest/vm1.cfg', 120)
-            wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 240, 1)
+            wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 400, 1)
         return self.lab
 
 
