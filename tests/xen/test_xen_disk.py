@@ -45,7 +45,7 @@ class SharedDisk(Shared):
             lab.alpha.run(f'truncate -s {IMAGE_MB}M {IMAGE}')
             lab.alpha.write('/ft/guest/vm1.cfg', with_disk(xenlab.XL_CFG) + SEEN_BY_XL)
             lab.alpha.run('xl create /ft/guest/vm1.cfg', 120)
-            wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 240, 1)
+            wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 400, 1)
         return self.lab
 
 
@@ -94,6 +94,12 @@ def disks_that_would_not_be_there_after_a_takeover_are_refused_by_name(shared):
     done = lab.alpha.call('ft-protect --check vm1 beta', 120)
     check(done.returncode and 'no disk xvdb served by ft' in done.stdout, done.stdout)
     lab.alpha.write('/etc/ft/guests/vm1.conf', guest_file())
+    node = f'/local/domain/0/backend/vbd/{lab.alpha.run("xl domid vm1").strip()}/51712/feature-persistent'
+    check(lab.alpha.run(f'xenstore-read {node}').strip() == '0', 'the back end keeps grants')
+    lab.alpha.run(f'xenstore-write {node} 1')           # as if block-ft had not switched them off
+    done = lab.alpha.call('ft-protect --check vm1 beta', 120)
+    check(done.returncode and 'xvda uses persistent grants' in done.stdout, done.stdout)
+    lab.alpha.run(f'xenstore-write {node} 0')
 
 
 @test(limit=1200)
