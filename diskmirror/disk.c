@@ -8,6 +8,9 @@
 #include <xxhash.h>
 
 #define BATCH_LZ4 1u
+#define PROBE_FROM (64u << 10)          /* shorter ones are just compressed */
+#define PROBE_LEN 4096u
+#define PROBES 4u
 
 /* --- operations --- */
 
@@ -45,23 +48,62 @@ int ft_disk_unpack_op(const uint8_t buf[FT_DISK_OP_LEN], uint64_t bytes, struct 
 
 /* --- batches --- */
 
-size_t ft_disk_pack_batch(uint32_t disk, const uint8_t *raw, size_t len, uint32_t nr_ops, uint8_t *out)
+/* Less than a sixteenth is not worth what both hosts pay for it. */
+static bool worth_it(size_t packed, size_t len)
 {
-	uint8_t *data = out + FT_DISK_BATCH_HDR;
+	return packed && packed <= len - len / 16;
+}
+
+/* Most large writes are of one kind of data throughout: so a few pieces tell, and what is compressed already is let be. */
+static bool looks_packable(const uint8_t *raw, size_t len)
+{
+	char out[LZ4_COMPRESSBOUND(PROBE_LEN)];
+	size_t packed = 0, step = len / PROBES;
+
+	if (len < PROBE_FROM)
+		return true;
+	for (unsigned i = 0; i < PROBES; i++)
+		packed += (size_t)LZ4_compress_default((const char *)raw + i * step, out, PROBE_LEN, sizeof(out));
+	return worth_it(packed, PROBES * PROBE_LEN);
+}
+
+/* Bytes in @out [FT_DISK_BODY_MAX - FT_DISK_BATCH_HDR], or 0: better as it is. */
+static size_t compress(const uint8_t *raw, size_t len, uint8_t *out)
+{
 	int packed;
 
 	assert(len <= FT_DISK_BATCH_MAX);
-	packed = LZ4_compress_default((const char *)raw, (char *)data, (int)len, (int)(FT_DISK_BODY_MAX - FT_DISK_BATCH_HDR));
+	if (!looks_packable(raw, len))
+		return 0;
+	packed = LZ4_compress_default((const char *)raw, (char *)out, (int)len, (int)(FT_DISK_BODY_MAX - FT_DISK_BATCH_HDR));
+	return packed > 0 && worth_it((size_t)packed, len) ? (size_t)packed : 0;
+}
+
+static size_t put_header(uint32_t disk, size_t len, uint32_t nr_ops, size_t packed, uint8_t *out)
+{
 	ft_put32(out, disk);
+	ft_put32(out + 4, packed ? BATCH_LZ4 : 0);
 	ft_put32(out + 8, (uint32_t)len);
 	ft_put32(out + 12, nr_ops);
-	if (packed > 0 && (size_t)packed < len) {
-		ft_put32(out + 4, BATCH_LZ4);
-		return FT_DISK_BATCH_HDR + (size_t)packed;
-	}
-	ft_put32(out + 4, 0);
-	ft_copy(data, raw, len);
-	return FT_DISK_BATCH_HDR + len;
+	return FT_DISK_BATCH_HDR + (packed ? packed : len);
+}
+
+size_t ft_disk_pack_batch(uint32_t disk, const uint8_t *raw, size_t len, uint32_t nr_ops, uint8_t *out)
+{
+	size_t packed = compress(raw, len, out + FT_DISK_BATCH_HDR);
+
+	if (!packed)
+		ft_copy(out + FT_DISK_BATCH_HDR, raw, len);
+	return put_header(disk, len, nr_ops, packed, out);
+}
+
+size_t ft_disk_pack_here(uint32_t disk, uint8_t *body, size_t len, uint32_t nr_ops, uint8_t *scratch)
+{
+	size_t packed = compress(body + FT_DISK_BATCH_HDR, len, scratch);
+
+	if (packed)
+		ft_copy(body + FT_DISK_BATCH_HDR, scratch, packed);
+	return put_header(disk, len, nr_ops, packed, body);
 }
 
 static bool batch_header_ok(const uint8_t *body, size_t body_len)
@@ -77,7 +119,8 @@ static bool batch_header_ok(const uint8_t *body, size_t body_len)
 	return nr_ops && nr_ops <= raw_len / FT_DISK_OP_LEN;
 }
 
-int ft_disk_unpack_batch(const uint8_t *body, size_t body_len, uint32_t *disk, uint8_t *raw, size_t *len, uint32_t *nr_ops)
+int ft_disk_open_batch(const uint8_t *body, size_t body_len, uint32_t *disk, uint8_t *raw, const uint8_t **ops, size_t *len,
+		       uint32_t *nr_ops)
 {
 	const uint8_t *data = body + FT_DISK_BATCH_HDR;
 	size_t data_len = body_len - FT_DISK_BATCH_HDR;
@@ -87,12 +130,20 @@ int ft_disk_unpack_batch(const uint8_t *body, size_t body_len, uint32_t *disk, u
 	*disk = ft_le32(body);
 	*len = ft_le32(body + 8);
 	*nr_ops = ft_le32(body + 12);
-	if (ft_le32(body + 4) & BATCH_LZ4)
+	*ops = ft_le32(body + 4) & BATCH_LZ4 ? raw : data;
+	if (*ops == raw)
 		return LZ4_decompress_safe((const char *)data, (char *)raw, (int)data_len, (int)*len) == (int)*len ? 0 : -EPROTO;
-	if (data_len != *len)
-		return -EPROTO;
-	ft_copy(raw, data, data_len);
-	return 0;
+	return data_len == *len ? 0 : -EPROTO;
+}
+
+int ft_disk_unpack_batch(const uint8_t *body, size_t body_len, uint32_t *disk, uint8_t *raw, size_t *len, uint32_t *nr_ops)
+{
+	const uint8_t *ops;
+	int rc = ft_disk_open_batch(body, body_len, disk, raw, &ops, len, nr_ops);
+
+	if (!rc && ops != raw)
+		ft_copy(raw, ops, *len);
+	return rc;
 }
 
 /* --- data generations --- */

@@ -299,7 +299,7 @@ static int mirror_next(struct ft_mirror *api, uint64_t upto, uint8_t *body, size
 		m->ops_told = false;
 		pthread_mutex_unlock(&m->lock);
 	}
-	rc = ft_dlog_take(m->log, upto, NEXT_MS, &disk, m->raw, &raw, &nr_ops);
+	rc = ft_dlog_take(m->log, upto, NEXT_MS, &disk, body + FT_DISK_BATCH_HDR, &raw, &nr_ops);
 	if (rc == -ETIMEDOUT) {
 		pthread_mutex_lock(&m->lock);
 		ft_mirror_break(m, "%s: an export counted writes that it did not send - is its nbdkit stuck?", m->guest);
@@ -308,7 +308,7 @@ static int mirror_next(struct ft_mirror *api, uint64_t upto, uint8_t *body, size
 	if (rc != 1)
 		return rc;
 	took(m);
-	*len = ft_disk_pack_batch(disk, m->raw, raw, nr_ops, body);
+	*len = ft_disk_pack_here(disk, body, raw, nr_ops, m->scratch);
 	return 1;
 }
 
@@ -513,7 +513,7 @@ static void mirror_free(struct ft_mirror *api)
 		close(m->poke_fd);
 	pthread_cond_destroy(&m->moved);
 	pthread_mutex_destroy(&m->lock);
-	free(m->raw);
+	free(m->scratch);
 	free(m->guest);
 	free(m);
 }
@@ -593,8 +593,8 @@ static int init(struct mirror *m, const struct ft_mirror_config *cfg)
 	if (rc)
 		return rc;
 	m->guest = strdup(cfg->guest);
-	m->raw = malloc(FT_DISK_BATCH_MAX);
-	if (!m->guest || !m->raw)
+	m->scratch = malloc(FT_DISK_BODY_MAX);
+	if (!m->guest || !m->scratch)
 		return -ENOMEM;
 	m->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	m->poke_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

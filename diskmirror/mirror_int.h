@@ -91,7 +91,7 @@ struct mirror {
 	int event_fd, poke_fd;
 	pthread_t thread;
 	bool running;
-	uint8_t *raw;                   /* next's */
+	uint8_t *scratch;               /* next's */
 
 	pthread_mutex_t lock;           /* before the log's own; for the rest: */
 	pthread_cond_t moved;           /* here_due, fd */

@@ -388,12 +388,12 @@ static int apply_op(struct ft_store *st, struct disk *d, const struct ft_disk_op
 }
 
 /*
- * Go through the ops in st->raw: -EPROTO unless they are ops of @disk with growing numbers that fill the batch exactly.
+ * Go through @ops: -EPROTO unless they are ops of @disk with growing numbers that fill the batch exactly.
  * *seq becomes the last one's. @apply: to the image, too.
  */
-static int walk_ops(struct ft_store *st, unsigned disk, size_t len, uint32_t nr_ops, uint64_t *seq, bool apply)
+static int walk_ops(struct ft_store *st, unsigned disk, const uint8_t *ops, size_t len, uint32_t nr_ops, uint64_t *seq, bool apply)
 {
-	const uint8_t *p = st->raw, *end = st->raw + len;
+	const uint8_t *p = ops, *end = ops + len;
 	struct disk *d = &st->disk[disk];
 	int rc = 0;
 
@@ -415,9 +415,11 @@ static int walk_ops(struct ft_store *st, unsigned disk, size_t len, uint32_t nr_
 	return rc ? rc : p == end ? 0 : -EPROTO;
 }
 
-static int unpack(struct ft_store *st, const uint8_t *body, size_t body_len, uint32_t *disk, size_t *len, uint32_t *nr_ops)
+/* *ops: in @body, or in st->raw. */
+static int unpack(struct ft_store *st, const uint8_t *body, size_t body_len, uint32_t *disk, const uint8_t **ops, size_t *len,
+		  uint32_t *nr_ops)
 {
-	if (ft_disk_unpack_batch(body, body_len, disk, st->raw, len, nr_ops) || *disk >= st->cfg.nr_disks)
+	if (ft_disk_open_batch(body, body_len, disk, st->raw, ops, len, nr_ops) || *disk >= st->cfg.nr_disks)
 		return -EPROTO;
 	return 0;
 }
@@ -443,14 +445,14 @@ static void set_dirty(struct ft_store *st, unsigned disk)
 	pthread_mutex_unlock(&st->lock);
 }
 
-/* What is in st->raw was checked when it came. */
-static int apply_raw(struct ft_store *st, unsigned disk, size_t len, uint32_t nr_ops, uint64_t stream)
+/* They were checked when they came. */
+static int apply_ops(struct ft_store *st, unsigned disk, const uint8_t *ops, size_t len, uint32_t nr_ops, uint64_t stream)
 {
 	uint64_t seq = 0;
 	int rc;
 
 	set_dirty(st, disk);
-	rc = walk_ops(st, disk, len, nr_ops, &seq, true);
+	rc = walk_ops(st, disk, ops, len, nr_ops, &seq, true);
 	set_dirty(st, disk);
 	if (rc)
 		return cannot_apply(st, disk, rc);
@@ -460,11 +462,12 @@ static int apply_raw(struct ft_store *st, unsigned disk, size_t len, uint32_t nr
 
 static int apply_body(struct ft_store *st, const uint8_t *body, size_t body_len, uint64_t stream)
 {
+	const uint8_t *ops;
 	uint32_t disk, nr_ops;
 	size_t len;
-	int rc = unpack(st, body, body_len, &disk, &len, &nr_ops);
+	int rc = unpack(st, body, body_len, &disk, &ops, &len, &nr_ops);
 
-	return rc ? rc : apply_raw(st, disk, len, nr_ops, stream);
+	return rc ? rc : apply_ops(st, disk, ops, len, nr_ops, stream);
 }
 
 /* --- open --- */
@@ -973,6 +976,7 @@ static int stage(struct ft_store *st, const uint8_t *body, size_t len)
 
 int ft_store_batch(struct ft_store *st, const uint8_t *body, size_t body_len)
 {
+	const uint8_t *ops;
 	uint32_t disk, nr_ops;
 	uint64_t seq;
 	size_t len;
@@ -980,12 +984,12 @@ int ft_store_batch(struct ft_store *st, const uint8_t *body, size_t body_len)
 
 	if (!st->open)
 		return -EPROTO;
-	if (unpack(st, body, body_len, &disk, &len, &nr_ops))
+	if (unpack(st, body, body_len, &disk, &ops, &len, &nr_ops))
 		return discard(st, -EPROTO);
 	seq = st->disk[disk].seq;
-	rc = walk_ops(st, disk, len, nr_ops, &seq, false);
+	rc = walk_ops(st, disk, ops, len, nr_ops, &seq, false);
 	if (!rc)
-		rc = st->open->flags & FT_EPOCH_DIRECT ? apply_raw(st, disk, len, nr_ops, st->open->stream) : stage(st, body, body_len);
+		rc = st->open->flags & FT_EPOCH_DIRECT ? apply_ops(st, disk, ops, len, nr_ops, st->open->stream) : stage(st, body, body_len);
 	if (rc)
 		return discard(st, rc);
 	st->disk[disk].seq = seq;

@@ -19,6 +19,7 @@
 #include "refuse.h"
 
 #include <ev.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/random.h>
@@ -31,6 +32,8 @@
 #define TAKEN_S 2.0                     /* ... sooner once the guest is ours: what we know of it grows old */
 #define SEND_BOUND (1u << 20)
 #define CONNECT_SILENCES 16             /* a little longer than the primary waits */
+#define HEAP_PIECE (4 << 20)
+#define HEAP_KEPT (32 << 20)
 #define PREDECESSOR_S 20                /* a leaving child ends its links and its parked QEMU */
 
 struct standby;
@@ -772,6 +775,16 @@ int ft_standby_door(const char *guest, char *buf, unsigned long size)
 	return ft_run_path(buf, size, guest, "standby.sock");
 }
 
+/*
+ * Each epoch takes memory for what is staged, and gives it back when that is written. As malloc would have it, large pieces come
+ * from the kernel and go back there each time, and clearing them costs more than all else that is done with them.
+ */
+static void keep_heap(void)
+{
+	mallopt(M_MMAP_THRESHOLD, HEAP_PIECE);
+	mallopt(M_TRIM_THRESHOLD, HEAP_KEPT);
+}
+
 int ft_standby_run(const char *guest, int listen_fd, int tcp_fd)
 {
 	static struct standby sb;
@@ -783,6 +796,7 @@ int ft_standby_run(const char *guest, int listen_fd, int tcp_fd)
 		return 1;
 	}
 	ft_priority_raise();
+	keep_heap();
 	watch(&sb);
 	ft_backup_tick(sb.backup);
 	serve(&sb, tcp_fd);

@@ -59,9 +59,14 @@ int ft_disk_unpack_op(const uint8_t buf[FT_DISK_OP_LEN], uint64_t bytes, struct 
 
 /* @raw: ops as packed, each WRITE followed by its data. Returns the length of the body in @out [FT_DISK_BODY_MAX]. */
 size_t ft_disk_pack_batch(uint32_t disk, const uint8_t *raw, size_t len, uint32_t nr_ops, uint8_t *out);
+/* The same of what lies in @body already, behind the header. @scratch [FT_DISK_BODY_MAX]. */
+size_t ft_disk_pack_here(uint32_t disk, uint8_t *body, size_t len, uint32_t nr_ops, uint8_t *scratch);
 /* Hostile bytes. @raw has FT_DISK_BATCH_MAX bytes; *len and *nr_ops are what it holds. Ops are not looked at. -EPROTO. */
 int ft_disk_unpack_batch(const uint8_t *body, size_t body_len, uint32_t *disk, uint8_t *raw, size_t *len,
 			 uint32_t *nr_ops) FT_MUST_CHECK;
+/* The same without a copy of what is not compressed: *ops is in @raw, or in @body. */
+int ft_disk_open_batch(const uint8_t *body, size_t body_len, uint32_t *disk, uint8_t *raw, const uint8_t **ops, size_t *len,
+		       uint32_t *nr_ops) FT_MUST_CHECK;
 
 /*
  * --- data generations: which side has what the other lacks. After DRBD's generation identifiers. ---

@@ -90,6 +90,29 @@ static int unpack_body(size_t len)
 	return rc;
 }
 
+/* A large batch that would save next to nothing travels as it is, and what packs well does not. */
+TEST(what_does_not_pack_is_let_be)
+{
+	static uint8_t here[FT_DISK_BODY_MAX], scratch[FT_DISK_BODY_MAX];
+	static const struct { unsigned zeros_of_32; bool packed; } rows[] = { { 0, false }, { 1, false }, { 8, true }, { 32, true } };
+	const uint8_t *ops;
+	uint32_t disk, nr;
+	size_t n, len;
+
+	for (unsigned i = 0; i < FT_ARRAY_LEN(rows); i++) {
+		for (size_t k = 0; k < sizeof(raw); k++)
+			raw[k] = k / 64 % 32 < rows[i].zeros_of_32 ? 0 : (uint8_t)random();
+		n = ft_disk_pack_batch(1, raw, sizeof(raw), 1, body);
+		CHECK_EQ(n < FT_DISK_BATCH_HDR + sizeof(raw), rows[i].packed);
+		memcpy(here + FT_DISK_BATCH_HDR, raw, sizeof(raw));
+		CHECK_EQ(ft_disk_pack_here(1, here, sizeof(raw), 1, scratch), n);
+		CHECK(!memcmp(here, body, n));
+		CHECK_OK(ft_disk_open_batch(body, n, &disk, scratch, &ops, &len, &nr));
+		CHECK_EQ(ops == scratch, rows[i].packed);
+		CHECK(len == sizeof(raw) && !memcmp(ops, raw, len));
+	}
+}
+
 TEST(hostile_batches_are_refused)
 {
 	memset(raw, 0, 4096);
