@@ -136,6 +136,7 @@ TEST(a_device_is_known_by_the_whole_of_its_name)
 	CHECK_OK(nbd_find(d, "ft:vm1.disk0", &n));
 	CHECK_EQ(n, 12);
 	CHECK_EQ(nbd_find(d, "ft:vm1.disk1", &n), -ENOENT);
+	CHECK_EQ(nbd_find(d, "ft:vm1.dis", &n), -ENOENT);
 	CHECK_EQ(nbd_find(d, "ft:vm2.disk0", &n), -ENOENT);
 	CHECK_EQ(nbd_find("/no/such/directory", "ft:vm1.disk0", &n), -ENOENT);
 }

@@ -50,7 +50,8 @@ class SharedDisk(Shared):
 
 
 def disk(lab, host=None):
-    return lab.status(host)['disks'][0]
+    """A loaded host's ft-protect may not answer at once."""
+    return wait_for('a status with disks', lambda: lab.status(host).get('disks'), 120, 1)[0]
 
 
 def check_image(lab, host):
