@@ -604,10 +604,16 @@ static int fake_detach(struct ft_replica *r)
 	return 0;
 }
 
+static int fake_fits(struct ft_replica *r, const struct ft_blob *firmware, char *why, size_t size)
+{
+	return 0;
+}
+
 static const struct ft_replica_ops fake_replica_ops = {
 	.start = fake_start,
 	.drill_start = fake_drill_start,
 	.drill_end = fake_drill_end,
+	.fits = fake_fits,
 	.detach = fake_detach,
 	.destroy = fake_replica_destroy,
 };
