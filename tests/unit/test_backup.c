@@ -375,6 +375,21 @@ static struct world *armed_world(enum ft_durability durability)
 	return w;
 }
 
+TEST(firmware_of_another_machine_is_refused_before_an_epoch_counts)
+{
+	struct world *w = world_new(FT_DURABILITY_MEMORY);
+	struct ft_disk_id id = { .bytes = BYTES, .current = 500 };
+	uint8_t disks[FT_DISK_ID_LEN], other[16] = { 1 };
+
+	ft_disk_pack_id(&id, disks);
+	hello(w, 1, 0);
+	ft_backup_record(w->b, FT_REC_DISKS, disks, sizeof(disks));
+	ft_backup_record(w->b, FT_REC_FIRMWARE, other, sizeof(other));
+	CHECK_EQ(w->reason, FT_REASON_MISMATCH);
+	CHECK_STR(w->error, "this is not the guest's firmware");
+	world_free(w);
+}
+
 TEST(it_takes_over_with_what_was_acknowledged)
 {
 	struct world *w = armed_world(FT_DURABILITY_MEMORY);
