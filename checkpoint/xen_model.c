@@ -412,9 +412,7 @@ static int write_state(const struct xen_model *m, const struct ft_blob *state)
 	return ftruncate(m->memory, 0) || pwrite(m->memory, state->data, state->len, 0) != (ssize_t)state->len ? -EIO : 0;
 }
 
-/*
- * As libxl restores a domain. Not xen-load-devices-state: QEMU 7.2 fails an assertion behind it (yank_unregister_instance).
- */
+/* As libxl restores a domain. Not xen-load-devices-state: QEMU 7.2 fails an assertion behind it (in util/yank.c). */
 int xen_model_load(struct xen_model *m, const struct ft_blob *state)
 {
 	int fd = -1, rc = write_state(m, state);
