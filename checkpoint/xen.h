@@ -55,6 +55,9 @@ int xen_dom_specials(const struct xen_dom *d, struct xen_specials *out) FT_MUST_
 
 /* Run `xl ARG...` (NULL at the end). 0, -ETIMEDOUT, or -EIO: logged with the last thing it said. */
 int xen_xl(const char *guest, unsigned timeout_s, const char *const *arg) FT_MUST_CHECK;
+/* The same; @turn is called now and then while it runs. */
+int xen_xl_meanwhile(const char *guest, unsigned timeout_s, const char *const *arg, void (*turn)(void *ctx), void *ctx)
+	FT_MUST_CHECK;
 /* Dead at once, then cleaned up. Idempotent. */
 int xen_destroy(const struct xen_dom *d) FT_MUST_CHECK;
 

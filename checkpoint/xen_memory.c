@@ -174,7 +174,7 @@ static int probe_up(struct finder *f, uint64_t first, uint64_t end, bool all)
 	return n < 0 ? n : 0;
 }
 
-/* Not below @sure unless there is more to be found: frames that Xen does not count as the domain's may be among them. */
+/* Not below @sure unless there is more to be found: frames that Xen does not count may be among those that are. */
 static int probe_down(struct finder *f, uint64_t first, uint64_t sure, uint64_t end)
 {
 	int n = 0;

@@ -6,6 +6,7 @@
 
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
@@ -13,6 +14,7 @@
 #include <xxhash.h>
 
 #define CALL_MS 5000                    /* a command that does nothing long */
+#define ANNOUNCE_MS 1000
 #define ASK_SOCKET "/var/run/xen/qmp-libxl-%u"
 #define OWN_SOCKET "/var/run/xen/qmp-libxenstat-%u"
 #define DEVICES_MAX 256u
@@ -235,19 +237,24 @@ static int call(struct xen_model *m, const char *what, const char *command, json
 }
 
 /* QEMU opens a fd set only in the mode its descriptor has: so it is opened anew in that one. */
-static int share(struct xen_model *m, int mode, int *fd, int64_t *fdset)
+static int open_again(const struct xen_model *m, int mode, int *fd)
 {
 	char path[32];
-	json_t *ret = NULL;
-	int rc;
 
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", m->memory);
 	*fd = open(path, mode | O_CLOEXEC);
-	if (*fd < 0)
-		return -errno;
-	rc = call(m, "take a descriptor", "add-fd", NULL, *fd, &ret);
+	return *fd < 0 ? -errno : 0;
+}
+
+static int share_wr(struct xen_model *m)
+{
+	json_t *ret = NULL;
+	int rc = open_again(m, O_WRONLY, &m->wr);
+
 	if (!rc)
-		*fdset = json_integer_value(json_object_get(ret, "fdset-id"));
+		rc = call(m, "take a descriptor", "add-fd", NULL, m->wr, &ret);
+	if (!rc)
+		m->fdset = json_integer_value(json_object_get(ret, "fdset-id"));
 	json_decref(ret);
 	return rc;
 }
@@ -268,7 +275,7 @@ int xen_model_open(const struct xen_dom *d, struct xen_model **out)
 	snprintf(path, sizeof(path), OWN_SOCKET, d->domid);
 	rc = m->memory < 0 ? -errno : ft_qmp_open(path, CALL_MS, &m->qmp);
 	if (!rc)
-		rc = share(m, O_WRONLY, &m->wr, &m->fdset);
+		rc = share_wr(m);
 	if (rc)
 		xen_model_close(m);
 	else
@@ -374,19 +381,65 @@ int xen_model_save_end(struct xen_model *m, struct ft_blob *out)
 	return rc ? failed(m, "save its state", rc) : read_state(m, out);
 }
 
+/* Its vCPUs run, as it thinks, when all has been taken; one that cannot take it ends. */
+static int wait_running(struct xen_model *m)
+{
+	uint64_t now = ft_now_ns(), end = now + CALL_MS * FT_MS_NS;
+	bool runs = false;
+
+	for (; !runs && now < end && !ft_qmp_closed(m->qmp); now = ft_now_ns()) {
+		struct pollfd p = { .fd = ft_qmp_fd(m->qmp), .events = POLLIN };
+		json_t *ev;
+
+		if (poll(&p, 1, (int)((end - now) / FT_MS_NS) + 1) < 0 && errno != EINTR)
+			return -errno;
+		while ((ev = ft_qmp_event(m->qmp))) {
+			const char *name = json_string_value(json_object_get(ev, "event"));
+
+			runs = runs || (name && !strcmp(name, "RESUME"));
+			json_decref(ev);
+		}
+	}
+	if (runs)
+		return 0;
+	ft_err("%s: its device model does not take its state: %s", m->guest,
+	       ft_qmp_closed(m->qmp) ? "it has ended (see /var/log/xen/qemu-dm-*.log)" : "it does not run in time");
+	return ft_qmp_closed(m->qmp) ? -EPIPE : -ETIMEDOUT;
+}
+
+static int write_state(const struct xen_model *m, const struct ft_blob *state)
+{
+	return ftruncate(m->memory, 0) || pwrite(m->memory, state->data, state->len, 0) != (ssize_t)state->len ? -EIO : 0;
+}
+
+/* As libxl restores a domain. Not xen-load-devices-state: QEMU 7.2 fails an assertion behind it (in util/yank.c). */
 int xen_model_load(struct xen_model *m, const struct ft_blob *state)
 {
-	int64_t fdset = 0;
-	int fd = -1, rc = 0;
+	int fd = -1, rc = write_state(m, state);
 
-	if (ftruncate(m->memory, 0) || pwrite(m->memory, state->data, state->len, 0) != (ssize_t)state->len)
-		rc = -EIO;
 	if (!rc)
-		rc = share(m, O_RDONLY, &fd, &fdset);
+		rc = open_again(m, O_RDONLY, &fd);
 	if (!rc)
-		rc = call(m, "take its state", "xen-load-devices-state", json_pack("{s:o}", "filename", filename(fdset)),
-			  -1, NULL);
+		rc = call(m, "take a descriptor", "getfd", json_pack("{s:s}", "fdname", "ft-state"), fd, NULL);
+	if (!rc)
+		rc = call(m, "take its state", "migrate-incoming", json_pack("{s:s}", "uri", "fd:ft-state"), -1, NULL);
 	if (fd >= 0)
 		close(fd);
-	return rc;
+	return rc ? rc : wait_running(m);
+}
+
+bool xen_model_announce(struct xs_handle *xs, uint32_t domid)
+{
+	struct ft_qmp *q = NULL;
+	char path[64], why[320];
+	int rc;
+
+	snprintf(path, sizeof(path), OWN_SOCKET, domid);
+	if (!ft_qmp_listening(path) || ft_qmp_try(path, ANNOUNCE_MS, &q, why, sizeof(why)))
+		return false;
+	ft_qmp_close(q);
+	rc = xen_write(xs, "running", "/local/domain/0/device-model/%u/state", domid);
+	if (rc)
+		ft_warn("xenstore cannot be told that the device model of domain %u is there: %s", domid, strerror(-rc));
+	return true;
 }

@@ -22,8 +22,8 @@ void xen_model_check(const struct xen_dom *d, const struct ft_attach *at, struct
 int xen_model_wake(const struct xen_dom *d, char *why, size_t size) FT_MUST_CHECK;
 
 /*
- * Order: open, { stop, save_begin, save_end, cont }..., close; or open, stop, load, cont, close. Failures are logged.
- * -EPIPE: it is gone.
+ * Order: open, { stop, save_begin, save_end, cont }..., close; or open, load, close. Failures are logged. -EPIPE: it is
+ * gone.
  */
 struct xen_model;
 int xen_model_open(const struct xen_dom *d, struct xen_model **out) FT_MUST_CHECK;
@@ -35,6 +35,12 @@ int xen_model_stop(struct xen_model *m) FT_MUST_CHECK;
 int xen_model_cont(struct xen_model *m) FT_MUST_CHECK;  /* -ECANCELED: it had been let go on before, by somebody else */
 int xen_model_save_begin(struct xen_model *m) FT_MUST_CHECK;
 int xen_model_save_end(struct xen_model *m, struct ft_blob *out) FT_MUST_CHECK;  /* the caller frees */
+/* Of one that waits with `-incoming defer`. Returns when it runs. */
 int xen_model_load(struct xen_model *m, const struct ft_blob *state) FT_MUST_CHECK;
+/*
+ * libxl waits until a device model says in xenstore that it runs, and one that waits for its state never does: say it
+ * when it answers. False: not yet.
+ */
+bool xen_model_announce(struct xs_handle *xs, uint32_t domid);
 
 #endif

@@ -33,11 +33,21 @@ struct xen_replica {
 	bool alone;                     /* no other domain of the guest's is here: what serves its disks is ours */
 	bool built;                     /* the domain exists and is ours to destroy */
 	bool started;
+	bool announced;                 /* xl knows that its device model is there */
 };
 
 static struct xen_replica *xen_of(struct ft_replica *r)
 {
 	return ft_container_of(r, struct xen_replica, r);
+}
+
+/* Without a line of its own it is a bare error of the system. */
+static int told(int rc, char *why, size_t size)
+{
+	ft_log_keep(NULL, 0);
+	if (rc && !*why)
+		snprintf(why, size, "%s: %s", ft_conf()->host, strerror(-rc));
+	return rc;
 }
 
 /* --- takeover --- */
@@ -97,8 +107,6 @@ static int start(struct xen_replica *x, const struct ft_blob *params, const stru
 		rc = start_disks(x);
 	if (!rc)
 		rc = load_state(x, state);
-	if (!rc && x->model)
-		rc = xen_model_cont(x->model);
 	if (rc)
 		return rc;
 	/* The record first: should we die from here on, the guest is still found. */
@@ -179,10 +187,17 @@ static void xen_replica_destroy(struct ft_replica *r)
 	free_replica(x);
 }
 
+static int xen_fits(struct ft_replica *r, const struct ft_blob *firmware, char *why, size_t size)
+{
+	ft_log_keep(why, size);
+	return told(xen_params_check(&xen_of(r)->dom, firmware), why, size);
+}
+
 static const struct ft_replica_ops xen_replica_ops = {
 	.start = xen_start,
 	.drill_start = xen_drill_start,
 	.drill_end = xen_drill_end,
+	.fits = xen_fits,
 	.detach = xen_detach,
 	.destroy = xen_replica_destroy,
 };
@@ -190,7 +205,8 @@ static const struct ft_replica_ops xen_replica_ops = {
 /* --- preparing --- */
 
 /* A device model without what would have to be replicated, or would show the guest to somebody. */
-static const char hvm[] = "type = \"hvm\"\nvga = \"none\"\nvnc = 0\nsdl = 0\nusb = 0\nvkb_device = 0";
+static const char hvm[] = "type = \"hvm\"\nvga = \"none\"\nvnc = 0\nsdl = 0\nusb = 0\nvkb_device = 0\n"
+			  "device_model_args_hvm = [ \"-incoming\", \"defer\" ]";
 
 static const char *nic_type(const struct ft_spec *s, unsigned i)
 {
@@ -252,6 +268,15 @@ static int clear_name(struct xen_replica *x)
 	return rc == -ENOENT ? 0 : rc;
 }
 
+static void announce_model(void *ctx)
+{
+	struct xen_replica *x = ctx;
+	uint32_t domid;
+
+	if (!x->announced && !xen_dom_find(x->dom.xs, x->name, &domid))
+		x->announced = xen_model_announce(x->dom.xs, domid);
+}
+
 static int build(struct xen_replica *x)
 {
 	char path[2 * FT_PATH_MAX];
@@ -267,7 +292,8 @@ static int build(struct xen_replica *x)
 		rc = write_config(x, path, sizeof(path));
 	}
 	if (!rc)
-		rc = xen_xl(x->spec.name, CREATE_S, (const char *const[]){ "create", "-p", "-q", path, NULL });
+		rc = xen_xl_meanwhile(x->spec.name, CREATE_S, (const char *const[]){ "create", "-p", "-q", path, NULL },
+				      x->spec.type == FT_XEN_HVM ? announce_model : NULL, x);
 	if (!rc)
 		rc = xen_dom_find(x->dom.xs, x->name, &x->dom.domid);
 	x->built = !rc;
@@ -320,9 +346,7 @@ static int take_model(struct xen_replica *x, const struct ft_attach *theirs)
 		       x->spec.name, theirs->model, x->at.model);
 		rc = -ENOEXEC;
 	}
-	if (!rc)
-		rc = xen_model_open(&x->dom, &x->model);
-	return rc ? rc : xen_model_stop(x->model);
+	return rc ? rc : xen_model_open(&x->dom, &x->model);
 }
 
 static int prepare(struct xen_replica *x, const struct ft_attach *theirs)
@@ -390,15 +414,6 @@ static int check_version(const struct ft_attach *theirs)
 	ft_err("the guest runs on Xen %s, but %s has Xen %s: install the same version on both hosts",
 	       theirs->xen_version, ft_conf()->host, ours);
 	return -ENOEXEC;
-}
-
-/* Without a line of its own it is a bare error of the system. */
-static int told(int rc, char *why, size_t size)
-{
-	ft_log_keep(NULL, 0);
-	if (rc && !*why)
-		snprintf(why, size, "%s: %s", ft_conf()->host, strerror(-rc));
-	return rc;
 }
 
 int ft_xen_replica_check(const struct ft_attach *theirs, char *why, size_t size)

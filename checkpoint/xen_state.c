@@ -97,7 +97,9 @@ static const uint32_t params[] = {
 	HVM_PARAM_IDENT_PT, HVM_PARAM_VM_GENERATION_ID_ADDR, HVM_PARAM_X87_FIP_WIDTH, HVM_PARAM_MCA_CAP,
 };
 /* Of these, what hvmloader sets; a replica's has not run. */
-static const uint32_t firmware_params[] = { HVM_PARAM_ACPI_IOPORTS_LOCATION, HVM_PARAM_VM_GENERATION_ID_ADDR };
+static const uint32_t firmware_params[] = {
+	HVM_PARAM_VM86_TSS_SIZED, HVM_PARAM_ACPI_IOPORTS_LOCATION, HVM_PARAM_VM_GENERATION_ID_ADDR,
+};
 #define PARAMS_HEADER 16u
 #define PARAM_LEN 12u
 
@@ -131,7 +133,10 @@ int xen_params_save(const struct xen_dom *d, struct ft_blob *out)
 
 static bool is_firmwares(uint32_t param)
 {
-	return param == firmware_params[0] || param == firmware_params[1];
+	for (size_t i = 0; i < FT_ARRAY_LEN(firmware_params); i++)
+		if (param == firmware_params[i])
+			return true;
+	return false;
 }
 
 int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs)

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #define DESTROY_S 60
+#define TURN_MS 100
 
 /* The last line that @fd holds. */
 static void last_line(int fd, char *out, size_t size)
@@ -48,16 +49,18 @@ static void run(int log_fd, char *const *argv)
 	_exit(127);
 }
 
-static int wait_for(pid_t pid, unsigned timeout_s)
+static int wait_for(pid_t pid, unsigned timeout_s, void (*turn)(void *ctx), void *ctx)
 {
 	struct pollfd p = { .fd = pidfd_open(pid, 0), .events = POLLIN };
 	uint64_t now = ft_now_ns(), end = now + timeout_s * FT_S_NS;
 	int status = 0, n = -1;
 
-	for (; p.fd >= 0 && n < 0 && now < end; now = ft_now_ns()) {
-		n = poll(&p, 1, (int)((end - now) / FT_MS_NS) + 1);
+	for (; p.fd >= 0 && n <= 0 && now < end; now = ft_now_ns()) {
+		n = poll(&p, 1, turn ? TURN_MS : (int)((end - now) / FT_MS_NS) + 1);
 		if (n < 0 && errno != EINTR)
 			break;
+		if (!n && turn)
+			turn(ctx);
 	}
 	if (p.fd >= 0)
 		close(p.fd);
@@ -72,6 +75,11 @@ static int wait_for(pid_t pid, unsigned timeout_s)
 
 int xen_xl(const char *guest, unsigned timeout_s, const char *const *arg)
 {
+	return xen_xl_meanwhile(guest, timeout_s, arg, NULL, NULL);
+}
+
+int xen_xl_meanwhile(const char *guest, unsigned timeout_s, const char *const *arg, void (*turn)(void *ctx), void *ctx)
+{
 	const char *argv[16] = { "xl" };
 	char said[200];
 	int log_fd = memfd_create("ft-xl", MFD_CLOEXEC), rc;
@@ -84,7 +92,7 @@ int xen_xl(const char *guest, unsigned timeout_s, const char *const *arg)
 	pid = fork();
 	if (pid == 0)
 		run(log_fd, (char *const *)(uintptr_t)argv);
-	rc = pid < 0 ? -errno : wait_for(pid, timeout_s);
+	rc = pid < 0 ? -errno : wait_for(pid, timeout_s, turn, ctx);
 	if (rc) {
 		last_line(log_fd, said, sizeof(said));
 		ft_err("%s: 'xl %s' %s%s%s", guest, argv[1], rc == -ENOENT ? "cannot be started: install xen-utils" :

@@ -580,6 +580,8 @@ static void on_firmware(struct ft_backup *b, const uint8_t *body, size_t len)
 	}
 	if (!b->replica)
 		reason = build_replica(b, why, sizeof(why));
+	if (reason == FT_REASON_OK && b->replica->ops->fits(b->replica, &b->session_firmware, why, sizeof(why)))
+		reason = FT_REASON_MISMATCH;
 	if (reason != FT_REASON_OK)
 		part(b, reason, why);
 	else if (b->ops->send(b->cfg.ctx, FT_REC_READY, NULL, 0))

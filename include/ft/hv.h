@@ -121,10 +121,12 @@ struct ft_replica {
 };
 
 /*
- * Order: prepare (backend's constructor), { drill_start, drill_end }..., start once or never, then
+ * Order: prepare (backend's constructor), { fits } a session, { drill_start, drill_end }..., start once or never, then
  * detach after a start that succeeded, or destroy. Loop thread only.
  */
 struct ft_replica_ops {
+	/* Can it be started with this @firmware? 0, or -ENOEXEC: logged, and the same line in @why. */
+	int (*fits)(struct ft_replica *r, const struct ft_blob *firmware, char *why, size_t size);
 	/*
 	 * Load @state (RAM is in place; images, too, and let go of by who wrote them) and run. Once in a life. Returns when
 	 * the guest runs. Its attach record is there before it runs, and gone again when this fails.

@@ -392,6 +392,21 @@ TEST(another_machine_by_the_same_name_finds_nothing_and_the_same_one_its_replica
 	world_free(w);
 }
 
+TEST(firmware_of_another_machine_is_refused_before_an_epoch_counts)
+{
+	struct world *w = world_new(FT_DURABILITY_MEMORY);
+	struct ft_disk_id id = { .bytes = BYTES, .current = 500 };
+	uint8_t disks[FT_DISK_ID_LEN], other[16] = { 1 };
+
+	ft_disk_pack_id(&id, disks);
+	hello(w, 1, 0);
+	ft_backup_record(w->b, FT_REC_DISKS, disks, sizeof(disks));
+	ft_backup_record(w->b, FT_REC_FIRMWARE, other, sizeof(other));
+	CHECK_EQ(w->reason, FT_REASON_MISMATCH);
+	CHECK_STR(w->error, "this is not the guest's firmware");
+	world_free(w);
+}
+
 /* --- takeover --- */
 
 TEST(it_takes_over_with_what_was_acknowledged)

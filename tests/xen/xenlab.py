@@ -42,7 +42,7 @@ vcpus = 1
 vif = [ "mac={GUEST_MAC},bridge=xenbr0" ]
 '''
 # Of type hvm, by the snapshot's name: with Xen's drivers, and without, on a network card that QEMU emulates.
-HVM = {'hvm': ('', 'type=vif'), 'hvm-plain': (' xen_nopv', 'type=ioemu,model=rtl8139')}
+HVM = {'hvm': ('', 'type=vif'), 'hvm-plain': (' xen_nopv no_timer_check', 'type=ioemu,model=rtl8139')}
 
 
 def guest_cmdline(kind):
