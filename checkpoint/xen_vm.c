@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <unistd.h>
 #include <xen/sched.h>
-#include <xendevicemodel.h>
 
 #define EVENTS_MAX 4u
 /* A domain that is found suspended with this was left so by a dead ft-protect. */
@@ -26,19 +25,8 @@ struct xen_vm {
 	uint64_t shared_info;           /* the frame where the guest sees it: Xen writes there without logging it */
 	uint8_t *ram;
 
-	uint64_t nr_gfns;
-	uint64_t *dirty;                /* as Xen gives it: one bit a frame */
-	xc_hypercall_buffer_t dirty_buf;
-	unsigned dirty_pages;           /* of that buffer */
-
-	/*
-	 * `xl migrate` would take the dirty log from us without a word. So a frame that is never replicated is marked
-	 * dirty after each take, and not to find it so at the next one means that others have taken pages, too.
-	 */
-	xendevicemodel_handle *dm;
-	bool canary;                    /* it is marked */
-
-	bool tracking, marked;
+	struct xen_log log;
+	bool marked;
 	bool paused;                    /* by us */
 	bool taken;                     /* the dirty pages of this pause: nothing that counts was written since */
 	uint64_t suspended_ns;          /* when it was seen to stand still */
@@ -103,9 +91,8 @@ static void look(struct xen_vm *v)
 
 	if (rc == -ESRCH && !v->gone) {
 		v->gone = true;
-		if (v->foreign)
-			ended(v,
-			      "was suspended by somebody else, and its domain is gone: it was saved or migrated, and lives there");
+		if (v->foreign || v->vm.contended)
+			ended(v, "was in somebody else's hands, and its domain is gone: it was saved or migrated, and lives there");
 		else if (!v->off)
 			queue_event(v, FT_VM_GONE);
 	}
@@ -125,6 +112,8 @@ static enum ft_vm_event xen_next_event(struct ft_vm *vm)
 	if (!v->nr_events) {
 		xen_dom_drain(&v->dom);
 		look(v);
+		if (v->vm.contended && !v->foreign && !v->gone && !v->off)
+			v->vm.contended = !xen_log_ours_again(&v->log);
 	}
 	if (!v->nr_events)
 		return FT_VM_NONE;
@@ -161,6 +150,10 @@ static int xen_pause(struct ft_vm *vm)
 
 	if (v->paused)
 		return 0;
+	rc = xen_log_look(&v->log);
+	vm->contended = v->log.shared;
+	if (rc)
+		return rc;
 	v->suspend.busy = vm->busy;
 	v->suspend.busy_ctx = vm->busy_ctx;
 	rc = xen_suspend_begin(&v->suspend);
@@ -219,44 +212,6 @@ static int xen_firmware(struct ft_vm *vm, struct ft_blob *out)
 
 /* --- tracking --- */
 
-static int enable_log_dirty(struct xen_vm *v)
-{
-	int rc = xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY, NULL, 0);
-
-	if (rc < 0 && errno == EINVAL) {        /* it is on: an ft-protect that was killed left it so */
-		(void)xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
-		rc = xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY, NULL, 0);
-	}
-	if (rc >= 0)
-		return 0;
-	ft_err("%s: Xen does not log which pages the domain writes: %s%s", v->at.guest, strerror(errno),
-	       errno == EBUSY ? ": is it being saved or migrated?" : "");
-	return -errno;
-}
-
-static void set_canary(struct xen_vm *v)
-{
-	v->canary = !xendevicemodel_modified_memory(v->dm, (domid_t)v->dom.domid, v->specials.store, 1);
-	if (!v->canary)
-		ft_debug("%s: frame %" PRIx64 " cannot be marked: %s", v->at.guest, v->specials.store, strerror(errno));
-}
-
-static bool canary_is_gone(struct xen_vm *v)
-{
-	uint64_t gfn = v->specials.store;
-
-	return v->canary && !(v->dirty[gfn / 64] >> (gfn % 64) & 1);
-}
-
-/* Nobody knows any more what was written: everything may have been. */
-static int log_was_taken(struct xen_vm *v, struct ft_bitmap *dirty, const char *how)
-{
-	ft_err("%s: %s: is it being saved or migrated? All of its memory is to be copied anew", v->at.guest, how);
-	ft_bitmap_fill(dirty);
-	v->canary = false;
-	return -EIO;
-}
-
 static int xen_track(struct ft_vm *vm)
 {
 	struct xen_vm *v = xen_of(vm);
@@ -264,32 +219,27 @@ static int xen_track(struct ft_vm *vm)
 
 	v->marked = !rc;
 	if (!rc)
-		rc = enable_log_dirty(v);
-	v->tracking = !rc;
+		rc = xen_log_start(&v->log);
+	v->vm.contended = v->log.shared;
 	return rc;
 }
 
 static int xen_take_dirty(struct ft_vm *vm, struct ft_bitmap *dirty)
 {
 	struct xen_vm *v = xen_of(vm);
-	unsigned mode = v->paused ? XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL : 0;
 	uint64_t page;
-	long long rc;
+	int rc;
 
 	if (v->paused && v->taken)
 		return 0;
-	rc = xc_logdirty_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_CLEAN, &v->dirty_buf, v->nr_gfns, mode,
-				 NULL);
-	if (rc < 0) {
-		int again = enable_log_dirty(v);
-
-		return again ? again : log_was_taken(v, dirty, "somebody else has ended the log of written pages");
+	rc = xen_log_take(&v->log, v->paused);
+	if (rc) {
+		ft_bitmap_fill(dirty);
+		v->vm.contended = v->log.shared;
+		return rc;
 	}
-	if (canary_is_gone(v))
-		return log_was_taken(v, dirty, "somebody else reads the log of written pages");
-	set_canary(v);
 	v->taken = v->paused;
-	xen_pages_fold(&v->map, v->dirty, v->nr_gfns, dirty);
+	xen_pages_fold(&v->map, v->log.taken.bit, v->log.nr_gfns, dirty);
 	if (v->paused && xen_pages_index(&v->map, v->shared_info, &page))
 		ft_bitmap_set(dirty, page);
 	return 0;
@@ -328,8 +278,7 @@ static void release_domain(struct xen_vm *v)
 {
 	if (v->paused)
 		ft_ignore(xen_resume(&v->vm));          /* logged */
-	if (v->tracking)
-		(void)xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
+	xen_log_stop(&v->log);
 	if (v->marked) {
 		char path[64];
 
@@ -347,11 +296,8 @@ static void xen_close(struct ft_vm *vm)
 	if (v->dom.mem && !v->gone)
 		release_domain(v);
 	xen_unmap(v->ram, &v->map);
-	if (v->dirty)
-		xc__hypercall_buffer_free_pages(v->dom.xc, &v->dirty_buf, (int)v->dirty_pages);
+	xen_log_close(&v->log);
 	free(v->state.context);
-	if (v->dm)
-		xendevicemodel_close(v->dm);
 	xen_dom_close(&v->dom);
 	free(v);
 }
@@ -371,25 +317,6 @@ static const struct ft_hv_ops xen_vm_ops = {
 };
 
 /* --- opening --- */
-
-static int alloc_dirty(struct xen_vm *v)
-{
-	DECLARE_HYPERCALL_BUFFER(uint64_t, bits);
-	xen_pfn_t nr;
-
-	if (xc_domain_nr_gpfns(v->dom.xc, v->dom.domid, &nr))
-		return -errno;
-	v->nr_gfns = nr;
-	v->dirty_pages = (unsigned)((nr / 8 + FT_PAGE_SIZE) / FT_PAGE_SIZE);
-	bits = xc_hypercall_buffer_alloc_pages(v->dom.xc, bits, (int)v->dirty_pages);
-	if (!bits) {
-		ft_err("%s: no %u pages for Xen's dirty log: %s", v->at.guest, v->dirty_pages, strerror(errno));
-		return -ENOMEM;
-	}
-	v->dirty_buf = *HYPERCALL_BUFFER(bits);
-	v->dirty = bits;
-	return 0;
-}
 
 /* An ft-protect that died together with its guard left it so; who saves a domain does not leave our mark on it. */
 static int end_old_suspend(struct xen_vm *v)
@@ -429,17 +356,12 @@ static int open_all(struct xen_vm *v)
 	int rc = xen_dom_open(&v->dom, v->at.guest, v->at.domid);
 
 	v->suspend.dom = &v->dom;
-	v->dm = rc ? NULL : xendevicemodel_open(NULL, 0);
-	if (!rc && !v->dm) {
-		rc = -errno;
-		ft_err("%s: Xen's device model interface cannot be opened: %s", v->at.guest, strerror(-rc));
-	}
 	if (!rc)
 		rc = end_old_suspend(v);
 	if (!rc)
 		rc = map_memory(v);
 	if (!rc)
-		rc = alloc_dirty(v);
+		rc = xen_log_open(&v->log, &v->dom, &v->map);
 	if (!rc)
 		rc = xen_state_init(&v->dom, &v->state);
 	if (!rc)
