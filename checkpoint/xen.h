@@ -94,6 +94,10 @@ int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs) FT_M
  */
 int xen_map(const struct xen_dom *d, const struct xen_pages *map, const struct xen_specials *specials, bool writable,
 	    uint8_t **out, uint64_t *nr_missing) FT_MUST_CHECK;
+/* The same, to be read, and again when frames come and go: @there says which pages have memory, @changed (NULL: whatever)
+ * gets those of which that has changed. */
+int xen_map_moving(const struct xen_dom *d, const struct xen_pages *map, const struct xen_specials *specials, uint8_t **out,
+		   struct ft_bitmap *there, struct ft_bitmap *changed) FT_MUST_CHECK;
 void xen_unmap(uint8_t *ram, const struct xen_pages *map);
 /* Find the frames that have memory. */
 int xen_find_pages(const struct xen_dom *d, struct xen_pages *out) FT_MUST_CHECK;

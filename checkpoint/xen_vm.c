@@ -22,6 +22,11 @@ struct xen_vm {
 	struct xen_specials specials;
 	struct xen_state_buf state;
 	uint64_t tot_pages;             /* of the domain when it was mapped */
+	uint64_t target_kb;             /* what its balloon was told then */
+	int64_t reserve;                /* pages that it has beyond that when it has got there */
+	bool moving;                    /* its balloon may be at work */
+	struct ft_bitmap there;         /* pages that had memory then */
+	struct ft_bitmap moved;         /* came or went since: Xen does not log that, nor what is written to new ones */
 	uint64_t shared_info;           /* the frame where the guest sees it: Xen writes there without logging it */
 	uint8_t *ram;
 
@@ -124,23 +129,44 @@ static enum ft_vm_event xen_next_event(struct ft_vm *vm)
 
 /* --- pause and resume --- */
 
-/* Frames that came since would still be zeros here, and those that went would still be theirs. */
+static uint64_t read_target_kb(const struct xen_vm *v)
+{
+	char *text = xen_read(v->dom.xs, "/local/domain/%u/memory/target", v->dom.domid);
+	uint64_t kb = text ? strtoull(text, NULL, 10) : 0;
+
+	free(text);
+	return kb;
+}
+
+/*
+ * Frames that came since would still be zeros here, and those that went would still be theirs. Our mapping keeps what its
+ * balloon gives back from being freed, so the number of its pages alone does not tell: from a new target on until it has
+ * got there, all is mapped anew in each epoch.
+ */
 static int map_again(struct xen_vm *v)
 {
+	uint64_t target_kb = read_target_kb(v), nr_moved = ft_bitmap_count(&v->moved);
 	xc_domaininfo_t info;
 	int rc = xen_dom_info(&v->dom, &info);
 
 	if (rc)
 		return rc;
 	v->shared_info = info.shared_info_frame;
-	if (info.tot_pages == v->tot_pages)
+	if (info.tot_pages == v->tot_pages && target_kb == v->target_kb && !v->moving)
 		return 0;
-	ft_info("%s: its memory has changed from %" PRIu64 " to %" PRIu64 " pages", v->at.guest, v->tot_pages,
-		(uint64_t)info.tot_pages);
-	rc = xen_map(&v->dom, &v->map, &v->specials, false, &v->ram, NULL);
+	rc = xen_map_moving(&v->dom, &v->map, &v->specials, &v->ram, &v->there, &v->moved);
 	if (!rc)
-		v->tot_pages = info.tot_pages;
-	return rc;
+		rc = xen_dom_info(&v->dom, &info);
+	if (rc)
+		return rc;
+	nr_moved = ft_bitmap_count(&v->moved) - nr_moved;
+	v->moving = nr_moved || target_kb != v->target_kb || (int64_t)info.tot_pages != (int64_t)(target_kb / 4) + v->reserve;
+	if (nr_moved)
+		ft_info("%s: its memory has changed: %" PRIu64 " of its pages came or went, it has %" PRIu64, v->at.guest,
+			nr_moved, (uint64_t)info.tot_pages);
+	v->tot_pages = info.tot_pages;
+	v->target_kb = target_kb;
+	return 0;
 }
 
 static int xen_pause(struct ft_vm *vm)
@@ -239,6 +265,8 @@ static int xen_take_dirty(struct ft_vm *vm, struct ft_bitmap *dirty)
 		return rc;
 	}
 	v->taken = v->paused;
+	ft_bitmap_or(dirty, &v->moved);
+	ft_bitmap_zero(&v->moved);
 	xen_pages_fold(&v->map, v->log.taken.bit, v->log.nr_gfns, dirty);
 	if (v->paused && xen_pages_index(&v->map, v->shared_info, &page))
 		ft_bitmap_set(dirty, page);
@@ -297,6 +325,8 @@ static void xen_close(struct ft_vm *vm)
 		release_domain(v);
 	xen_unmap(v->ram, &v->map);
 	xen_log_close(&v->log);
+	ft_bitmap_free(&v->there);
+	ft_bitmap_free(&v->moved);
 	free(v->state.context);
 	xen_dom_close(&v->dom);
 	free(v);
@@ -345,8 +375,14 @@ static int map_memory(struct xen_vm *v)
 	if (rc)
 		return rc;
 	v->tot_pages = info.tot_pages;
+	v->target_kb = read_target_kb(v);
+	v->reserve = (int64_t)info.tot_pages - (int64_t)(v->target_kb / 4);
 	v->vm.nr_pages = v->map.total;
-	rc = xen_map(&v->dom, &v->map, &v->specials, false, &v->ram, NULL);
+	rc = ft_bitmap_init(&v->there, v->map.total);
+	if (!rc)
+		rc = ft_bitmap_init(&v->moved, v->map.total);
+	if (!rc)
+		rc = xen_map_moving(&v->dom, &v->map, &v->specials, &v->ram, &v->there, NULL);
 	v->vm.ram = v->ram;
 	return rc;
 }

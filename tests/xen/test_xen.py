@@ -232,6 +232,25 @@ def a_domain_that_the_toolstack_migrates_lives_there_and_is_whole(shared):
     shared.close()
 
 
+@test(limit=1800)
+def a_guest_that_balloons_stays_equal_and_can_be_taken_over(shared):
+    """Frames go and come while it is protected, and while it writes."""
+    lab = shared.protected()
+    check(lab.ask('dirty 4 300', 60) is not None, 'the guest does not answer')
+    memory = lambda: int(lab.alpha.run('xl list vm1').splitlines()[-1].split()[2])      # noqa: E731
+    for target in (xenlab.MEMORY - 8, xenlab.MEMORY):
+        lab.alpha.run(f'xl mem-set vm1 {target}m', 120)
+        wait_for(f'{target} MB', lambda: abs(memory() - target) < 2, 120, 1)        # noqa: B023  pylint: disable=W0640
+        for n in range(1):
+            done = lab.alpha.call('ft-ctl verify vm1', 300)
+            check(done.returncode == 0, f'comparison {n + 1} with {target} MB: {done.stdout.strip()}')
+    print(f'# {said(lab, "its memory has changed")} epochs found other frames than the one before')
+    check(said(lab, 'its memory has changed'), 'no frame came or went')
+    lab.alpha.cut()
+    check(lab.ask('whole', 180) == 'ok', 'the guest that was taken over is not whole')
+    shared.close()
+
+
 @test(limit=600)
 def a_xenstored_that_stands_still_delays_the_guest_and_no_more(shared):
     """Twelve seconds, more than two silences: no takeover, and protection goes on."""
