@@ -12,6 +12,7 @@
 #include "ft/hv.h"
 
 #include <xenctrl.h>
+#include <xendevicemodel.h>
 #include <xenforeignmemory.h>
 #include <xenstore.h>
 
@@ -129,10 +130,50 @@ bool xen_params_booted(const struct xen_dom *d);
  */
 int xen_map(const struct xen_dom *d, const struct xen_pages *map, const struct xen_specials *specials, bool writable,
 	    uint8_t **out, uint64_t *nr_missing) FT_MUST_CHECK;
+/* The same, to be read, and again when frames come and go: @there says which pages have memory, @changed (NULL: whatever)
+ * gets those of which that has changed. */
+int xen_map_moving(const struct xen_dom *d, const struct xen_pages *map, const struct xen_specials *specials, uint8_t **out,
+		   struct ft_bitmap *there, struct ft_bitmap *changed) FT_MUST_CHECK;
 void xen_unmap(uint8_t *ram, const struct xen_pages *map);
 /* Find the frames that have memory. */
 int xen_find_pages(const struct xen_dom *d, struct xen_pages *out) FT_MUST_CHECK;
 /* Give memory to those of @map that have none. */
 int xen_populate(const struct xen_dom *d, const struct xen_pages *map) FT_MUST_CHECK;
+
+/* --- xen_log.c: which pages the domain writes. Others may read that log, too --- */
+
+#define XEN_SPECIALS_MAX 64u            /* frames that no guest uses as memory, below 4 GiB */
+
+struct xen_log_bits {                   /* one a frame, as Xen gives them */
+	uint64_t *bit;
+	xc_hypercall_buffer_t buf;
+	unsigned nr_pages;
+};
+
+struct xen_log {
+	const struct xen_dom *dom;      /* borrowed */
+	xendevicemodel_handle *dm;
+	uint64_t nr_gfns, nr_clean;     /* frames that there may be; those whose bits a reading takes */
+	uint64_t canary_gfn;
+	bool canary_stays;              /* it is not among the first @nr_clean */
+	bool canary;                    /* it is marked */
+	bool on;
+	struct xen_log_bits taken, seen;        /* of the last xen_log_take; of the last look */
+	bool shared;                    /* others read it: hands off */
+	bool was_off;                   /* ... and then: as it was found last, since: */
+	uint64_t since_ns, look_ns;
+};
+
+int xen_log_open(struct xen_log *l, const struct xen_dom *d, const struct xen_pages *map) FT_MUST_CHECK;
+/* 0 also when others read it: then l->shared. */
+int xen_log_start(struct xen_log *l) FT_MUST_CHECK;
+/* Now and then, before a pause: -EBUSY: others read it. */
+int xen_log_look(struct xen_log *l) FT_MUST_CHECK;
+/* l->taken: what was written since. -EBUSY: others read it; -EIO: nobody knows what was written. Both are logged. */
+int xen_log_take(struct xen_log *l, bool suspended) FT_MUST_CHECK;
+/* While it is shared, as often as you like. True: it is no more, and logs again; all may have been written. */
+bool xen_log_ours_again(struct xen_log *l);
+void xen_log_stop(struct xen_log *l);
+void xen_log_close(struct xen_log *l);          /* takes half-opened ones */
 
 #endif

@@ -20,6 +20,8 @@ struct mapper {
 	const struct xen_specials *specials;
 	int prot;
 	uint64_t nr_missing;
+	uint64_t page;                  /* of the map: the next batch's first */
+	struct ft_bitmap *there, *changed;      /* NULL: not of interest */
 	xen_pfn_t gfn[BATCH];
 	int err[BATCH];
 };
@@ -69,6 +71,18 @@ static int map_present(struct mapper *m, uint64_t first, unsigned nr, const bool
 	return rc;
 }
 
+static void note_presence(struct mapper *m, uint64_t page, bool there)
+{
+	if (!m->there || ft_bitmap_test(m->there, page) == there)
+		return;
+	if (there)
+		ft_bitmap_set(m->there, page);
+	else
+		ft_bitmap_clear(m->there, page);
+	if (m->changed)
+		ft_bitmap_set(m->changed, page);
+}
+
 static int map_batch(struct mapper *m, uint64_t first, unsigned nr, uint8_t *at)
 {
 	unsigned nr_there = 0;
@@ -80,6 +94,7 @@ static int map_batch(struct mapper *m, uint64_t first, unsigned nr, uint8_t *at)
 
 		there[i] = !m->err[i] && !special;
 		nr_there += there[i];
+		note_presence(m, m->page + i, there[i]);
 		m->nr_missing += m->err[i] != 0 && !special;
 	}
 	return rc || nr_there == nr ? rc : map_present(m, first, nr, there, at);
@@ -95,16 +110,15 @@ static int map_all(struct mapper *m, const struct xen_pages *map, uint8_t *ram)
 			unsigned nr = left < BATCH ? (unsigned)left : BATCH;
 
 			rc = map_batch(m, map->range[r].first + i, nr, ram + i * FT_PAGE_SIZE);
+			m->page += nr;
 		}
 		ram += map->range[r].count * FT_PAGE_SIZE;
 	}
 	return rc;
 }
 
-int xen_map(const struct xen_dom *d, const struct xen_pages *map, const struct xen_specials *specials, bool writable,
-	    uint8_t **out, uint64_t *nr_missing)
+static int map_memory(struct mapper *m, const struct xen_pages *map, uint8_t **out)
 {
-	struct mapper m = { .d = d, .specials = specials, .prot = writable ? PROT_READ | PROT_WRITE : PROT_READ };
 	uint8_t *ram = *out;
 	int rc;
 
@@ -114,16 +128,34 @@ int xen_map(const struct xen_dom *d, const struct xen_pages *map, const struct x
 		if (ram == MAP_FAILED)
 			return -errno;
 	}
-	rc = map_all(&m, map, ram);
-	if (nr_missing)
-		*nr_missing = m.nr_missing;
+	rc = map_all(m, map, ram);
 	if (rc)
-		ft_err("%s: its memory of %" PRIu64 " pages cannot be mapped: %s", d->guest, map->total, strerror(-rc));
+		ft_err("%s: its memory of %" PRIu64 " pages cannot be mapped: %s", m->d->guest, map->total,
+		       strerror(-rc));
 	if (rc && !*out)
 		munmap(ram, map->total * FT_PAGE_SIZE);
 	if (!rc)
 		*out = ram;
 	return rc;
+}
+
+int xen_map(const struct xen_dom *d, const struct xen_pages *map, const struct xen_specials *specials, bool writable,
+	    uint8_t **out, uint64_t *nr_missing)
+{
+	struct mapper m = { .d = d, .specials = specials, .prot = writable ? PROT_READ | PROT_WRITE : PROT_READ };
+	int rc = map_memory(&m, map, out);
+
+	if (nr_missing)
+		*nr_missing = m.nr_missing;
+	return rc;
+}
+
+int xen_map_moving(const struct xen_dom *d, const struct xen_pages *map, const struct xen_specials *specials, uint8_t **out,
+		   struct ft_bitmap *there, struct ft_bitmap *changed)
+{
+	struct mapper m = { .d = d, .specials = specials, .prot = PROT_READ, .there = there, .changed = changed };
+
+	return map_memory(&m, map, out);
 }
 
 void xen_unmap(uint8_t *ram, const struct xen_pages *map)

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <unistd.h>
 #include <xen/sched.h>
-#include <xendevicemodel.h>
 
 #define EVENTS_MAX 4u
 /* A domain that is found suspended with this was left so by a dead ft-protect. */
@@ -25,23 +24,17 @@ struct xen_vm {
 	struct xen_specials specials;
 	struct xen_state_buf state;
 	uint64_t tot_pages;             /* of the domain when it was mapped */
+	uint64_t target_kb;             /* what its balloon was told then */
+	int64_t reserve;                /* pages that it has beyond that when it has got there */
+	bool moving;                    /* its balloon may be at work */
+	struct ft_bitmap there;         /* pages that had memory then */
+	struct ft_bitmap moved;         /* came or went since: Xen does not log that, nor what is written to new ones */
 	uint64_t shared_info;           /* the frame where the guest sees it: Xen writes there without logging it */
 	uint8_t *ram;
 
-	uint64_t nr_gfns;
-	uint64_t *dirty;                /* as Xen gives it: one bit a frame */
-	xc_hypercall_buffer_t dirty_buf;
-	unsigned dirty_pages;           /* of that buffer */
-
-	/*
-	 * `xl migrate` would take the dirty log from us without a word. So a frame that is never replicated is marked
-	 * dirty after each take, and not to find it so at the next one means that others have taken pages, too.
-	 */
-	xendevicemodel_handle *dm;
+	struct xen_log log;
 	struct xen_model *model;        /* NULL: it has none */
-	bool canary;                    /* it is marked */
-
-	bool tracking, marked;
+	bool marked;
 	bool paused;                    /* by us */
 	bool taken;                     /* the dirty pages of this pause: nothing that counts was written since */
 	uint64_t suspended_ns;          /* when it was seen to stand still */
@@ -106,9 +99,8 @@ static void look(struct xen_vm *v)
 
 	if (rc == -ESRCH && !v->gone) {
 		v->gone = true;
-		if (v->foreign)
-			ended(v,
-			      "was suspended by somebody else, and its domain is gone: it was saved or migrated, and lives there");
+		if (v->foreign || v->vm.contended)
+			ended(v, "was in somebody else's hands, and its domain is gone: it was saved or migrated, and lives there");
 		else if (!v->off)
 			queue_event(v, FT_VM_GONE);
 	}
@@ -128,6 +120,8 @@ static enum ft_vm_event xen_next_event(struct ft_vm *vm)
 	if (!v->nr_events) {
 		xen_dom_drain(&v->dom);
 		look(v);
+		if (v->vm.contended && !v->foreign && !v->gone && !v->off)
+			v->vm.contended = !xen_log_ours_again(&v->log);
 	}
 	if (!v->nr_events)
 		return FT_VM_NONE;
@@ -138,23 +132,44 @@ static enum ft_vm_event xen_next_event(struct ft_vm *vm)
 
 /* --- pause and resume --- */
 
-/* Frames that came since would still be zeros here, and those that went would still be theirs. */
+static uint64_t read_target_kb(const struct xen_vm *v)
+{
+	char *text = xen_read(v->dom.xs, "/local/domain/%u/memory/target", v->dom.domid);
+	uint64_t kb = text ? strtoull(text, NULL, 10) : 0;
+
+	free(text);
+	return kb;
+}
+
+/*
+ * Frames that came since would still be zeros here, and those that went would still be theirs. Our mapping keeps what its
+ * balloon gives back from being freed, so the number of its pages alone does not tell: from a new target on until it has
+ * got there, all is mapped anew in each epoch.
+ */
 static int map_again(struct xen_vm *v)
 {
+	uint64_t target_kb = read_target_kb(v), nr_moved = ft_bitmap_count(&v->moved);
 	xc_domaininfo_t info;
 	int rc = xen_dom_info(&v->dom, &info);
 
 	if (rc)
 		return rc;
 	v->shared_info = info.shared_info_frame;
-	if (info.tot_pages == v->tot_pages)
+	if (info.tot_pages == v->tot_pages && target_kb == v->target_kb && !v->moving)
 		return 0;
-	ft_info("%s: its memory has changed from %" PRIu64 " to %" PRIu64 " pages", v->at.guest, v->tot_pages,
-		(uint64_t)info.tot_pages);
-	rc = xen_map(&v->dom, &v->map, &v->specials, false, &v->ram, NULL);
+	rc = xen_map_moving(&v->dom, &v->map, &v->specials, &v->ram, &v->there, &v->moved);
 	if (!rc)
-		v->tot_pages = info.tot_pages;
-	return rc;
+		rc = xen_dom_info(&v->dom, &info);
+	if (rc)
+		return rc;
+	nr_moved = ft_bitmap_count(&v->moved) - nr_moved;
+	v->moving = nr_moved || target_kb != v->target_kb || (int64_t)info.tot_pages != (int64_t)(target_kb / 4) + v->reserve;
+	if (nr_moved)
+		ft_info("%s: its memory has changed: %" PRIu64 " of its pages came or went, it has %" PRIu64, v->at.guest,
+			nr_moved, (uint64_t)info.tot_pages);
+	v->tot_pages = info.tot_pages;
+	v->target_kb = target_kb;
+	return 0;
 }
 
 /* A machine without its devices is a crash, of which nobody has told the guest. */
@@ -180,6 +195,10 @@ static int xen_pause(struct ft_vm *vm)
 
 	if (v->paused)
 		return 0;
+	rc = xen_log_look(&v->log);
+	vm->contended = v->log.shared;
+	if (rc)
+		return rc;
 	v->suspend.busy = vm->busy;
 	v->suspend.busy_ctx = vm->busy_ctx;
 	rc = xen_suspend_begin(&v->suspend);
@@ -263,44 +282,6 @@ static int xen_firmware(struct ft_vm *vm, struct ft_blob *out)
 
 /* --- tracking --- */
 
-static int enable_log_dirty(struct xen_vm *v)
-{
-	int rc = xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY, NULL, 0);
-
-	if (rc < 0 && errno == EINVAL) {        /* it is on: an ft-protect that was killed left it so */
-		(void)xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
-		rc = xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY, NULL, 0);
-	}
-	if (rc >= 0)
-		return 0;
-	ft_err("%s: Xen does not log which pages the domain writes: %s%s", v->at.guest, strerror(errno),
-	       errno == EBUSY ? ": is it being saved or migrated?" : "");
-	return -errno;
-}
-
-static void set_canary(struct xen_vm *v)
-{
-	v->canary = !xendevicemodel_modified_memory(v->dm, (domid_t)v->dom.domid, v->specials.store, 1);
-	if (!v->canary)
-		ft_debug("%s: frame %" PRIx64 " cannot be marked: %s", v->at.guest, v->specials.store, strerror(errno));
-}
-
-static bool canary_is_gone(struct xen_vm *v)
-{
-	uint64_t gfn = v->specials.store;
-
-	return v->canary && !(v->dirty[gfn / 64] >> (gfn % 64) & 1);
-}
-
-/* Nobody knows any more what was written: everything may have been. */
-static int log_was_taken(struct xen_vm *v, struct ft_bitmap *dirty, const char *how)
-{
-	ft_err("%s: %s: is it being saved or migrated? All of its memory is to be copied anew", v->at.guest, how);
-	ft_bitmap_fill(dirty);
-	v->canary = false;
-	return -EIO;
-}
-
 static int xen_track(struct ft_vm *vm)
 {
 	struct xen_vm *v = xen_of(vm);
@@ -308,34 +289,31 @@ static int xen_track(struct ft_vm *vm)
 
 	v->marked = !rc;
 	if (!rc)
-		rc = enable_log_dirty(v);
+		rc = xen_log_start(&v->log);
 	if (!rc && v->model)
 		rc = xen_model_log_writes(v->model, true);
-	v->tracking = !rc;
+	v->vm.contended = v->log.shared;
 	return rc;
 }
 
 static int xen_take_dirty(struct ft_vm *vm, struct ft_bitmap *dirty)
 {
 	struct xen_vm *v = xen_of(vm);
-	unsigned mode = v->paused ? XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL : 0;
 	uint64_t page;
-	long long rc;
+	int rc;
 
 	if (v->paused && v->taken)
 		return 0;
-	rc = xc_logdirty_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_CLEAN, &v->dirty_buf, v->nr_gfns, mode,
-				 NULL);
-	if (rc < 0) {
-		int again = enable_log_dirty(v);
-
-		return again ? again : log_was_taken(v, dirty, "somebody else has ended the log of written pages");
+	rc = xen_log_take(&v->log, v->paused);
+	if (rc) {
+		ft_bitmap_fill(dirty);
+		v->vm.contended = v->log.shared;
+		return rc;
 	}
-	if (canary_is_gone(v))
-		return log_was_taken(v, dirty, "somebody else reads the log of written pages");
-	set_canary(v);
 	v->taken = v->paused;
-	xen_pages_fold(&v->map, v->dirty, v->nr_gfns, dirty);
+	ft_bitmap_or(dirty, &v->moved);
+	ft_bitmap_zero(&v->moved);
+	xen_pages_fold(&v->map, v->log.taken.bit, v->log.nr_gfns, dirty);
 	if (v->paused && xen_pages_index(&v->map, v->shared_info, &page))
 		ft_bitmap_set(dirty, page);
 	return 0;
@@ -375,10 +353,9 @@ static void release_domain(struct xen_vm *v)
 {
 	if (v->paused)
 		ft_ignore(xen_resume(&v->vm));          /* logged */
-	if (v->tracking)
-		(void)xc_shadow_control(v->dom.xc, v->dom.domid, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
-	if (v->tracking && v->model)
+	if (v->log.on && v->model)
 		ft_ignore(xen_model_log_writes(v->model, false));       /* logged */
+	xen_log_stop(&v->log);
 	if (v->marked) {
 		char path[64];
 
@@ -398,12 +375,11 @@ static void xen_close(struct ft_vm *vm)
 	if (v->dom.mem && !v->gone)
 		release_domain(v);
 	xen_unmap(v->ram, &v->map);
-	if (v->dirty)
-		xc__hypercall_buffer_free_pages(v->dom.xc, &v->dirty_buf, (int)v->dirty_pages);
+	xen_log_close(&v->log);
+	ft_bitmap_free(&v->there);
+	ft_bitmap_free(&v->moved);
 	free(v->state.context);
 	xen_disks_close(&v->disks);
-	if (v->dm)
-		xendevicemodel_close(v->dm);
 	xen_model_close(v->model);
 	xen_dom_close(&v->dom);
 	free(v);
@@ -424,25 +400,6 @@ static const struct ft_hv_ops xen_vm_ops = {
 };
 
 /* --- opening --- */
-
-static int alloc_dirty(struct xen_vm *v)
-{
-	DECLARE_HYPERCALL_BUFFER(uint64_t, bits);
-	xen_pfn_t nr;
-
-	if (xc_domain_nr_gpfns(v->dom.xc, v->dom.domid, &nr))
-		return -errno;
-	v->nr_gfns = nr;
-	v->dirty_pages = (unsigned)((nr / 8 + FT_PAGE_SIZE) / FT_PAGE_SIZE);
-	bits = xc_hypercall_buffer_alloc_pages(v->dom.xc, bits, (int)v->dirty_pages);
-	if (!bits) {
-		ft_err("%s: no %u pages for Xen's dirty log: %s", v->at.guest, v->dirty_pages, strerror(errno));
-		return -ENOMEM;
-	}
-	v->dirty_buf = *HYPERCALL_BUFFER(bits);
-	v->dirty = bits;
-	return 0;
-}
 
 /* An ft-protect that died together with its guard left it so; who saves a domain does not leave our mark on it. */
 static int end_old_suspend(struct xen_vm *v)
@@ -475,8 +432,14 @@ static int map_memory(struct xen_vm *v)
 	if (rc)
 		return rc;
 	v->tot_pages = info.tot_pages;
+	v->target_kb = read_target_kb(v);
+	v->reserve = (int64_t)info.tot_pages - (int64_t)(v->target_kb / 4);
 	v->vm.nr_pages = v->map.total;
-	rc = xen_map(&v->dom, &v->map, &v->specials, false, &v->ram, NULL);
+	rc = ft_bitmap_init(&v->there, v->map.total);
+	if (!rc)
+		rc = ft_bitmap_init(&v->moved, v->map.total);
+	if (!rc)
+		rc = xen_map_moving(&v->dom, &v->map, &v->specials, &v->ram, &v->there, NULL);
 	v->vm.ram = v->ram;
 	return rc;
 }
@@ -486,17 +449,12 @@ static int open_all(struct xen_vm *v)
 	int rc = xen_dom_open(&v->dom, v->at.guest, v->at.domid);
 
 	v->suspend.dom = &v->dom;
-	v->dm = rc ? NULL : xendevicemodel_open(NULL, 0);
-	if (!rc && !v->dm) {
-		rc = -errno;
-		ft_err("%s: Xen's device model interface cannot be opened: %s", v->at.guest, strerror(-rc));
-	}
 	if (!rc)
 		rc = end_old_suspend(v);
 	if (!rc)
 		rc = map_memory(v);
 	if (!rc)
-		rc = alloc_dirty(v);
+		rc = xen_log_open(&v->log, &v->dom, &v->map);
 	if (!rc)
 		rc = xen_state_init(&v->dom, &v->state);
 	if (!rc && xen_has_model(&v->dom))

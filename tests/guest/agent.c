@@ -6,6 +6,7 @@
  *
  * UDP port 7001, one command a datagram, answered with one line "ok ..." or "error ...":
  *	dirty MB RATE       keep writing RATE pages a second, all over MB megabytes (0 0 stops)
+ *	whole               is each of these pages as it was written last?
  *	burn N              N CPU-bound threads
  *	frames N MS [FROM]  send N sets of frames, one every MS ms, numbered from FROM: UDP over IPv4 and IPv6, a
  *	                    VLAN-tagged frame, ethertype 0x88b5. Each carries "FTT KIND NUMBER;".
@@ -81,16 +82,20 @@ static void *anonymous(size_t bytes)
 /* ---- dirty ---- */
 
 static pthread_mutex_t dirty_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t dirty_wanted = PTHREAD_COND_INITIALIZER;
 static uint8_t *dirty_area;
 static size_t dirty_pages;
+static uint64_t *last_write, nr_writes; /* of each page; it begins with that number */
 
 /* Half of what is written looks like text, the rest like nothing: a middling page for a compressor. */
 static void dirty_one(uint64_t *seed)
 {
 	uint64_t r = xorshift(seed);
 	uint8_t *page = dirty_area + (r % dirty_pages) * PAGE;
-	size_t at = (r >> 32) % (PAGE - 256);
+	size_t at = 8 + (r >> 32) % (PAGE - 256 - 8);
 
+	last_write[r % dirty_pages] = ++nr_writes;
+	memcpy(page, &nr_writes, 8);
 	memset(page + at, 'a' + (int)(r % 26), 128);
 	for (size_t i = 128; i < 256; i += 8) {
 		uint64_t v = xorshift(seed);
@@ -103,17 +108,22 @@ static void *dirtier(void *arg)
 	uint64_t seed = 88172645463325252u, last = now_ns(CLOCK_MONOTONIC), due = 0;
 
 	for (;;) {
-		uint64_t now = now_ns(CLOCK_MONOTONIC), elapsed = now - last;
+		uint64_t now, elapsed;
 
+		pthread_mutex_lock(&dirty_lock);
+		while (!dirty_rate) {           /* an idle guest is to be idle: it may share a slow processor */
+			pthread_cond_wait(&dirty_wanted, &dirty_lock);
+			last = now_ns(CLOCK_MONOTONIC);
+			due = 0;
+		}
+		now = now_ns(CLOCK_MONOTONIC);
+		elapsed = now - last;
 		last = now;
 		/* What a stop of the guest made late is not made up for: at most one second's worth. */
 		due += (elapsed < 1000000000u ? elapsed : 1000000000u) * dirty_rate;
-		pthread_mutex_lock(&dirty_lock);
-		for (; dirty_area && due >= 1000000000u; due -= 1000000000u, pages_written++)
+		for (; due >= 1000000000u; due -= 1000000000u, pages_written++)
 			dirty_one(&seed);
 		pthread_mutex_unlock(&dirty_lock);
-		if (!dirty_area)
-			due = 0;
 		sleep_ms(tick_ms);
 	}
 	return arg;
@@ -127,17 +137,34 @@ static const char *dirty_set(size_t mb, unsigned rate)
 	if (dirty_pages != mb * (1 << 20) / PAGE) {
 		if (dirty_area)
 			munmap(dirty_area, dirty_pages * PAGE);
+		free(last_write);
 		dirty_pages = mb * (1 << 20) / PAGE;
 		dirty_area = mb ? anonymous(dirty_pages * PAGE) : NULL;
-		if (mb && !dirty_area)
+		last_write = calloc(dirty_pages, sizeof(*last_write));
+		if (mb && !(dirty_area && last_write))
 			error = "no memory";
 	}
-	dirty_rate = dirty_area ? rate : 0;
+	dirty_rate = dirty_area && last_write ? rate : 0;
+	pthread_cond_signal(&dirty_wanted);
 	pthread_mutex_unlock(&dirty_lock);
 	return error;
 }
 
+static const char *dirty_check(void)
+{
+	size_t nr_old = 0;
+
+	pthread_mutex_lock(&dirty_lock);
+	for (size_t i = 0; dirty_area && i < dirty_pages; i++)
+		nr_old += memcmp(dirty_area + i * PAGE, &last_write[i], 8) != 0;
+	pthread_mutex_unlock(&dirty_lock);
+	return nr_old ? "there are pages that are not as they were written last" : NULL;
+}
+
 /* ---- burn ---- */
+
+static pthread_mutex_t burn_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t burn_wanted = PTHREAD_COND_INITIALIZER;
 
 static void *burner(void *arg)
 {
@@ -146,8 +173,10 @@ static void *burner(void *arg)
 
 	for (;;) {
 		if (me >= nr_burners) {
-			sleep_ms(10 * tick_ms);
-			continue;
+			pthread_mutex_lock(&burn_lock);
+			while (me >= nr_burners)
+				pthread_cond_wait(&burn_wanted, &burn_lock);
+			pthread_mutex_unlock(&burn_lock);
 		}
 		for (int i = 0; i < 100000; i++)
 			xorshift(&seed);
@@ -161,7 +190,10 @@ static const char *burn_set(unsigned long n)
 {
 	if (n > BURNERS_MAX)
 		return "too many";
+	pthread_mutex_lock(&burn_lock);
 	nr_burners = (unsigned)n;
+	pthread_cond_broadcast(&burn_wanted);
+	pthread_mutex_unlock(&burn_lock);
 	return NULL;
 }
 
@@ -330,6 +362,8 @@ static void command(const char *line, char *out, size_t size)
 
 	if (!strcmp(verb, "dirty") && n == 3)
 		answer(out, size, dirty_set(a, (unsigned)b));
+	else if (!strcmp(verb, "whole"))
+		answer(out, size, dirty_check());
 	else if (!strcmp(verb, "burn") && n == 2)
 		answer(out, size, burn_set(a));
 	else if (!strcmp(verb, "frames") && n >= 3)

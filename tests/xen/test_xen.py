@@ -159,29 +159,95 @@ def a_domain_that_the_toolstack_destroys_goes_on_at_the_backup(shared):
     shared.close()
 
 
+def not_started_elsewhere(shared, command, says):
+    """What the toolstack does to the domain with @command ends protection, and the backup does not start its replica."""
+    lab = shared.protected()
+    lab.alpha.run(command, 300)
+    ends_and_stays_away(shared, says)
+    shared.close()
+
+
+def ends_and_stays_away(shared, says):
+    lab = shared.lab
+    rc = wait_for('ft-protect to end', lambda: lab.alpha.status(shared.job) is not None and (lab.alpha.status(shared.job),), 180, 1)[0]
+    log = lab.alpha.run('cat /ft/log/protect.log')
+    check(says in log, log[-1500:])
+    time.sleep(8)                       # longer than the silence after which a backup takes over
+    check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup started its replica')
+    print(f'# ft-protect ended with {rc}')
+    check(rc == 0, f'ft-protect ended with {rc}')
+
+
 @test(limit=600)
 def a_domain_that_the_toolstack_saves_is_over_and_not_started_elsewhere(shared):
-    lab = shared.protected()
-    lab.alpha.run('xl save vm1 /ft/vm1.save', 300)
-    rc = wait_for('ft-protect to end', lambda: lab.alpha.status(shared.job) is not None and (lab.alpha.status(shared.job),), 120, 1)[0]
-    log = lab.alpha.run('cat /ft/log/protect.log')
-    check('it was saved or migrated' in log, log[-1500:])
-    time.sleep(8)                       # longer than the silence after which a backup takes over
-    check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup started a guest that was saved')
-    print(f'# ft-protect ended with {rc}')
-    shared.close()
+    not_started_elsewhere(shared, 'xl save vm1 /ft/vm1.save', 'it was saved or migrated')
 
 
 @test(limit=600)
 def a_domain_that_the_toolstack_reboots_is_over_and_not_started_elsewhere(shared):
+    not_started_elsewhere(shared, 'xl reboot vm1', 'under Xen that is a new domain')
+
+
+def begin_migration(lab):
+    """`xl migrate` of vm1 to beta, live; returns its job."""
+    lab.beta.begin("socat TCP-LISTEN:7000,reuseaddr EXEC:'xl migrate-receive',nofork >/ft/log/receive.log 2>&1")
+    time.sleep(2)
+    return lab.alpha.begin("xl migrate -s '' vm1 'socat -b 262144 - TCP:10.78.0.2:7000' >/ft/log/migrate.log 2>&1")
+
+
+def said(lab, text):
+    return int(lab.alpha.call(f'grep -c "{text}" /ft/log/protect.log').stdout)
+
+
+@test(limit=1800)
+def a_migration_that_is_given_up_leaves_the_guest_here_and_protected_again(shared):
     lab = shared.protected()
-    lab.alpha.run('xl reboot vm1')
-    rc = wait_for('ft-protect to end', lambda: lab.alpha.status(shared.job) is not None and (lab.alpha.status(shared.job),), 180, 1)[0]
-    log = lab.alpha.run('cat /ft/log/protect.log')
-    check('under Xen that is a new domain' in log, log[-1500:])
-    time.sleep(8)                       # longer than the silence after which a backup takes over
-    check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup started a guest that was rebooted')
-    print(f'# ft-protect ended with {rc}')
+    check(lab.ask('dirty 16 300', 60) is not None, 'the guest does not answer')
+    begin_migration(lab)
+    wait_for('ft to notice', lambda: said(lab, 'somebody else reads the log'), 300, 1)
+    epoch = lab.status().get('epoch')
+    lab.alpha.run('kill -9 $(pidof xl)')
+    wait_for('ft to have the log again', lambda: said(lab, 'nobody else reads the log'), 300, 1)
+    print(f'# epoch {epoch} when it was given up, {lab.status().get("epoch")} when the log was ours again')
+    wait_for('PROTECTED', lambda: lab.state() == 'PROTECTED', 600, 2)
+    done = lab.alpha.call('ft-ctl verify vm1', 300)
+    check(done.returncode == 0, done.stdout.strip())
+    check(lab.ask('whole', 60) == 'ok', 'the guest has lost writes')
+    check(lab.alpha.status(shared.job) is None, 'ft-protect has ended')
+
+
+@test(limit=1800)
+def a_domain_that_the_toolstack_migrates_lives_there_and_is_whole(shared):
+    """xl's copy of a guest that writes lacks nothing, though ft reads the same log of written pages."""
+    lab = shared.protected()
+    check(lab.ask('dirty 16 300', 60) is not None, 'the guest does not answer')
+    job = begin_migration(lab)
+    rc = wait_for('xl migrate to end', lambda: lab.alpha.status(job) is not None and (lab.alpha.status(job),), 900, 1)[0]
+    check(rc == 0, f'xl migrate ended with {rc}: {lab.alpha.run("tail -5 /ft/log/migrate.log")}')
+    check(said(lab, 'somebody else reads the log'), 'ft did not notice')
+    ends_and_stays_away(shared, 'it was saved or migrated')
+    check(lab.ask('whole', 180) == 'ok', f'the migrated guest says {lab.ask("whole", 60)}')
+    names = [line.split()[0] for line in lab.beta.run('xl list').splitlines() if line.startswith('vm1')]
+    check(names == ['vm1'], f'domains on beta: {names}')
+    shared.close()
+
+
+@test(limit=1800)
+def a_guest_that_balloons_stays_equal_and_can_be_taken_over(shared):
+    """Frames go and come while it is protected, and while it writes."""
+    lab = shared.protected()
+    check(lab.ask('dirty 4 300', 60) is not None, 'the guest does not answer')
+    memory = lambda: int(lab.alpha.run('xl list vm1').splitlines()[-1].split()[2])      # noqa: E731
+    for target in (xenlab.MEMORY - 8, xenlab.MEMORY):
+        lab.alpha.run(f'xl mem-set vm1 {target}m', 120)
+        wait_for(f'{target} MB', lambda: abs(memory() - target) < 2, 120, 1)        # noqa: B023  pylint: disable=W0640
+        for n in range(1):
+            done = lab.alpha.call('ft-ctl verify vm1', 300)
+            check(done.returncode == 0, f'comparison {n + 1} with {target} MB: {done.stdout.strip()}')
+    print(f'# {said(lab, "its memory has changed")} epochs found other frames than the one before')
+    check(said(lab, 'its memory has changed'), 'no frame came or went')
+    lab.alpha.cut()
+    check(lab.ask('whole', 180) == 'ok', 'the guest that was taken over is not whole')
     shared.close()
 
 

@@ -457,9 +457,11 @@ class Lab:
         host.run('kill $(pidof ftd) 2>/dev/null; ftd >>/ft/log/ftd.log 2>&1 &')
 
     def protect(self):
-        """ft-protect on alpha; returns its job when vm1 is PROTECTED."""
-        job = self.alpha.begin('export FT_DEBUG=1; ft-protect vm1 beta >>/ft/log/protect.log 2>&1')
-        wait_for('PROTECTED', lambda: self.alpha.status(job) is not None or self.state() == 'PROTECTED', 300, 1)
+        """ft-protect on alpha; returns its job when vm1 is PROTECTED. To ask it each second would cost what is waited for."""
+        log = '/ft/log/protect.log'
+        seen = self.alpha.begin(f"touch {log}; tail -n 0 -f {log} | grep -q -m1 -e '-> PROTECTED'")
+        job = self.alpha.begin(f'export FT_DEBUG=1; ft-protect vm1 beta >>{log} 2>&1')
+        wait_for('PROTECTED', lambda: self.alpha.status(job) is not None or self.alpha.status(seen) is not None, 600, 0.2)
         if self.alpha.status(job) is not None:
             raise Failure(f'ft-protect ended: {self.alpha.run("tail -5 /ft/log/protect.log")}')
         return job
