@@ -113,14 +113,6 @@ static int parse_mac(const struct ft_ini_at *at, const char *key, const char *va
 	return 0;
 }
 
-static int parse_emulated(const struct ft_ini_at *at, const char *key, const char *value, void *member)
-{
-	if (strcmp(value, "e1000") && strcmp(value, "rtl8139"))
-		return ft_ini_error(at, "'%s' must be one of e1000, rtl8139, not '%s'", key, value);
-	strcpy(member, value);
-	return 0;
-}
-
 static int parse_bridge(const struct ft_ini_at *at, const char *key, const char *value, void *member)
 {
 	if (!plain_word(value, "._-", sizeof(((struct ft_nic *)0)->bridge)))
@@ -163,7 +155,6 @@ static const struct ft_ini_key nic_keys[] = {
 	{ .key = "mac", .type = FT_INI_FUNC, .offset = offsetof(struct ft_nic, mac), .parse = parse_mac },
 	{ .key = "bridge", .type = FT_INI_FUNC, .offset = offsetof(struct ft_nic, bridge), .parse = parse_bridge },
 	{ .key = "virtio", .type = FT_INI_WORD, .offset = offsetof(struct ft_nic, virtio), .words = virtio_words },
-	{ .key = "emulated", .type = FT_INI_FUNC, .offset = offsetof(struct ft_nic, emulated), .parse = parse_emulated },
 	{ 0 }
 };
 
@@ -238,9 +229,6 @@ static int check_type(const struct ft_ini_at *at, const struct ft_spec *s)
 {
 	if (s->type == FT_XEN_HVM && s->hypervisor != FT_HYPERVISOR_XEN)
 		return ft_ini_error(at, "'type' is a Xen domain's: it needs hypervisor = xen");
-	for (unsigned i = 0; i < s->nr_nics; i++)
-		if (s->nic[i].emulated[0] && s->type != FT_XEN_HVM)
-			return ft_ini_error(at, "'emulated' of [nic] number %u needs hypervisor = xen and type = hvm", i + 1);
 	if (s->type == FT_XEN_HVM && s->nr_disks)
 		return ft_ini_error(at, "a [disk] is mirrored for a Xen guest of type pvh only: leave it out, or the 'type'");
 	return 0;
@@ -368,7 +356,6 @@ int ft_spec_format(const struct ft_spec *s, char *buf, size_t size)
 
 		add(&t, "\n[nic]\nmac = %02x:%02x:%02x:%02x:%02x:%02x\nbridge = %s\nvirtio = %s\n",
 		    m[0], m[1], m[2], m[3], m[4], m[5], s->nic[i].bridge, virtio_words[s->nic[i].virtio]);
-		add_key(&t, "emulated", s->nic[i].emulated);
 	}
 	return t.len < size ? (int)t.len : -ENOSPC;
 }
@@ -419,8 +406,6 @@ static int nics_differ(const struct ft_spec *mine, const struct ft_spec *theirs,
 		}
 		if (mine->nic[i].virtio != theirs->nic[i].virtio)
 			return differs(why, size, "virtio", virtio_words[mine->nic[i].virtio], virtio_words[theirs->nic[i].virtio]);
-		if (strcmp(mine->nic[i].emulated, theirs->nic[i].emulated))
-			return differs(why, size, "emulated", mine->nic[i].emulated, theirs->nic[i].emulated);
 	}
 	return 0;
 }

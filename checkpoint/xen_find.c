@@ -135,7 +135,8 @@ static void check_spec(struct check *c, const xc_domaininfo_t *info)
 	unsigned nr_nics = c->at->nr_nics;
 
 	while (nr_nics && is_emulated(c->at->nic[nr_nics - 1].tap))
-		nr_nics--;
+		ft_obstacle(&c->o, "it has an emulated network card (%s): give it type=vif in the domain's own file",
+			    c->at->nic[--nr_nics].tap);
 	if (info->max_vcpu_id + 1 != c->spec->vcpus)
 		ft_obstacle(&c->o, "it has %u vCPUs and its guest file says %u", info->max_vcpu_id + 1, c->spec->vcpus);
 	if (nr_nics != c->spec->nr_nics)

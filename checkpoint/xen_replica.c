@@ -208,11 +208,6 @@ static const struct ft_replica_ops xen_replica_ops = {
 static const char hvm[] = "type = \"hvm\"\nvga = \"none\"\nvnc = 0\nsdl = 0\nusb = 0\nvkb_device = 0\n"
 			  "device_model_args_hvm = [ \"-incoming\", \"defer\" ]";
 
-static const char *nic_type(const struct ft_spec *s, unsigned i)
-{
-	return s->type != FT_XEN_HVM ? "" : s->nic[i].emulated[0] ? ",type=ioemu,model=" : ",type=vif";
-}
-
 /* In the order of the guest file; what xl's parser would take for the end of a text has been refused. */
 static int write_config(const struct xen_replica *x, char *path, size_t size)
 {
@@ -229,8 +224,8 @@ static int write_config(const struct xen_replica *x, char *path, size_t size)
 	for (unsigned i = 0; i < s->nr_nics; i++) {
 		const uint8_t *m = s->nic[i].mac;
 
-		n += snprintf(text + n, sizeof(text) - (size_t)n, " \"mac=%02x:%02x:%02x:%02x:%02x:%02x,bridge=%s%s%s\",",
-			      m[0], m[1], m[2], m[3], m[4], m[5], s->nic[i].bridge, nic_type(s, i), s->nic[i].emulated);
+		n += snprintf(text + n, sizeof(text) - (size_t)n, " \"mac=%02x:%02x:%02x:%02x:%02x:%02x,bridge=%s%s\",",
+			      m[0], m[1], m[2], m[3], m[4], m[5], s->nic[i].bridge, s->type == FT_XEN_HVM ? ",type=vif" : "");
 	}
 	n += snprintf(text + n, sizeof(text) - (size_t)n, " ]\n");
 	n += xen_disks_config(s, text + n, sizeof(text) - (size_t)n);

@@ -3,6 +3,8 @@
 #ifndef FT_STORE_PRIV_H
 #define FT_STORE_PRIV_H
 
+#include <stddef.h>
+
 struct ft_store;
 struct ft_store_tuning {
 	unsigned sync_ms;               /* between syncs of the images; 0: no thread, ft_store_sync does it */

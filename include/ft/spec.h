@@ -34,7 +34,6 @@ struct ft_nic {
 	enum ft_virtio virtio;
 	uint8_t mac[6];                 /* unicast */
 	char bridge[16];                /* IFNAMSIZ; a bridge of this host */
-	char emulated[16];              /* Xen, HVM: what the device model emulates; empty: nothing */
 };
 
 struct ft_disk_spec {

@@ -505,8 +505,7 @@ def guest_file(kind):
     if kind not in HVM:
         return GUEST_FILE
     text = GUEST_FILE.replace('= xen\n', '= xen\ntype = hvm\n').replace('/vmlinux', '/vmlinuz').replace('/guest.cpio', '/guest.zst')
-    text = text.replace(CMDLINE, guest_cmdline(kind))
-    return text if kind == 'hvm' else text + 'emulated = rtl8139\n'
+    return text.replace(CMDLINE, guest_cmdline(kind))
 
 
 def libraries(programs):
