@@ -3,6 +3,7 @@
 #include "tests/test.h"
 
 #include <ftw.h>
+#include <pthread.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -45,16 +46,21 @@ void ft_test_skip(const char *fmt, ...)
 	_exit(77);
 }
 
+/* Threads log, too. */
 static void capture_line(void *ctx, enum ft_log_level level, const char *line)
 {
-	size_t used = strlen(captured);
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	size_t used;
 
 	(void)ctx;
+	pthread_mutex_lock(&lock);
+	used = strlen(captured);
 	printf("# log %d: %s\n", level, line);
 	if (used + strlen(line) + 2 < CAPTURE_MAX) {
 		strcpy(captured + used, line);
 		strcat(captured + used, "\n");
 	}
+	pthread_mutex_unlock(&lock);
 }
 
 bool ft_test_logged(const char *part)
