@@ -288,6 +288,7 @@ class Checker:
         need(not f['flags'] & ~3 and (full or not direct), 'EPOCH_BEGIN: flags')
         need(f['epoch'] > f['base'] and (f['base'] == 0) == bool(full), 'EPOCH_BEGIN: base')
         need(full or s.last, 'first epoch of a session is not FULL')
+        need(full or s.acked, 'epoch before the first of its session is acknowledged')
         need(full or f['base'] == s.last, f'epoch builds on {f["base"]}, the one before was {s.last}')
         need(not direct or self.welcome['replica'] != 1, 'DIRECT over a replica that may have to start')
         self.epoch = Epoch(f)
