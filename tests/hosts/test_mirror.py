@@ -137,7 +137,7 @@ def a_server_that_is_killed_is_started_again_and_nothing_is_lost(lab):
 # Past the page cache, requests of all sizes, some synced. What was written is read back and compared soon after: so at any instant there
 # is something that only memory knows to be on the disk.
 FIO = ('fio --name=v --directory=/data --size=8m --rw=randwrite --bsrange=4k-64k --ioengine=libaio --iodepth=8 --direct=1 '
-       '--fdatasync=64 --verify=crc32c --verify_fatal=1 --verify_backlog=24 --loops=3')
+       '--fdatasync=64 --verify=crc32c --verify_fatal=1 --verify_backlog=24 --loops=12')
 
 
 @test(limit=240)
