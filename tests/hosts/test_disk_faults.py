@@ -309,6 +309,7 @@ SLOW_S, GRACE_MS = 6, 4000
 @test(limit=240)
 def a_primary_with_a_slow_disk_is_not_taken_for_a_dead_one(lab):
     """A pause waits for the guest's requests: longer than the guard lets a dead ft-protect pause, or hang."""
+    lab.close()                         # alpha's is the disk that can be made slow
     lab.protected()
     before = len(lab.ft_protect.lines)
     with failing(lab.primary, 'pwrite', -1000 * SLOW_S, SECOND):
