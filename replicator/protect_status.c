@@ -25,7 +25,8 @@ static json_t *disk_json(const struct protect *pr, unsigned i)
 	return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "image", pr->attach.disk[i].image, "bytes", (json_int_t)d.bytes,
 			 "behind_bytes", (json_int_t)d.behind, "pending_writes", (json_int_t)d.pending,
 			 "mirrored_bytes", (json_int_t)d.mirrored, "log_bytes", (json_int_t)d.log_bytes,
-			 "copy_done", (json_int_t)(d.copy_done * FT_GRANULE), "copy_total", (json_int_t)(d.copy_total * FT_GRANULE));
+			 "copy_done", (json_int_t)d.copy_done * (json_int_t)FT_GRANULE,
+			 "copy_total", (json_int_t)d.copy_total * (json_int_t)FT_GRANULE);
 }
 
 static json_t *disks_json(const struct protect *pr)
