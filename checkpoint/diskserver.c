@@ -598,26 +598,18 @@ static void free_server(struct server *s)
 }
 
 /* Somebody else may have started it anew: the pid file says so, our record does not. */
-static bool adopt(const struct ft_attach_disk *d, struct ft_attach_disk *out)
+static void adopt(struct ft_attach_disk *d)
 {
+	struct ft_attach_disk other = *d;
 	char path[FT_SPEC_PATH_MAX];
 	size_t len = strlen(d->nbd);
 
-	*out = *d;
 	strcpy(path, d->nbd);
-	if (len < 4 || strcmp(path + len - 4, ".nbd"))
-		return false;
+	if (ft_disk_served(d) || len < 4 || strcmp(path + len - 4, ".nbd"))
+		return;
 	strcpy(path + len - 4, ".pid");
-	return !load_pid(path, out) && ft_disk_served(out);
-}
-
-void ft_disk_adopt(struct ft_attach *at)
-{
-	struct ft_attach_disk other;
-
-	for (unsigned i = 0; i < at->nr_disks; i++)
-		if (!ft_disk_served(&at->disk[i]) && adopt(&at->disk[i], &other))
-			at->disk[i] = other;
+	if (!load_pid(path, &other) && ft_disk_served(&other))
+		*d = other;
 }
 
 static int start_server(struct ft_attach *at, unsigned n, bool parked)
@@ -645,13 +637,47 @@ static int start_server(struct ft_attach *at, unsigned n, bool parked)
 
 int ft_disk_serve(struct ft_attach *at, unsigned n, bool parked)
 {
-	struct ft_attach_disk *d = &at->disk[n], other;
+	struct ft_attach_disk *d = &at->disk[n];
 	int rc = 0;
 
-	if (!ft_disk_served(d) && adopt(d, &other))
-		*d = other;
+	adopt(d);
 	if (!ft_disk_served(d) || !listens(d))
 		rc = start_server(at, n, parked);
 	/* Also of one that lives: who started it may have died before this. */
 	return rc ? rc : connect_device(at, n);
+}
+
+/* --- in the guest's run directory --- */
+
+static int run_dir(const char *guest, char dir[FT_SPEC_PATH_MAX])
+{
+	int rc = ft_run_path(dir, FT_SPEC_PATH_MAX, guest, "");
+	size_t len = strlen(dir);
+
+	if (!rc && len && dir[len - 1] == '/')
+		dir[len - 1] = 0;
+	return rc;
+}
+
+int ft_disk_plan_here(const struct ft_spec *spec, struct ft_attach *at)
+{
+	char dir[FT_SPEC_PATH_MAX];
+	int rc = run_dir(spec->name, dir);
+
+	if (!rc)
+		rc = ft_disk_plan(spec, dir, at);
+	for (unsigned i = 0; i < at->nr_disks && !rc; i++)
+		adopt(&at->disk[i]);
+	return rc;
+}
+
+void ft_disk_end_here(const struct ft_attach *at)
+{
+	char dir[FT_SPEC_PATH_MAX];
+
+	ft_disk_end(at);
+	if (run_dir(at->guest, dir))
+		return;
+	ft_disk_end_left(at->guest, dir);       /* one that was started again since @at was read */
+	ft_disk_remove_files(dir);
 }

@@ -308,7 +308,6 @@ static int check_domain(const struct options *o)
 
 static int plan_disks(const struct options *o, struct ft_spec *spec, struct ft_attach *at)
 {
-	char dir[2 * FT_PATH_MAX];
 	int rc = load_spec(o->guest, spec);
 
 	if (rc)
@@ -319,13 +318,7 @@ static int plan_disks(const struct options *o, struct ft_spec *spec, struct ft_a
 	}
 	*at = (struct ft_attach){ .hypervisor = FT_HYPERVISOR_XEN };
 	snprintf(at->guest, sizeof(at->guest), "%s", o->guest);
-	if (ft_run_path(dir, sizeof(dir), o->guest, ""))
-		return FAILED;
-	dir[strlen(dir) - 1] = 0;
-	if (ft_disk_plan(spec, dir, at))
-		return FAILED;
-	ft_disk_adopt(at);
-	return DONE;
+	return ft_disk_plan_here(spec, at) ? FAILED : DONE;
 }
 
 /* Once for all of a guest's disks: what is served is in use, and was looked at when it was not. */

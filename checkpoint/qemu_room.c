@@ -49,7 +49,6 @@ static void stands_still(struct qemu_vm *v, const char *image, const char *reaso
 void qemu_room_lost(struct qemu_vm *v, const json_t *data)
 {
 	const char *action = json_string_value(json_object_get(data, "action"));
-
 	const char *reason = json_string_value(json_object_get(data, "reason"));
 
 	if (action && !strcmp(action, "stop"))

@@ -64,8 +64,6 @@ int xen_destroy(const struct xen_dom *d) FT_MUST_CHECK;
 
 /* --- xen_disk.c: vbds whose backing is a disk of ft --- */
 
-/* Which disks @at has: those of the guest file, and who serves them. */
-int xen_disks_plan(const struct ft_spec *spec, struct ft_attach *at) FT_MUST_CHECK;
 /* Has the domain exactly these? */
 void xen_disks_check(const struct xen_dom *d, const struct ft_spec *spec, struct ft_obstacles *o);
 /* The line of an xl config that gives them to a replica; like snprintf. */
@@ -82,8 +80,6 @@ struct xen_disks {
 void xen_disks_open(const struct ft_attach *at, struct xen_disks *out);
 void xen_disks_settle(const struct xen_disks *d);
 void xen_disks_close(struct xen_disks *d);
-/* The domain has gone: nothing of them stays but maps and images. */
-void xen_disks_end(const struct ft_attach *at);
 
 /*
  * --- xen_suspend.c: a domain is asked to suspend, and is told that it was not moved; one whose kernel has no Xen

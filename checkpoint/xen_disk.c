@@ -35,41 +35,6 @@ static unsigned vdev(unsigned disk)
 	return XVDA + 16 * disk;
 }
 
-/* --- whose disks a record names --- */
-
-static int run_dir(const char *guest, char dir[FT_SPEC_PATH_MAX])
-{
-	int rc = ft_run_path(dir, FT_SPEC_PATH_MAX, guest, "");
-	size_t len = strlen(dir);
-
-	if (!rc && len && dir[len - 1] == '/')
-		dir[len - 1] = 0;
-	return rc;
-}
-
-int xen_disks_plan(const struct ft_spec *spec, struct ft_attach *at)
-{
-	char dir[FT_SPEC_PATH_MAX];
-	int rc = run_dir(spec->name, dir);
-
-	if (!rc)
-		rc = ft_disk_plan(spec, dir, at);
-	if (!rc)
-		ft_disk_adopt(at);
-	return rc;
-}
-
-void xen_disks_end(const struct ft_attach *at)
-{
-	char dir[FT_SPEC_PATH_MAX];
-
-	ft_disk_end(at);
-	if (run_dir(at->guest, dir))
-		return;
-	ft_disk_end_left(at->guest, dir);       /* one that was started again since @at was read */
-	ft_disk_remove_files(dir);
-}
-
 /* --- what is under way when the domain suspends --- */
 
 void xen_disks_open(const struct ft_attach *at, struct xen_disks *out)

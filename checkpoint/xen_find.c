@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* xen_find.c - which domain is the guest, and can it be protected? See ft/hv.h. */
 #include "checkpoint/xen_model.h"
+#include "ft/diskserver.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -35,7 +36,7 @@ static int fill(const struct xen_dom *d, const struct ft_spec *spec, struct ft_a
 	if (!rc)
 		rc = xen_dom_nics(d, at);
 	if (!rc)
-		rc = xen_disks_plan(spec, at);
+		rc = ft_disk_plan_here(spec, at);
 	if (!rc)
 		rc = xen_find_pages(d, &map);
 	if (rc)

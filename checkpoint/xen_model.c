@@ -300,24 +300,26 @@ int xen_model_log_writes(struct xen_model *m, bool on)
 	return call(m, "log its writes", "xen-set-global-dirty-log", json_pack("{s:b}", "enable", (int)on), -1, NULL);
 }
 
-/* Events are of interest for one thing: that nobody else let it go on. */
-static void take_events(struct xen_model *m)
+/* Events are of interest for one thing: has it gone on since they were looked at last? */
+static bool went_on(struct xen_model *m)
 {
+	bool did = false;
 	json_t *ev;
 
 	while ((ev = ft_qmp_event(m->qmp))) {
 		const char *name = json_string_value(json_object_get(ev, "event"));
 
-		m->woken = m->woken || (m->stopped && name && !strcmp(name, "RESUME"));
+		did = did || (name && !strcmp(name, "RESUME"));
 		json_decref(ev);
 	}
+	return did;
 }
 
 int xen_model_stop(struct xen_model *m)
 {
 	int rc;
 
-	take_events(m);
+	(void)went_on(m);               /* not since it is stopped */
 	rc = call(m, "stop", "stop", NULL, -1, NULL);
 	m->stopped = !rc;
 	m->woken = false;
@@ -330,7 +332,7 @@ int xen_model_cont(struct xen_model *m)
 
 	if (!m->stopped)
 		return 0;
-	take_events(m);
+	m->woken |= went_on(m);
 	m->stopped = false;
 	rc = call(m, "go on", "cont", NULL, -1, NULL);
 	m->stopped = rc != 0;
@@ -389,16 +391,10 @@ static int wait_running(struct xen_model *m)
 
 	for (; !runs && now < end && !ft_qmp_closed(m->qmp); now = ft_now_ns()) {
 		struct pollfd p = { .fd = ft_qmp_fd(m->qmp), .events = POLLIN };
-		json_t *ev;
 
 		if (poll(&p, 1, (int)((end - now) / FT_MS_NS) + 1) < 0 && errno != EINTR)
 			return -errno;
-		while ((ev = ft_qmp_event(m->qmp))) {
-			const char *name = json_string_value(json_object_get(ev, "event"));
-
-			runs = runs || (name && !strcmp(name, "RESUME"));
-			json_decref(ev);
-		}
+		runs = went_on(m);
 	}
 	if (runs)
 		return 0;

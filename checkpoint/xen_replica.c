@@ -9,6 +9,7 @@
 #include "checkpoint/xen_model.h"
 #include "checkpoint/xen_parts.h"
 #include "checkpoint/xen_watch.h"
+#include "ft/diskserver.h"
 #include "ft/conf.h"
 
 #include <inttypes.h>
@@ -183,7 +184,7 @@ static void xen_replica_destroy(struct ft_replica *r)
 		ft_err("%s: its replica, domain %u, is left over: 'xl destroy %u'", x->spec.name, x->dom.domid,
 		       x->dom.domid);
 	if (x->alone)
-		xen_disks_end(&x->at);
+		ft_disk_end_here(&x->at);
 	free_replica(x);
 }
 
@@ -279,11 +280,11 @@ static int build(struct xen_replica *x)
 
 	snprintf(x->at.guest, sizeof(x->at.guest), "%s", x->spec.name);
 	x->at.hypervisor = FT_HYPERVISOR_XEN;
-	rc = xen_disks_plan(&x->spec, &x->at);
+	rc = ft_disk_plan_here(&x->spec, &x->at);
 
 	if (!rc) {
 		x->alone = true;
-		xen_disks_end(&x->at);          /* what a dead domain left */
+		ft_disk_end_here(&x->at);          /* what a dead domain left */
 		rc = write_config(x, path, sizeof(path));
 	}
 	if (!rc)
@@ -311,7 +312,7 @@ static int fill_attach(struct xen_replica *x, const struct ft_attach *theirs)
 	x->at.domid = x->dom.domid;
 	xen_dom_uuid(&info, x->at.uuid);
 	rc = xen_dom_nics(&x->dom, &x->at);
-	return rc ? rc : xen_disks_plan(&x->spec, &x->at);
+	return rc ? rc : ft_disk_plan_here(&x->spec, &x->at);
 }
 
 static int map_memory(struct xen_replica *x)

@@ -2,6 +2,7 @@
 /* xen_vm.c - the running domain on the primary: what an epoch needs of it. See ft/hv.h and checkpoint/xen.h. */
 #include "checkpoint/xen_model.h"
 #include "checkpoint/xen_parts.h"
+#include "ft/diskserver.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -344,7 +345,7 @@ static int xen_vm_destroy(struct ft_vm *vm)
 	int rc = xen_destroy(&v->dom);
 
 	v->gone = true;
-	xen_disks_end(&v->at);          /* before this host's store opens the images */
+	ft_disk_end_here(&v->at);          /* before this host's store opens the images */
 	return rc ? rc : ft_attach_remove(v->at.guest);
 }
 
@@ -363,7 +364,7 @@ static void release_domain(struct xen_vm *v)
 		xs_rm(v->dom.xs, XBT_NULL, path);
 	}
 	if (v->off && !xen_destroy(&v->dom)) {
-		xen_disks_end(&v->at);
+		ft_disk_end_here(&v->at);
 		ft_ignore(ft_attach_remove(v->at.guest));
 	}
 }

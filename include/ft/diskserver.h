@@ -22,6 +22,8 @@
 
 /* Fill in the disks of @at, whose guest is set: what and where, no process yet. -ENAMETOOLONG, logged. */
 int ft_disk_plan(const struct ft_spec *spec, const char *dir, struct ft_attach *at) FT_MUST_CHECK;
+/* The same in the guest's run directory, and who serves them by now: pids, as the files beside the sockets have them. */
+int ft_disk_plan_here(const struct ft_spec *spec, struct ft_attach *at) FT_MUST_CHECK;
 /* Where the map of disk @n is. False: the path is too long. */
 bool ft_disk_map_path(char out[FT_SPEC_PATH_MAX], const char *guest, unsigned n);
 /*
@@ -39,8 +41,8 @@ void ft_disk_end(const struct ft_attach *at);
 void ft_disk_end_one(const struct ft_attach *at, unsigned n);
 /* The same for what a dead owner left in @dir. */
 void ft_disk_end_left(const char *guest, const char *dir);
-/* Whoever serves the disks by now: their pids, as the files beside their sockets have them. */
-void ft_disk_adopt(struct ft_attach *at);
+/* All of that in the guest's run directory: nothing stays but maps and images. */
+void ft_disk_end_here(const struct ft_attach *at);
 /* A Xen guest's disk: which device it is. -ENOENT: none. */
 int ft_disk_device(const struct ft_attach *at, unsigned n, unsigned *index) FT_MUST_CHECK;
 /* Its vbd is gone: no device any more, and its server ends by itself. */
