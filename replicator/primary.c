@@ -305,7 +305,7 @@ static void go_alone(struct ft_primary *p)
 static bool was_whole(const struct ft_primary *p)
 {
 	return p->state == FT_PRIMARY_PROTECTED || p->state == FT_PRIMARY_DISARMING || p->state == FT_PRIMARY_HANDING_OVER ||
-	       (p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch);
+	       ft_primary_first_acked(p);
 }
 
 static void lost(struct ft_primary *p, const char *why)
@@ -691,9 +691,9 @@ static void settled(struct ft_primary *p)
 {
 	bool all = p->standing && !p->nr_flight && p->released == p->acked;
 
-	if (p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch)
+	if (ft_primary_first_acked(p))
 		ft_primary_disks_adopted(p);
-	if (p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch && !p->drilling) {
+	if (ft_primary_first_acked(p) && !p->drilling) {
 		if (p->first_drill_done || p->vm->no_drill)
 			set_state(p, FT_PRIMARY_PROTECTED, p->resumed ? "the backup has kept its replica, nothing is copied anew" :
 				  "full copy acknowledged");

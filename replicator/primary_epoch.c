@@ -302,16 +302,11 @@ static int finish_epoch(struct ft_primary *p, bool last)
 }
 
 /* Nothing builds on the first epoch of a session before it is acknowledged: the backup may have to sync a whole copy for that. */
-static bool stands(const struct ft_primary *p)
-{
-	return p->state == FT_PRIMARY_PROTECTED || (p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch);
-}
-
 bool ft_primary_may_take_epoch(const struct ft_primary *p)
 {
 	unsigned max = p->cfg.policy.in_flight_max;
 
-	return stands(p) && !p->breached && !p->guest_ended &&
+	return (p->state == FT_PRIMARY_PROTECTED || ft_primary_first_acked(p)) && !p->breached && !p->guest_ended &&
 	       !p->vm->contended && !p->verify_epoch && !p->unprotect.done && !p->failover.done &&
 	       p->nr_flight < (max && max < IN_FLIGHT_MAX ? max : IN_FLIGHT_MAX - 1);
 }

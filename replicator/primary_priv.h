@@ -116,6 +116,12 @@ struct ft_primary {
 	struct ft_capture_stats last_capture;
 };
 
+/* DRILLING, and the session's first epoch is acknowledged: the backup has a whole replica. */
+static inline bool ft_primary_first_acked(const struct ft_primary *p)
+{
+	return p->state == FT_PRIMARY_DRILLING && p->acked >= p->sync_epoch;
+}
+
 /* --- primary_epoch.c --- */
 int ft_primary_track(struct ft_primary *p) FT_MUST_CHECK;
 /* Pause the guest, in a pause that is ours; ops->resumed ends it. */
