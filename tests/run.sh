@@ -28,6 +28,7 @@ run_one() {
 		bad=$((bad + 1)) note=" (exit status $rc, plan ${plan:-missing})"
 	fi
 	echo "$((ok - skip)) $bad $skip" >"$log.sum"
+	[ "$bad" -eq 0 ] || { grep '^not ok ' "$log" || echo "it ended early$note"; } | sed "s,^,${prog##*/}: ," >"$log.bad"
 	{
 		printf '%-34s %3d ok %3d failed %3d skipped %4ds%s\n' "${prog##*/}" $((ok - skip)) "$bad" "$skip" \
 			$(($(date +%s) - start)) "$note"
@@ -57,5 +58,6 @@ for prog in "${alone[@]}"; do
 	run_one "$prog" "$work/$n" &
 	wait $!         # not in the foreground: a signal must not wait for it
 done
+cat "$work"/*.bad 2>/dev/null        # once more, where nobody has to look for them
 cat "$work"/*.sum 2>/dev/null | awk '{ p += $1; f += $2; s += $3 }
 	END { printf "%d passed, %d failed, %d skipped\n", p, f, s; exit f > 0 || NR != '"$n"' }'

@@ -9,6 +9,7 @@
 A test that fails takes the shared world with it: the next one starts from nothing.
 """
 import contextlib
+import glob
 import os
 import shutil
 import signal
@@ -131,6 +132,8 @@ class Lab:
         for process in self.w.processes:
             if process.name.split()[-1] in ('ftd', 'ft-protect'):
                 lines += [f'{process.name}: {t:.3f} {line}' for t, line in process.lines[-15:]]
+        for console in sorted(glob.glob(os.path.join(directory, '*-console.txt'))):
+            lines += [f'{os.path.basename(console)[:-12]}: {line}' for line in world.read_file(console).splitlines()[-5:]]
         return lines
 
 

@@ -4,7 +4,7 @@
 import time
 
 from lab import Lab, check, main, test
-from world import now, wait_for
+from world import Failure, now, wait_for
 
 
 def guest_clocks(lab, limit=30):
@@ -53,7 +53,15 @@ def boot_id(lab):
 def reboot(lab):
     old = wait_for('the guest to answer', lambda: boot_id(lab), 30)
     lab.w.tell_guest('vm1', 'reboot')
-    wait_for('the guest to come up again', lambda: boot_id(lab) not in (None, old), 120)
+    answers = []
+
+    def came_up():
+        answers.append(boot_id(lab))
+        return answers[-1] not in (None, old)
+    try:
+        wait_for('the guest to come up again', came_up, 120)
+    except Failure as e:
+        raise Failure(f'{e}; it answered {answers.count(old)} times as before, then {answers[-1]}') from e
     lab.w.wait_guest('vm1')
 
 

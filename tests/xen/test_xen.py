@@ -3,56 +3,17 @@
 """A Xen guest protected from one real Xen host to another: P1, P2, P4, and what a toolstack may do meanwhile."""
 import os
 import socket
-import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'hosts'))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import xenlab                                                           # noqa: E402  pylint: disable=C0413
-from lab import check, main, soak, test                                 # noqa: E402  pylint: disable=C0413
+from lab import check, soak, test                                       # noqa: E402  pylint: disable=C0413
+from shared import Shared, compare_epochs, cut_and_go_on, run           # noqa: E402  pylint: disable=C0413
 from world import FrameWatch, IncrClient, now, wait_for                 # noqa: E402  pylint: disable=C0413
 
 EPOCHS = soak('XEN_EPOCHS', 20)
-
-
-class Shared:
-    """The lab that the tests of this file share; a test that ruins it closes it."""
-
-    def __init__(self):
-        self.lab = self.job = None
-
-    def open(self):
-        if not self.lab:
-            self.lab = xenlab.Lab()
-            self.lab.start_ftd(self.lab.beta)
-            self.job = None
-        return self.lab
-
-    def protected(self):
-        lab = self.open()
-        if self.job is None or lab.alpha.status(self.job) is not None:
-            self.job = lab.protect()
-        else:
-            wait_for('PROTECTED', lambda: lab.state() == 'PROTECTED', 120, 1)
-        return lab
-
-    def close(self):
-        if self.lab:
-            self.lab.close()
-        self.lab = self.job = None
-
-    def explain(self, name):
-        if not self.lab:
-            return []
-        self.lab.keep_logs()
-        lines = []
-        for host, log in ((self.lab.alpha, 'protect'), (self.lab.beta, 'ftd')):
-            try:
-                lines += [f'{host.name}: {line}' for line in host.call(f'tail -12 /ft/log/{log}.log', 30).stdout.splitlines()]
-            except xenlab.Failure as e:
-                lines.append(str(e))
-        return lines
 
 
 def who_has(address):
@@ -71,18 +32,7 @@ def link_address(name):
 
 @test(limit=900)
 def every_page_that_the_guest_writes_is_in_its_epoch(shared):
-    """The replica's memory is compared with the suspended guest's, all of it, in EPOCHS epochs of a guest that writes."""
-    lab = shared.protected()
-    check(lab.ask('dirty 16 300', 60) is not None, 'the guest does not answer')
-    first = lab.status()['epoch']
-    for n in range(EPOCHS):
-        done = lab.alpha.call('ft-ctl verify vm1', 120)
-        check(done.returncode == 0, f'comparison {n + 1}: {done.stdout.strip()}')
-    status = lab.status()
-    check(status['epoch'] >= first + EPOCHS, f'only {status["epoch"] - first} epochs')
-    print(f'# {EPOCHS} comparisons in epochs {first} to {status["epoch"]}; last: {done.stdout.strip()}; '
-          f'{status["dirty_pages"]} pages written in the last epoch, pause {status["pause_us"]["p50"] / 1000:.0f} ms')
-    lab.ask('dirty 0 0', 60)
+    compare_epochs(shared.protected(), EPOCHS)
 
 
 @test(limit=400)
@@ -135,18 +85,7 @@ def a_killed_host_loses_nothing_and_the_connection_survives(shared):
     lab = shared.protected()
     incr = IncrClient(lab, xenlab.GUEST_IP4, 'demo')
     incr.wait_replies(10, 120)
-    lab.alpha.cut()
-    at = lab.alpha.killed_at
-    wait_for('a reply after the cut', lambda: incr.reply_after(at + 0.2) or incr.broken(), 120)
-    incr.wait_replies(50, 120)
-    v = incr.verdict()
-    incr.stop()
-    check(v['survived'], "the client's connection broke")
-    check(not v['lost'] and not v['repeated'], f'{v["lost"]} lost, {v["repeated"]} repeated')
-    log = lab.beta.run('cat /ft/log/ftd.log; xl list')
-    check('vm1--replica' not in log.splitlines()[-1] and log.splitlines()[-1].startswith('vm1 '), f'xl list says {log.splitlines()[-1]}')
-    ready = next(line for line in log.splitlines() if 'after the command' in line)
-    print(f'# client gap {incr.reply_after(at + 0.2) - at:.2f} s with 5 s of silence awaited; {ready.split("ftd: ")[-1]}; {v["acked"]} acknowledged')
+    cut_and_go_on(lab, incr, 50)
     shared.close()
 
 
@@ -319,10 +258,4 @@ def a_backup_without_room_or_with_a_domain_of_that_name_refuses(shared):
 
 
 if __name__ == '__main__':
-    if os.geteuid():
-        print('1..0 # SKIP hosts are made of namespaces: run as root')
-        sys.exit(77)
-    if subprocess.run(['pkg-config', '--exists', 'xencontrol'], check=False).returncode:
-        print('1..0 # SKIP ft was built without Xen: install libxen-dev')
-        sys.exit(77)
-    main(Shared())
+    run(Shared())

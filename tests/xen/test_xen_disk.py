@@ -9,11 +9,10 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'hosts'))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import xenlab                                                           # noqa: E402  pylint: disable=C0413
-from lab import TESTS, check, main, test                                # noqa: E402  pylint: disable=C0413
-from test_xen import Shared                                             # noqa: E402  pylint: disable=C0413
+from lab import check, test                                             # noqa: E402  pylint: disable=C0413
+from shared import Shared, cut_and_go_on, run                           # noqa: E402  pylint: disable=C0413
 from world import IncrClient, now, wait_for                             # noqa: E402  pylint: disable=C0413
 
-TESTS.clear()           # those of test_xen.py run there
 IMAGE, IMAGE_MB = '/ft/disk/vm1.raw', 48
 MEMORY = 160            # its initrd is larger
 CMDLINE = f'{xenlab.CMDLINE} ft.disk=ext4 ft.redis=aof'
@@ -150,30 +149,15 @@ def what_was_written_and_acknowledged_is_there_once_after_a_power_cut(shared):
     mirrored = disk(lab)['mirrored_bytes']
     incr.wait_replies(10, 120)
     check(disk(lab)['mirrored_bytes'] > mirrored, 'nothing is mirrored')
-    lab.alpha.cut()
-    at = lab.alpha.killed_at
-    wait_for('a reply after the cut', lambda: incr.reply_after(at + 0.2) or incr.broken(), 120)
-    incr.wait_replies(20, 120)
-    v = incr.verdict()
-    incr.stop()
-    check(v['survived'], "the client's connection broke")
-    check(not v['lost'] and not v['repeated'], f'{v["lost"]} lost, {v["repeated"]} repeated')
+    v = cut_and_go_on(lab, incr, 20)
     kept = on_disk(lab)
     check(v['last'] <= kept <= v['last'] + 1, f'the client was told of {v["last"]}, the append-only file has {kept}')
-    ready = [line for line in lab.beta.run('cat /ft/log/ftd.log').splitlines() if 'after the command' in line][-1]
-    print(f'# client gap {incr.reply_after(at + 0.2) - at:.2f} s with 5 s of silence awaited; {ready.split("ftd: ")[-1]}; {v["acked"]} acknowledged')
     check_image(lab, lab.beta)
     shared.close()
 
 
 if __name__ == '__main__':
-    if os.geteuid():
-        print('1..0 # SKIP hosts are made of namespaces: run as root')
-        sys.exit(77)
-    if subprocess.run(['pkg-config', '--exists', 'xencontrol'], check=False).returncode:
-        print('1..0 # SKIP ft was built without Xen: install libxen-dev')
-        sys.exit(77)
     if not shutil.which('nbdkit'):
         print('1..0 # SKIP no nbdkit')
         sys.exit(77)
-    main(SharedDisk())
+    run(SharedDisk())
