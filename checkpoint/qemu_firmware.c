@@ -11,6 +11,14 @@
 #include <unistd.h>
 
 #define FIRMWARE_TIMEOUT_MS 10000
+#define BUSY_MS 50
+
+/* The guest is paused all the while: a loaded machine is not a dead ft-protect (vm.busy). */
+static void still_at_it(struct qemu_vm *v)
+{
+	if (v->vm.busy)
+		v->vm.busy(v->vm.busy_ctx);
+}
 
 /* Only while we migrate: a migration or snapshot of somebody else's would come out without the guest's RAM. */
 static int ignore_shared(struct qemu_vm *v, bool on)
@@ -37,17 +45,18 @@ static int grow_blob(struct ft_blob *b, size_t *size)
 	return 0;
 }
 
-static int poll_in(int fd, uint64_t deadline)
+static int wait_for_more(struct qemu_vm *v, int fd, uint64_t deadline)
 {
-	uint64_t now = ft_now_ns();
 	struct pollfd p = { .fd = fd, .events = POLLIN };
-	int n = now < deadline ? poll(&p, 1, (int)((deadline - now) / FT_MS_NS) + 1) : 0;
+	int n;
 
+	while ((n = poll(&p, 1, BUSY_MS)) == 0 && ft_now_ns() < deadline)
+		still_at_it(v);
 	return n > 0 || (n < 0 && errno == EINTR) ? 0 : n ? -errno : -ETIMEDOUT;
 }
 
 /* All that QEMU sends until it closes its end. */
-static int read_stream(int sock, uint64_t deadline, struct ft_blob *out)
+static int read_stream(struct qemu_vm *v, int sock, uint64_t deadline, struct ft_blob *out)
 {
 	size_t size = 0;
 	int rc = 0;
@@ -64,7 +73,7 @@ static int read_stream(int sock, uint64_t deadline, struct ft_blob *out)
 		if (n > 0)
 			out->len += (size_t)n;
 		else
-			rc = errno == EAGAIN ? poll_in(sock, deadline) : -errno;
+			rc = errno == EAGAIN ? wait_for_more(v, sock, deadline) : -errno;
 	}
 	return rc;
 }
@@ -85,6 +94,7 @@ static int finish_migration(struct qemu_vm *v, uint64_t deadline)
 		json_decref(status);
 		if (over)
 			return 0;
+		still_at_it(v);
 	}
 	return -ETIMEDOUT;
 }
@@ -98,8 +108,9 @@ static int migrate_firmware(struct qemu_vm *v, struct ft_blob *out)
 		return -errno;
 	rc = start_migration(v, sock[1]);
 	close(sock[1]);
+	still_at_it(v);
 	if (!rc)
-		rc = read_stream(sock[0], deadline, out);
+		rc = read_stream(v, sock[0], deadline, out);
 	close(sock[0]);
 	if (!rc)
 		rc = finish_migration(v, deadline);
@@ -144,10 +155,12 @@ int qemu_vm_firmware(struct ft_vm *vm, struct ft_blob *out)
 		rc = qemu_vm_pause(vm);
 	if (rc)
 		return rc;
+	still_at_it(v);
 	v->changing = true;             /* migration stops the stopped guest in its own way */
 	rc = migrate_alone(v, out);
 	qemu_vm_take_events(v);
 	v->changing = false;
+	still_at_it(v);
 	if (!was_paused) {
 		int resumed = qemu_vm_resume(vm);
 

@@ -499,7 +499,8 @@ static void resume_session(struct ft_primary *p, uint64_t whole)
 	set_state(p, FT_PRIMARY_DRILLING, "session resumed");
 }
 
-static int send_firmware(struct ft_primary *p)
+/* Drops the link, by name, when it fails. */
+static void send_firmware(struct ft_primary *p)
 {
 	struct ft_blob fw = { 0 };
 	int rc, resumed;
@@ -514,7 +515,10 @@ static int send_firmware(struct ft_primary *p)
 	if (!rc)
 		rc = p->ops->send(p->cfg.ctx, FT_REC_FIRMWARE, fw.data, fw.len);
 	ft_blob_free(&fw);
-	return rc;
+	if (rc == -ECANCELED)
+		ft_primary_drop_link(p, "the guard let the guest run before its firmware was read: it was paused for too long");
+	else if (rc)
+		ft_primary_drop_link(p, "the firmware could not be sent");
 }
 
 static void new_session(struct ft_primary *p, const struct ft_wire_welcome *w)
@@ -535,8 +539,8 @@ static void new_session(struct ft_primary *p, const struct ft_wire_welcome *w)
 	set_state(p, FT_PRIMARY_PREPARING, "the backup builds the replica");
 	if (p->cfg.mirror && ft_primary_disks_greet(p))
 		ft_primary_drop_link(p, "DISKS could not be sent");
-	else if (!p->cfg.mirror && send_firmware(p))
-		ft_primary_drop_link(p, "the firmware could not be sent");
+	else if (!p->cfg.mirror)
+		send_firmware(p);
 }
 
 static void send_disarm(struct ft_primary *p)
@@ -625,8 +629,8 @@ static void on_disks_here(struct ft_primary *p, const uint8_t *body, size_t len)
 		ft_primary_drop_link(p, "the backup has data that must not be overwritten");
 	} else if (rc) {
 		ft_primary_drop_link(p, "a DISKS_HERE that makes no sense");
-	} else if (send_firmware(p)) {
-		ft_primary_drop_link(p, "the firmware could not be sent");
+	} else {
+		send_firmware(p);
 	}
 }
 

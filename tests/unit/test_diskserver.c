@@ -530,13 +530,23 @@ TEST_TIMEOUT(a_guest_whose_disk_is_not_served_does_not_start, 120)
 }
 
 /* What a replica would be loaded with: the guest stands still from here on. */
+static void count_busy(void *ctx)
+{
+	++*(unsigned *)ctx;
+}
+
 static void capture(const struct ft_attach *at, struct ft_blob *firmware, struct ft_blob *state)
 {
 	struct ft_qemu_options opt = { .tracker = "compare" };
+	unsigned told = 0;
 	struct ft_vm *vm;
 
 	CHECK_OK(ft_qemu_open(at, &opt, &vm));
+	vm->busy = count_busy;
+	vm->busy_ctx = &told;
 	CHECK_OK(vm->ops->firmware(vm, firmware));
+	CHECK(told);            /* or a loaded machine is taken for a dead ft-protect */
+	vm->busy = NULL;
 	CHECK_OK(vm->ops->pause(vm));
 	CHECK_OK(vm->ops->state_begin(vm));
 	CHECK_OK(vm->ops->state_end(vm, state));

@@ -413,13 +413,24 @@ TEST(epochs_in_time_are_none_of_the_guards_business)
 TEST(a_long_pause_that_is_told_of_is_not_revoked)
 {
 	struct protect p = started();
+	uint64_t told, longest = 0;
+	char kept;
 
 	CHECK_EQ(does(&p, "ps"), '0');
+	told = ft_now_ns();
 	for (int i = 0; i < 3 * LIMIT_MS / 20; i++) {
+		uint64_t before = told;
+
 		CHECK_EQ(does(&p, "p"), '0');
+		told = ft_now_ns();
+		longest = told - before > longest ? told - before : longest;
 		pause_ms(20);
 	}
-	CHECK_EQ(does(&p, "cr"), '0');
+	kept = does(&p, "cr");
+	longest = ft_now_ns() - told > longest ? ft_now_ns() - told : longest;
+	if (longest > LIMIT_MS * FT_MS_NS / 2)
+		ft_test_skip("this machine lets nobody tell in time");
+	CHECK_EQ(kept, '0');
 	CHECK_EQ(qemu->guard_conts, 0);
 }
 
