@@ -30,6 +30,7 @@ static int fill(const struct xen_dom *d, const struct ft_spec *spec, struct ft_a
 	if (rc)
 		return rc;
 	at->domid = d->domid;
+	at->early = xen_has_model(d) && !xen_params_booted(d);
 	xen_dom_uuid(&info, at->uuid);
 	fill_version(d, at);
 	rc = xen_has_model(d) ? xen_model_describe(d, at->model) : 0;
@@ -103,7 +104,7 @@ static void check_type(struct check *c, const struct xen_dom *d, const xc_domain
 		ft_obstacle(&c->o, "it is of type %s and its guest file says %s", model ? "hvm" : "pvh", model ? "pvh" : "hvm");
 	if (!model && !xen_has_drivers(d))
 		ft_obstacle(&c->o, "its kernel has no Xen drivers, or has not started them yet: it cannot be asked to suspend");
-	if (model && !xen_params_booted(d))
+	if (model && c->at->early)
 		ft_obstacle(&c->o, "its firmware is still at work: wait until it boots");
 	if (model)
 		xen_model_check(d, c->at, &c->o);
