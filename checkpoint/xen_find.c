@@ -64,6 +64,27 @@ int ft_xen_find(const struct ft_spec *spec, struct ft_attach *out)
 	return rc;
 }
 
+int ft_xen_glance(const char *name, struct ft_attach *out)
+{
+	struct xen_dom d;
+	xc_domaininfo_t info;
+	int rc = xen_dom_open(&d, name, 0);
+
+	*out = (struct ft_attach){ .hypervisor = FT_HYPERVISOR_XEN };
+	if (rc)
+		return rc;
+	rc = xen_dom_find(d.xs, name, &d.domid);
+	if (!rc && xen_dom_info(&d, &info))
+		rc = -ENOENT;
+	if (!rc) {
+		out->domid = d.domid;
+		out->memory = (uint64_t)info.tot_pages * FT_PAGE_SIZE;
+		fill_version(&d, out);
+	}
+	xen_dom_close(&d);
+	return rc;
+}
+
 bool ft_xen_alive(const struct ft_attach *at)
 {
 	struct xen_dom d;

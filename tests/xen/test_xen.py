@@ -246,7 +246,7 @@ def a_backup_without_room_or_with_a_domain_of_that_name_refuses(shared):
     lab.beta.write('/ft/other.cfg', xenlab.XL_CFG)
     lab.beta.run('xl create -p /ft/other.cfg', 120)
     done = lab.alpha.call('ft-protect vm1 beta', 120)
-    check(done.returncode and 'a domain of this name is on this host already' in done.stdout, done.stdout)
+    check(done.returncode and 'a domain of this name is on beta already' in done.stdout, done.stdout)
     lab.beta.run('xl destroy vm1')
     free = int(lab.beta.run("xl info | sed -n 's/^free_memory *: //p'"))
     lab.beta.write('/ft/other.cfg', xenlab.XL_CFG.replace('"vm1"', '"big"').replace(f'memory = {xenlab.MEMORY}', f'memory = {free - 100}'))
