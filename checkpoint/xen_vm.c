@@ -64,7 +64,7 @@ static void ended(struct xen_vm *v, const char *how)
 {
 	if (v->off)
 		return;
-	ft_info("%s: the guest %s", v->at.guest, how);
+	v->vm.ended = how;
 	v->off = true;
 	queue_event(v, FT_VM_SHUTDOWN);
 }
@@ -82,13 +82,13 @@ static void note_shutdown(struct xen_vm *v, unsigned reason)
 		v->foreign = true;
 		return;
 	case SHUTDOWN_reboot:
-		ended(v, "reboots: under Xen that is a new domain, and this one is over");
+		ended(v, "the guest reboots: under Xen that is a new domain, and this one is over");
 		return;
 	case SHUTDOWN_crash:
-		ended(v, "has crashed by itself (its console says why)");
+		ended(v, "the guest has crashed by itself (its console says why)");
 		return;
 	default:
-		ended(v, "has powered off");
+		ended(v, NULL);
 	}
 }
 
@@ -101,7 +101,7 @@ static void look(struct xen_vm *v)
 	if (rc == -ESRCH && !v->gone) {
 		v->gone = true;
 		if (v->foreign || v->vm.contended)
-			ended(v, "was in somebody else's hands, and its domain is gone: it was saved or migrated, and lives there");
+			ended(v, "its domain is gone while somebody else had it: it was saved or migrated, and lives there");
 		else if (!v->off)
 			queue_event(v, FT_VM_GONE);
 	}

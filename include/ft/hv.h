@@ -39,6 +39,8 @@ struct ft_vm {
 	int event_fd;           /* readable: call next_event until FT_VM_NONE */
 	/* Why the guest stands still by itself, with the remedy: it is let run again and again until it does. NULL: it does not. */
 	const char *trouble;
+	/* How the guest ended, when FT_VM_SHUTDOWN is told. NULL: it powered off. */
+	const char *ended;
 	bool no_drill;          /* a replica of this kind cannot be rehearsed: protection begins without */
 	/*
 	 * Somebody else reads which pages are written (a migration that is not ours): no epoch can be taken. Set by an op
