@@ -32,7 +32,7 @@ int ft_hv_find(const struct ft_spec *spec, struct ft_attach *out)
 	if (spec->hypervisor == FT_HYPERVISOR_QEMU || (!rc && on_xen(out) && out->nr_disks == spec->nr_disks))
 		return rc;
 	rc = ft_xen_find(spec, out);
-	return rc ? rc : save_found(out);
+	return rc || out->early ? rc : save_found(out);
 }
 
 int ft_hv_open(const struct ft_attach *at, const char *tracker, struct ft_vm **out)

@@ -5,6 +5,7 @@
 #include "checkpoint/qemu.h"
 #include "ft/conf.h"
 #include "ft/diskserver.h"
+#include "ft/hv.h"
 #include "ft/record.h"
 
 #include <dirent.h>
@@ -96,7 +97,8 @@ static const char *why_not_start(const struct ft_record *r)
 	return NULL;
 }
 
-static int check_start(const char *guest, bool force)
+/* @how: what makes it start all the same. */
+static int check_start(const char *guest, bool force, const char *how)
 {
 	struct ft_record r;
 	const char *why;
@@ -107,7 +109,7 @@ static int check_start(const char *guest, bool force)
 	if (rc) {
 		if (force)
 			return DONE;
-		ft_err("guest %s: make sure that it runs nowhere else, then start it with --force", guest);
+		ft_err("guest %s: make sure that it runs nowhere else, then start it with %s", guest, how);
 		return REFUSED;
 	}
 	why = why_not_start(&r);
@@ -119,7 +121,7 @@ static int check_start(const char *guest, bool force)
 		return ft_record_save(NULL, ft_conf()->state_dir, guest, &r) ? FAILED : DONE;
 	}
 	ft_err("guest %s %s %s (generation %" PRIu64 "): ask there with 'ft-ctl status %s'; only if it runs nowhere, start it "
-	       "with --force", guest, why, r.peer, r.generation, guest);
+	       "with %s", guest, why, r.peer, r.generation, guest, how);
 	return REFUSED;
 }
 
@@ -281,7 +283,7 @@ static int cmd_start(const struct options *o)
 	if (spec.hypervisor == FT_HYPERVISOR_XEN)
 		return start_domain(&spec);
 	/* What runs here is not started, so nothing forbids it. */
-	rc = ft_attach_load(o->guest, &at) ? check_start(o->guest, o->force) : DONE;
+	rc = ft_attach_load(o->guest, &at) ? check_start(o->guest, o->force, "--force") : DONE;
 	if (rc)
 		return rc;
 	fd = lock_guest(o->guest);
@@ -324,8 +326,11 @@ static int plan_disks(const struct options *o, struct ft_spec *spec, struct ft_a
 /* Once for all of a guest's disks: what is served is in use, and was looked at when it was not. */
 static int recover_disks(const struct options *o, const struct ft_spec *spec, const struct ft_attach *at)
 {
-	int rc = check_start(o->guest, o->force);
+	char how[FT_NAME_MAX + 48];
+	int rc;
 
+	snprintf(how, sizeof(how), "target=%s:%u:force in its xl file", o->guest, o->disk);
+	rc = check_start(o->guest, o->force, how);
 	for (unsigned i = 0; i < at->nr_disks; i++)
 		if (ft_disk_served(&at->disk[i]))
 			return rc;
@@ -487,6 +492,30 @@ struct guest_state {
 	struct ft_record record;
 };
 
+/* Is there a file that says so? One that is not there is nobody's fault here. */
+static bool is_domain(const char *guest)
+{
+	char path[2 * FT_PATH_MAX];
+	struct ft_spec spec;
+
+	snprintf(path, sizeof(path), "%s/%s.conf", ft_conf()->guests_dir, guest);
+	return !access(path, F_OK) && !ft_spec_load(guest, &spec) && spec.hypervisor == FT_HYPERVISOR_XEN;
+}
+
+/* xl starts and ends domains without us, so what we remember of one does not say whether it runs. */
+static const char *domain_state(const char *guest, struct ft_attach *at)
+{
+	struct ft_attach ignored;
+	char replica[FT_NAME_MAX + 16];
+	int rc = ft_xen_glance(guest, at);
+
+	snprintf(replica, sizeof(replica), "%s--replica", guest);
+	if (rc != -ENOENT)
+		return rc ? "unknown" : "running";
+	rc = ft_xen_glance(replica, &ignored);
+	return !rc ? "replica" : rc == -ENOENT ? "stopped" : "unknown";
+}
+
 static void look_at(const char *guest, struct guest_state *g)
 {
 	char path[2 * FT_PATH_MAX];
@@ -495,6 +524,8 @@ static void look_at(const char *guest, struct guest_state *g)
 	g->state = rc == 0 ? "running" : rc == -ESRCH ? "dead" : rc == -ENOENT ? "stopped" : "unknown";
 	if (rc == -ENOENT && !ft_run_path(path, sizeof(path), guest, "qmp.sock") && ft_qmp_listening(path))
 		g->state = "replica";
+	if ((rc == -ENOENT || rc == -ESRCH) && is_domain(guest))
+		g->state = domain_state(guest, &g->at);
 	if (load_record(guest, &g->record))
 		g->record = (struct ft_record){ 0 };
 }

@@ -21,6 +21,12 @@ int ft_xen_find(const struct ft_spec *spec, struct ft_attach *out)
 	return say_absent(spec->name);
 }
 
+int ft_xen_glance(const char *name, struct ft_attach *out)
+{
+	*out = (struct ft_attach){ 0 };
+	return say_absent(name);
+}
+
 bool ft_xen_alive(const struct ft_attach *at)
 {
 	return false;

@@ -30,6 +30,7 @@ static int fill(const struct xen_dom *d, const struct ft_spec *spec, struct ft_a
 	if (rc)
 		return rc;
 	at->domid = d->domid;
+	at->early = xen_has_model(d) && !xen_params_booted(d);
 	xen_dom_uuid(&info, at->uuid);
 	fill_version(d, at);
 	rc = xen_has_model(d) ? xen_model_describe(d, at->model) : 0;
@@ -59,6 +60,27 @@ int ft_xen_find(const struct ft_spec *spec, struct ft_attach *out)
 	d.domid = rc ? 0 : domid;
 	if (!rc)
 		rc = fill(&d, spec, out);
+	xen_dom_close(&d);
+	return rc;
+}
+
+int ft_xen_glance(const char *name, struct ft_attach *out)
+{
+	struct xen_dom d;
+	xc_domaininfo_t info;
+	int rc = xen_dom_open(&d, name, 0);
+
+	*out = (struct ft_attach){ .hypervisor = FT_HYPERVISOR_XEN };
+	if (rc)
+		return rc;
+	rc = xen_dom_find(d.xs, name, &d.domid);
+	if (!rc && xen_dom_info(&d, &info))
+		rc = -ENOENT;
+	if (!rc) {
+		out->domid = d.domid;
+		out->memory = (uint64_t)info.tot_pages * FT_PAGE_SIZE;
+		fill_version(&d, out);
+	}
 	xen_dom_close(&d);
 	return rc;
 }
@@ -103,7 +125,7 @@ static void check_type(struct check *c, const struct xen_dom *d, const xc_domain
 		ft_obstacle(&c->o, "it is of type %s and its guest file says %s", model ? "hvm" : "pvh", model ? "pvh" : "hvm");
 	if (!model && !xen_has_drivers(d))
 		ft_obstacle(&c->o, "its kernel has no Xen drivers, or has not started them yet: it cannot be asked to suspend");
-	if (model && !xen_params_booted(d))
+	if (model && c->at->early)
 		ft_obstacle(&c->o, "its firmware is still at work: wait until it boots");
 	if (model)
 		xen_model_check(d, c->at, &c->o);

@@ -247,18 +247,24 @@ static int check_texts(const struct ft_spec *s)
 	return 0;
 }
 
+static int check_name(struct xen_dom *d)
+{
+	int rc = xen_dom_find(d->xs, d->guest, &d->domid);
+
+	if (rc)
+		return rc == -ENOENT ? 0 : rc;
+	ft_err("%s: a domain of this name is on %s already: stop it with 'xl shutdown %s', or 'xl destroy'", d->guest,
+	       ft_conf()->host, d->guest);
+	return -EEXIST;
+}
+
 /* A name that is free; a replica that a dead ftd left goes. */
 static int clear_name(struct xen_replica *x)
 {
 	struct xen_dom *d = &x->dom;
-	int rc = xen_dom_find(d->xs, x->spec.name, &d->domid);
+	int rc = check_name(d);
 
-	if (!rc) {
-		ft_err("%s: a domain of this name is on this host already: stop it with 'xl shutdown %s', or 'xl destroy'",
-		       x->spec.name, x->spec.name);
-		return -EEXIST;
-	}
-	if (rc == -ENOENT && !xen_dom_find(d->xs, x->name, &d->domid))
+	if (!rc && !xen_dom_find(d->xs, x->name, &d->domid))
 		rc = xen_destroy(d) ?: -ENOENT;
 	d->domid = 0;
 	return rc == -ENOENT ? 0 : rc;
@@ -415,6 +421,7 @@ static int check_version(const struct ft_attach *theirs)
 int ft_xen_replica_check(const struct ft_attach *theirs, char *why, size_t size)
 {
 	struct xen_pages map;
+	struct xen_dom d;
 	int rc;
 
 	ft_log_keep(why, size);
@@ -423,6 +430,12 @@ int ft_xen_replica_check(const struct ft_attach *theirs, char *why, size_t size)
 		rc = -EPROTO;
 	if (!rc)
 		rc = check_version(theirs);
+	if (!rc)
+		rc = xen_dom_open(&d, theirs->guest, 0);
+	if (!rc) {
+		rc = check_name(&d);
+		xen_dom_close(&d);
+	}
 	return told(rc, why, size);
 }
 

@@ -64,7 +64,7 @@ static void ended(struct xen_vm *v, const char *how)
 {
 	if (v->off)
 		return;
-	ft_info("%s: the guest %s", v->at.guest, how);
+	v->vm.ended = how;
 	v->off = true;
 	queue_event(v, FT_VM_SHUTDOWN);
 }
@@ -82,13 +82,13 @@ static void note_shutdown(struct xen_vm *v, unsigned reason)
 		v->foreign = true;
 		return;
 	case SHUTDOWN_reboot:
-		ended(v, "reboots: under Xen that is a new domain, and this one is over");
+		ended(v, "the guest reboots: under Xen that is a new domain, and this one is over");
 		return;
 	case SHUTDOWN_crash:
-		ended(v, "has crashed by itself (its console says why)");
+		ended(v, "the guest has crashed by itself (its console says why)");
 		return;
 	default:
-		ended(v, "has powered off");
+		ended(v, NULL);
 	}
 }
 
@@ -101,7 +101,7 @@ static void look(struct xen_vm *v)
 	if (rc == -ESRCH && !v->gone) {
 		v->gone = true;
 		if (v->foreign || v->vm.contended)
-			ended(v, "was in somebody else's hands, and its domain is gone: it was saved or migrated, and lives there");
+			ended(v, "its domain is gone while somebody else had it: it was saved or migrated, and lives there");
 		else if (!v->off)
 			queue_event(v, FT_VM_GONE);
 	}
@@ -113,6 +113,27 @@ static void look(struct xen_vm *v)
 		v->foreign = false;
 }
 
+/* A machine without its devices is a crash, of which nobody has told the guest. */
+static int model_lost(struct xen_vm *v, int rc)
+{
+	if (rc == -EPIPE) {
+		ft_err("%s: its device model is gone: the domain is destroyed", v->at.guest);
+		ft_ignore(xen_destroy(&v->dom));
+		look(v);
+	}
+	return rc;
+}
+
+/* Who ends a migration in order has the device model log no more; and to be told so twice kills QEMU 7.2. */
+static void take_log_again(struct xen_vm *v)
+{
+	if (!xen_log_ours_again(&v->log))
+		return;
+	v->vm.contended = false;
+	if (v->model && model_lost(v, xen_model_log_writes(v->model, true)))
+		v->vm.contended = !v->gone;
+}
+
 static enum ft_vm_event xen_next_event(struct ft_vm *vm)
 {
 	struct xen_vm *v = xen_of(vm);
@@ -122,7 +143,7 @@ static enum ft_vm_event xen_next_event(struct ft_vm *vm)
 		xen_dom_drain(&v->dom);
 		look(v);
 		if (v->vm.contended && !v->foreign && !v->gone && !v->off)
-			v->vm.contended = !xen_log_ours_again(&v->log);
+			take_log_again(v);
 	}
 	if (!v->nr_events)
 		return FT_VM_NONE;
@@ -171,17 +192,6 @@ static int map_again(struct xen_vm *v)
 	v->tot_pages = info.tot_pages;
 	v->target_kb = target_kb;
 	return 0;
-}
-
-/* A machine without its devices is a crash, of which nobody has told the guest. */
-static int model_lost(struct xen_vm *v, int rc)
-{
-	if (rc == -EPIPE) {
-		ft_err("%s: its device model is gone: the domain is destroyed", v->at.guest);
-		ft_ignore(xen_destroy(&v->dom));
-		look(v);
-	}
-	return rc;
 }
 
 static int stop_model(struct xen_vm *v)
@@ -354,7 +364,7 @@ static void release_domain(struct xen_vm *v)
 {
 	if (v->paused)
 		ft_ignore(xen_resume(&v->vm));          /* logged */
-	if (v->log.on && v->model)
+	if (v->log.on && v->model && !v->log.shared)
 		ft_ignore(xen_model_log_writes(v->model, false));       /* logged */
 	xen_log_stop(&v->log);
 	if (v->marked) {

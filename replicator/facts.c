@@ -194,6 +194,7 @@ int ft_facts_check(const char *facts, const struct ft_spec *mine, struct ft_atta
 
 	*why = 0;
 	*theirs = (struct ft_attach){ .pid = 0 };
+	snprintf(theirs->guest, sizeof(theirs->guest), "%s", mine->name);
 	rc = mine->hypervisor == FT_HYPERVISOR_XEN ? xen_facts(facts, theirs) : qemu_facts(facts, theirs);
 	if (rc || !fact(facts, "memory", memory, sizeof(memory)))
 		return -EPROTO;

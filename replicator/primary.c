@@ -543,6 +543,11 @@ static void new_session(struct ft_primary *p, const struct ft_wire_welcome *w)
 		send_firmware(p);
 }
 
+static const char *how_ended(const struct ft_primary *p)
+{
+	return p->vm->ended ? p->vm->ended : "the guest powered off";
+}
+
 static void send_disarm(struct ft_primary *p)
 {
 	uint8_t body[8];
@@ -553,7 +558,7 @@ static void send_disarm(struct ft_primary *p)
 		return;
 	}
 	p->disarm_sent = true;
-	set_state(p, FT_PRIMARY_DISARMING, p->guest_ended ? "the guest powered off" : "unprotect");
+	set_state(p, FT_PRIMARY_DISARMING, p->guest_ended ? how_ended(p) : "unprotect");
 }
 
 /* Guest paused, its last output released: from the moment HANDOVER is out, the backup may speak. */
@@ -792,7 +797,7 @@ static void on_disarmed(struct ft_primary *p, uint64_t generation)
 	}
 	p->maybe_armed = false;
 	if (p->first_drill_done || p->guest_ended || p->unprotect.done)
-		end_open(p, FT_END_OK, p->guest_ended ? "the guest powered off" : "unprotected");
+		end_open(p, FT_END_OK, p->guest_ended ? how_ended(p) : "unprotected");
 	else
 		end_open(p, FT_END_REFUSED, "the first drill failed");
 }
@@ -926,11 +931,11 @@ static void guest_crashed(struct ft_primary *p)
 static void guest_off(struct ft_primary *p)
 {
 	p->guest_ended = true;
-	ft_info("%s: the guest powered off: protection ends", p->cfg.guest);
+	ft_info("%s: %s: protection ends", p->cfg.guest, how_ended(p));
 	if (p->outrun_by)
 		give_in(p);
 	else if (!claims(p))
-		end_open(p, FT_END_OK, "the guest powered off");
+		end_open(p, FT_END_OK, how_ended(p));
 	else if (p->standing)
 		send_disarm(p);
 	/* Cut off: the promise is asked for as soon as the peer answers. */
@@ -1061,17 +1066,21 @@ static int request(struct ft_primary *p, struct pending *rq, ft_primary_done *do
 int ft_primary_unprotect(struct ft_primary *p, ft_primary_done *done, void *ctx)
 {
 	bool promised = !claims(p);             /* nothing over there could be started */
+	/* There is no epoch to be waited for: what the backup could start is older, and it promises not to. */
+	bool copying = p->standing && p->state == FT_PRIMARY_SYNCING;
 	int rc;
 
 	if (p->leaving)
 		return -EBUSY;
-	if (!serving(p) && !promised)
+	if (!serving(p) && !copying && !promised)
 		return -ENOTCONN;
 	rc = request(p, &p->unprotect, done, ctx);
 	if (rc)
 		return rc;
 	if (promised)
 		end_open(p, FT_END_OK, "unprotected");
+	else if (copying)
+		send_disarm(p);
 	else
 		settled(p);
 	arm(p);
@@ -1118,6 +1127,8 @@ int ft_primary_drill(struct ft_primary *p, ft_primary_done *done, void *ctx)
 {
 	int rc = -ENOTCONN;
 
+	if (p->vm->no_drill)
+		return -EOPNOTSUPP;
 	if (p->state == FT_PRIMARY_PROTECTED && p->standing)
 		rc = p->drilling ? -EBUSY : request(p, &p->drill, done, ctx);
 	if (!rc)

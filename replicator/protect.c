@@ -511,6 +511,15 @@ static void request_done(void *ctx, int rc, const char *text)
 		ft_control_reply(req, json_pack("{s:b, s:s}", "ok", 1, "text", text));
 }
 
+static void fail_not_now(const struct protect *pr, struct ft_control_req *req)
+{
+	struct ft_primary_status s;
+
+	ft_primary_get_status(pr->primary, &s);
+	ft_control_fail(req, "not while it is %s%s%s", ft_primary_state_name(s.state), protect_trouble(pr) ? ": " : "",
+			protect_trouble(pr) ? protect_trouble(pr) : "");
+}
+
 static void on_request(void *ctx, struct ft_control_req *req, const char *cmd, const json_t *args)
 {
 	static const struct {
@@ -536,7 +545,9 @@ static void on_request(void *ctx, struct ft_control_req *req, const char *cmd, c
 			continue;
 		rc = table[i].start(pr->primary, request_done, req);
 		if (rc == -ENOTCONN)
-			ft_control_fail(req, "%s is not protected right now (ft-ctl status %s says why)", pr->guest, pr->guest);
+			fail_not_now(pr, req);
+		else if (rc == -EOPNOTSUPP)
+			ft_control_fail(req, "there is no drill under %s: a replica cannot be started there for a trial", pr->vm->backend);
 		else if (rc == -EISCONN)
 			ft_control_fail(req, "%s answers: end protection in order, without --force", pr->peer);
 		else if (rc == -EBUSY)
@@ -600,15 +611,17 @@ static int take_lock(struct protect *pr)
 static int load_guest(struct protect *pr)
 {
 	const struct ft_peer *peer = ft_conf_peer(ft_conf(), pr->peer);
+	bool xen;
 	int rc = ft_spec_load(pr->guest, &pr->spec);
 
 	if (rc)                         /* logged, with file and line */
 		return rc;
+	xen = pr->spec.hypervisor == FT_HYPERVISOR_XEN;
 	rc = ft_hv_find(&pr->spec, &pr->attach);
 	if (rc) {
 		if (rc == -ENOENT || rc == -ESRCH)
-			ft_err("%s does not run here: start it with `%s %s`", pr->guest,
-			       pr->spec.hypervisor == FT_HYPERVISOR_XEN ? "xl create" : "ft-guest start", pr->guest);
+			ft_err("%s does not run here: start it with '%s %s'", pr->guest, xen ? "xl create" : "ft-guest start",
+			       xen ? "FILE" : pr->guest);
 		return rc;
 	}
 	rc = ft_spec_format(&pr->spec, pr->spec_text, sizeof(pr->spec_text));

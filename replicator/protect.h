@@ -63,6 +63,8 @@ void protect_close(struct protect *pr);
 int protect_check(struct protect *pr, const char *guest, const char *peer);
 
 /* protect_status.c */
+/* Why the guest stands still, or why no epoch can be taken of it. NULL: neither. */
+const char *protect_trouble(const struct protect *pr);
 json_t *protect_status_json(struct protect *pr);
 void protect_status_line(struct protect *pr, char *buf, size_t size);
 void protect_display_start(struct protect *pr);

@@ -52,6 +52,13 @@ static bool copying(const struct protect *pr, double *done, double *total)
 	return *done < *total;
 }
 
+const char *protect_trouble(const struct protect *pr)
+{
+	return pr->vm->trouble ? pr->vm->trouble :
+	       pr->vm->contended ? "somebody else reads the log of written pages (is it being saved or migrated?): no epoch can be taken" :
+	       NULL;
+}
+
 json_t *protect_status_json(struct protect *pr)
 {
 	struct ft_netbuf_stats nb = { .held = "nothing", .dropped = "nothing", .mechanism = "none" };
@@ -92,7 +99,7 @@ json_t *protect_status_json(struct protect *pr)
 	json_object_set_new(j, "sync_pages", json_integer((json_int_t)s.sync_done));
 	json_object_set_new(j, "sync_total", json_integer((json_int_t)s.sync_total));
 	json_object_set_new(j, "disks", disks_json(pr));
-	json_object_set_new(j, "trouble", pr->vm->trouble ? json_string(pr->vm->trouble) : json_null());
+	json_object_set_new(j, "trouble", protect_trouble(pr) ? json_string(protect_trouble(pr)) : json_null());
 	return j;
 }
 
@@ -109,8 +116,9 @@ void protect_status_line(struct protect *pr, char *buf, size_t size)
 	ft_encoder_get_stats(pr->encoder, &codec);
 	if (pr->netbuf)
 		ft_netbuf_get_stats(pr->netbuf, &nb);
-	if (pr->vm->trouble)
-		snprintf(buf, size, "%s %s  the guest stands still: %s", pr->guest, ft_primary_state_name(s.state), pr->vm->trouble);
+	if (protect_trouble(pr))
+		snprintf(buf, size, "%s %s  %s%s", pr->guest, ft_primary_state_name(s.state),
+			 pr->vm->trouble ? "the guest stands still: " : "", protect_trouble(pr));
 	else if (s.state == FT_PRIMARY_SYNCING && copying(pr, &done, &total))
 		snprintf(buf, size, "%s SYNCING disks %3.0f%%  %.0f of %.0f MB  wire %.1f MB/s", pr->guest, 100.0 * done / total,
 			 done, total, (double)(codec.wire_bytes - last_wire) / dt / 1e6);

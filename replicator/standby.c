@@ -366,6 +366,7 @@ static enum ft_wire_reason hypervisor_reason(int rc)
 		return FT_REASON_MISMATCH;
 	case -ENOENT:
 	case -ENODEV:
+	case -EEXIST:                   /* a free name */
 		return FT_REASON_NO_HYPERVISOR;
 	default:
 		return FT_REASON_INTERNAL;

@@ -39,6 +39,8 @@ struct ft_vm {
 	int event_fd;           /* readable: call next_event until FT_VM_NONE */
 	/* Why the guest stands still by itself, with the remedy: it is let run again and again until it does. NULL: it does not. */
 	const char *trouble;
+	/* How the guest ended, when FT_VM_SHUTDOWN is told. NULL: it powered off. */
+	const char *ended;
 	bool no_drill;          /* a replica of this kind cannot be rehearsed: protection begins without */
 	/*
 	 * Somebody else reads which pages are written (a migration that is not ours): no epoch can be taken. Set by an op
@@ -162,6 +164,8 @@ int ft_qemu_replica_prepare(const struct ft_spec *spec, const struct ft_attach *
 bool ft_xen_built(void);
 /* Fill @out from the running domain that is called as the guest. -ENOENT: there is none (silent). Else logged. */
 int ft_xen_find(const struct ft_spec *spec, struct ft_attach *out) FT_MUST_CHECK;
+/* For a list: of the domain called @name its number, version and memory. -ENOENT. Else logged. */
+int ft_xen_glance(const char *name, struct ft_attach *out) FT_MUST_CHECK;
 bool ft_xen_alive(const struct ft_attach *at);          /* the domain of the record still exists */
 int ft_xen_open(const struct ft_attach *at, struct ft_vm **out) FT_MUST_CHECK;
 int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx);

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the tests on Xen hosts have in common: a lab that those of a file share, and a power cut."""
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import xenlab
 from lab import check, main
-from world import wait_for
+from world import FrameWatch, now, wait_for
 
 
 class Shared:
@@ -50,14 +52,19 @@ class Shared:
         return lines
 
 
+def an_epoch(lab):
+    """A status with one: a loaded host's ft-protect may not answer at once."""
+    return wait_for('a status', lambda: (lambda s: s.get('epoch') and s)(lab.status()), 60, 1)
+
+
 def compare_epochs(lab, epochs, limit=120):
     """The replica's memory is compared with the suspended guest's, all of it, in so many epochs of a guest that writes."""
     check(lab.ask('dirty 16 300', limit // 2) is not None, 'the guest does not answer')
-    first = lab.status()['epoch']
+    first = an_epoch(lab)['epoch']
     for n in range(epochs):
         done = lab.alpha.call('ft-ctl verify vm1', limit)
         check(done.returncode == 0, f'comparison {n + 1}: {done.stdout.strip()}')
-    status = lab.status()
+    status = an_epoch(lab)
     check(status['epoch'] >= first + epochs, f'only {status["epoch"] - first} epochs')
     print(f'# {epochs} comparisons in epochs {first} to {status["epoch"]}; last: {done.stdout.strip()}; '
           f'{status["dirty_pages"]} pages written in the last epoch, pause {status["pause_us"]["p50"] / 1000:.0f} ms')
@@ -79,6 +86,52 @@ def cut_and_go_on(lab, incr, replies, limit=120):
     ready = [line for line in log.splitlines() if 'after the command' in line][-1]
     print(f'# client gap {incr.reply_after(at + 0.2) - at:.2f} s with 5 s of silence awaited; {ready.split("ftd: ")[-1]}; {v["acked"]} acknowledged')
     return v
+
+
+def who_has(address):
+    """An ARP question to the guest, asked past this host's own cache."""
+    own = bytes.fromhex(link_address('lan').replace(':', ''))
+    frame = b'\xff' * 6 + own + bytes.fromhex('0806' '0001' '0800' '06' '04' '0001') + own + socket.inet_aton('10.77.0.100') + \
+        bytes(6) + socket.inet_aton(address)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
+        s.bind(('lan', 0))
+        s.send(frame)
+
+
+def link_address(name):
+    return xenlab.sh('ip', '-o', 'link', 'show', name).split('link/ether ')[1].split()[0]
+
+
+def hold_back_and_release(lab, limit=120):
+    """IPv4, IPv6, ARP, VLAN and an ethertype that nobody knows, with the backup's acknowledgements withheld."""
+    check(lab.ask('stat', limit // 2) is not None, 'the guest does not answer')
+    watch = FrameWatch(lab, lab.client, xenlab.GUEST_MAC, ['alpha1'])
+    child = lab.beta.run('ps | grep "[f]td --guest"').split()[0]
+    lab.beta.run(f'kill -STOP {child}')
+    time.sleep(1.5)                     # acknowledgements that were on their way have come
+    begin = now()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.sendto(b'frames 10 50', (xenlab.GUEST_IP4, xenlab.CONTROL_PORT))
+    who_has(xenlab.GUEST_IP4)
+    time.sleep(2.5)
+    leaked = watch.frames(since=begin)
+    lab.beta.run(f'kill -CONT {child}')
+    check(not leaked, f'{len(leaked)} frames were seen while nothing was acknowledged: {leaked[:3]}')
+    kinds = ('0800', '86dd', '0806', '88b5')
+    wait_for('held frames of each kind', lambda: {f[2] for f in watch.frames(since=begin)} >= set(kinds), limit, 0.2)
+    print(f'# nothing for 2.5 s, then {len(watch.frames(since=begin))} frames of the kinds {sorted({f[2] for f in watch.frames(since=begin)})}')
+    watch.stop()
+
+
+def begin_migration(lab):
+    """`xl migrate` of vm1 to beta, live; returns its job."""
+    lab.beta.begin("socat TCP-LISTEN:7000,reuseaddr EXEC:'xl migrate-receive',nofork >/ft/log/receive.log 2>&1")
+    time.sleep(2)
+    return lab.alpha.begin("xl migrate -s '' vm1 'socat -b 262144 - TCP:10.78.0.2:7000' >/ft/log/migrate.log 2>&1")
+
+
+def said(lab, text):
+    return int(lab.alpha.call(f'grep -c "{text}" /ft/log/protect.log').stdout)
 
 
 def run(shared):

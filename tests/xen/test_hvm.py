@@ -8,7 +8,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import xenlab                                                           # noqa: E402  pylint: disable=C0413
 from lab import check, soak, test                                       # noqa: E402  pylint: disable=C0413
-from shared import Shared, compare_epochs, cut_and_go_on, run           # noqa: E402  pylint: disable=C0413
+from shared import Shared, begin_migration, compare_epochs, cut_and_go_on, hold_back_and_release, run, said   # noqa: E402  pylint: disable=C0413
 from world import IncrClient, wait_for                                  # noqa: E402  pylint: disable=C0413
 
 EPOCHS = soak('XEN_EPOCHS', 5)
@@ -18,6 +18,11 @@ EPOCHS = soak('XEN_EPOCHS', 5)
 def every_page_of_an_hvm_guest_is_in_its_epoch(shared):
     """Also those that its device model and its firmware have made."""
     compare_epochs(shared.protected(kind='hvm'), EPOCHS, 240)
+
+
+@test(limit=900)
+def nothing_of_an_unacknowledged_epoch_of_an_hvm_guest_is_seen_outside(shared):
+    hold_back_and_release(shared.protected(kind='hvm'), 240)
 
 
 @test(limit=900)
@@ -55,6 +60,23 @@ def monitor(host, domid, line):
         socat - UNIX-CONNECT:/var/run/xen/qmp-libxl-{domid}""", 30)
 
 
+@test(limit=2400)
+def a_migration_of_an_hvm_guest_that_fails_leaves_it_here_with_its_device_model(shared):
+    """xl tells the device model to log no more, and it dies of being told so twice."""
+    lab = shared.protected(kind='hvm')
+    job = begin_migration(lab)
+    wait_for('ft to notice', lambda: said(lab, 'somebody else reads the log'), 300, 1)
+    lab.alpha.run('kill -9 $(pidof socat)')
+    wait_for('xl migrate to fail', lambda: lab.alpha.status(job) is not None, 300, 1)
+    wait_for('ft to have the log again', lambda: said(lab, 'nobody else reads the log'), 300, 1)
+    wait_for('PROTECTED', lambda: lab.state() == 'PROTECTED', 600, 2)
+    done = lab.alpha.call('ft-ctl verify vm1', 300)
+    check(done.returncode == 0, done.stdout.strip())
+    lab.alpha.run('ft-ctl unprotect vm1', 60)
+    check(lab.ask('stat', 240) is not None, 'the guest does not answer')
+    check('VM status: running' in monitor(lab.alpha, lab.alpha.run('xl domid vm1').strip(), 'info status'), 'no device model')
+
+
 @test(limit=900)
 def an_hvm_guest_goes_on_where_the_cut_host_left_it(shared):
     lab = shared.protected(kind='hvm')
@@ -62,6 +84,18 @@ def an_hvm_guest_goes_on_where_the_cut_host_left_it(shared):
     incr.wait_replies(10, 240)
     cut_and_go_on(lab, incr, 30, 240)
     shared.close()
+
+
+@test(limit=2400)
+def a_domain_whose_firmware_is_at_work_is_not_remembered_as_it_is(shared):
+    """It makes itself memory that was not there when ft first looked."""
+    lab = shared.open(kind='hvm')
+    lab.alpha.run('ft-ctl unprotect vm1; xl destroy vm1; xl create /ft/guest/vm1.cfg', 120)
+    done = lab.alpha.call('ft-protect --check vm1 beta', 120)
+    check(done.returncode == 3 and 'its firmware is still at work' in done.stdout, done.stdout)
+    wait_for('its firmware', lambda: lab.alpha.call('ft-protect --check vm1 beta', 120).returncode == 0, 300, 1)
+    wait_for('vm1 to be up', lambda: lab.ask('stat', 5) is not None, 1200, 1)
+    compare_epochs(shared.protected(kind='hvm'), 1, 240)
 
 
 @test(limit=2400)

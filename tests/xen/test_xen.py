@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A Xen guest protected from one real Xen host to another: P1, P2, P4, and what a toolstack may do meanwhile."""
+import json
 import os
-import socket
 import sys
 import time
 
@@ -10,24 +10,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import xenlab                                                           # noqa: E402  pylint: disable=C0413
 from lab import check, soak, test                                       # noqa: E402  pylint: disable=C0413
-from shared import Shared, compare_epochs, cut_and_go_on, run           # noqa: E402  pylint: disable=C0413
-from world import FrameWatch, IncrClient, now, wait_for                 # noqa: E402  pylint: disable=C0413
+from shared import Shared, begin_migration, compare_epochs, cut_and_go_on, hold_back_and_release, run, said   # noqa: E402  pylint: disable=C0413
+from world import IncrClient, wait_for                                  # noqa: E402  pylint: disable=C0413
 
 EPOCHS = soak('XEN_EPOCHS', 20)
-
-
-def who_has(address):
-    """An ARP question to the guest, asked past this host's own cache."""
-    own = bytes.fromhex(link_address('lan').replace(':', ''))
-    frame = b'\xff' * 6 + own + bytes.fromhex('0806' '0001' '0800' '06' '04' '0001') + own + socket.inet_aton('10.77.0.100') + \
-        bytes(6) + socket.inet_aton(address)
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
-        s.bind(('lan', 0))
-        s.send(frame)
-
-
-def link_address(name):
-    return xenlab.sh('ip', '-o', 'link', 'show', name).split('link/ether ')[1].split()[0]
 
 
 @test(limit=900)
@@ -37,25 +23,7 @@ def every_page_that_the_guest_writes_is_in_its_epoch(shared):
 
 @test(limit=400)
 def nothing_of_an_unacknowledged_epoch_is_seen_outside(shared):
-    """IPv4, IPv6, ARP, VLAN and an ethertype that nobody knows, with the backup's acknowledgements withheld."""
-    lab = shared.protected()
-    check(lab.ask('stat', 60) is not None, 'the guest does not answer')
-    watch = FrameWatch(lab, lab.client, xenlab.GUEST_MAC, ['alpha1'])
-    child = lab.beta.run('ps | grep "[f]td --guest"').split()[0]
-    lab.beta.run(f'kill -STOP {child}')
-    time.sleep(1.5)                     # acknowledgements that were on their way have come
-    begin = now()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.sendto(b'frames 10 50', (xenlab.GUEST_IP4, xenlab.CONTROL_PORT))
-    who_has(xenlab.GUEST_IP4)
-    time.sleep(2.5)
-    leaked = watch.frames(since=begin)
-    lab.beta.run(f'kill -CONT {child}')
-    check(not leaked, f'{len(leaked)} frames were seen while nothing was acknowledged: {leaked[:3]}')
-    kinds = ('0800', '86dd', '0806', '88b5')
-    wait_for('held frames of each kind', lambda: {f[2] for f in watch.frames(since=begin)} >= set(kinds), 120, 0.2)
-    print(f'# nothing for 2.5 s, then {len(watch.frames(since=begin))} frames of the kinds {sorted({f[2] for f in watch.frames(since=begin)})}')
-    watch.stop()
+    hold_back_and_release(shared.protected())
 
 
 @test(limit=400)
@@ -110,7 +78,8 @@ def ends_and_stays_away(shared, says):
     lab = shared.lab
     rc = wait_for('ft-protect to end', lambda: lab.alpha.status(shared.job) is not None and (lab.alpha.status(shared.job),), 180, 1)[0]
     log = lab.alpha.run('cat /ft/log/protect.log')
-    check(says in log, log[-1500:])
+    ended = [line for line in log.splitlines() if '-> ENDED' in line][-1]
+    check(says in ended, log[-1500:])
     time.sleep(8)                       # longer than the silence after which a backup takes over
     check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup started its replica')
     print(f'# ft-protect ended with {rc}')
@@ -125,17 +94,6 @@ def a_domain_that_the_toolstack_saves_is_over_and_not_started_elsewhere(shared):
 @test(limit=600)
 def a_domain_that_the_toolstack_reboots_is_over_and_not_started_elsewhere(shared):
     not_started_elsewhere(shared, 'xl reboot vm1', 'under Xen that is a new domain')
-
-
-def begin_migration(lab):
-    """`xl migrate` of vm1 to beta, live; returns its job."""
-    lab.beta.begin("socat TCP-LISTEN:7000,reuseaddr EXEC:'xl migrate-receive',nofork >/ft/log/receive.log 2>&1")
-    time.sleep(2)
-    return lab.alpha.begin("xl migrate -s '' vm1 'socat -b 262144 - TCP:10.78.0.2:7000' >/ft/log/migrate.log 2>&1")
-
-
-def said(lab, text):
-    return int(lab.alpha.call(f'grep -c "{text}" /ft/log/protect.log').stdout)
 
 
 @test(limit=1800)
@@ -153,6 +111,24 @@ def a_migration_that_is_given_up_leaves_the_guest_here_and_protected_again(share
     check(done.returncode == 0, done.stdout.strip())
     check(lab.ask('whole', 60) == 'ok', 'the guest has lost writes')
     check(lab.alpha.status(shared.job) is None, 'ft-protect has ended')
+
+
+@test(limit=1800)
+def protection_can_be_ended_while_somebody_else_reads_the_log(shared):
+    lab = shared.protected()
+    check(lab.ask('dirty 16 300', 60) is not None, 'the guest does not answer')
+    begin_migration(lab)
+    wait_for('a session anew', lambda: lab.state() == 'SYNCING', 300, 1)
+    check('somebody else reads the log' in str(lab.status()['trouble']), f'status: {lab.status()}')
+    done = lab.alpha.call('ft-ctl verify vm1', 60)
+    check(done.returncode == 1 and 'not while it is SYNCING: somebody else reads the log' in done.stdout, done.stdout)
+    done = lab.alpha.call('ft-ctl unprotect vm1', 60)
+    check(done.returncode == 0, done.stdout)
+    lab.alpha.run('kill -9 $(pidof xl)')
+    rc = wait_for('ft-protect to end', lambda: lab.alpha.status(shared.job) is not None and (lab.alpha.status(shared.job),), 60, 1)[0]
+    check(rc == 0, f'ft-protect ended with {rc}')
+    check(lab.ask('whole', 120) == 'ok', 'the guest has lost writes')
+    check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup started its replica')
 
 
 @test(limit=1800)
@@ -240,13 +216,30 @@ def a_guest_with_two_processors_is_replicated_and_taken_over(shared):
     shared.close()
 
 
+def guest_state(host):
+    return json.loads(host.call('ft-guest status vm1 --json').stdout)['state']
+
+
+@test(limit=400)
+def what_is_told_of_a_protected_domain_is_of_xen(shared):
+    lab = shared.protected()
+    check(guest_state(lab.alpha) == 'running' and guest_state(lab.beta) == 'replica',
+          f'ft-guest says {guest_state(lab.alpha)} on alpha and {guest_state(lab.beta)} on beta')
+    done = lab.alpha.call('ft-ctl drill vm1', 60)
+    check(done.returncode == 1 and 'there is no drill under xen' in done.stdout, done.stdout)
+
+
 @test(limit=600)
 def a_backup_without_room_or_with_a_domain_of_that_name_refuses(shared):
     lab = shared.open()
+    check(guest_state(lab.beta) == 'stopped', f'ft-guest says {guest_state(lab.beta)} of a domain that is not there')
     lab.beta.write('/ft/other.cfg', xenlab.XL_CFG)
     lab.beta.run('xl create -p /ft/other.cfg', 120)
+    check(guest_state(lab.beta) == 'running', f'ft-guest says {guest_state(lab.beta)} of a domain')
+    done = lab.alpha.call('ft-protect --check vm1 beta', 120)
+    check(done.returncode == 3 and 'a domain of this name is on beta already' in done.stdout, done.stdout)
     done = lab.alpha.call('ft-protect vm1 beta', 120)
-    check(done.returncode and 'a domain of this name is on this host already' in done.stdout, done.stdout)
+    check(done.returncode and 'a domain of this name is on beta already' in done.stdout, done.stdout)
     lab.beta.run('xl destroy vm1')
     free = int(lab.beta.run("xl info | sed -n 's/^free_memory *: //p'"))
     lab.beta.write('/ft/other.cfg', xenlab.XL_CFG.replace('"vm1"', '"big"').replace(f'memory = {xenlab.MEMORY}', f'memory = {free - 100}'))
