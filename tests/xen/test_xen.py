@@ -240,6 +240,25 @@ def a_guest_with_two_processors_is_replicated_and_taken_over(shared):
     shared.close()
 
 
+@test(limit=900)
+def a_pv_domain_is_refused_for_what_xen_says_of_itself(shared):
+    shared.close()
+    shared.lab = lab = xenlab.Lab(guest_on=None)
+    lab.start_ftd(lab.beta)
+    lab.alpha.write('/ft/guest/vm1.cfg', xenlab.XL_CFG.replace('"pvh"', '"pv"'))
+    lab.alpha.run('xl create /ft/guest/vm1.cfg', 120)
+    wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 400, 1)
+    done = lab.alpha.call('ft-protect --check vm1 beta', 120)
+    able = 'shadow' in lab.alpha.run("xl info | grep '^virt_caps'").split()
+    why = 'can log which pages it writes, but' if able else 'cannot log which pages such a domain writes'
+    check(done.returncode and 'it is a PV domain' in done.stdout and why in done.stdout, done.stdout)
+    print('# ' + [line for line in done.stdout.splitlines() if 'PV domain' in line][0])
+    done = lab.alpha.call('ft-protect vm1 beta', 120)
+    check(done.returncode == 3 and why in done.stdout, f'status {done.returncode}: {done.stdout}')
+    check('s' not in lab.alpha.run('xl list vm1').splitlines()[-1].split()[-2], 'the guest does not run')
+    shared.close()
+
+
 @test(limit=600)
 def a_backup_without_room_or_with_a_domain_of_that_name_refuses(shared):
     lab = shared.open()
