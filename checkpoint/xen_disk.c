@@ -5,9 +5,9 @@
  * Disk N of the guest file is the Nth xvd device, and its vbd says "script=block-ft,target=NAME:N". So the domain's own xl
  * config asks for the same as the one that ftd writes for the replica, and what is what can be read off xenstore.
  *
- * A domain with a device model counts from xvde: libxl has it emulate xvda to xvdd, each hd and each sd, too. What such a
- * guest writes before its own drivers start goes through a cache of QEMU's host, and its disk is one more device whose
- * state would have to fit. Those from xvde on have a back end only, as all have in a domain of type pvh.
+ * A domain with a device model counts from xvde: libxl has it emulate xvda to xvdd, each hd and each sd, too. What such
+ * a guest writes before its own drivers start goes through dom0's cache, and its disk is one more device whose state
+ * would have to fit. Those from xvde on have a back end only, as all have in a domain of type pvh.
  *
  * A request that is under way when the domain suspends may end in either epoch, and need not be waited for: the guest's
  * front end keeps each until it has taken the answer, and asks for all of them again when it connects to another back

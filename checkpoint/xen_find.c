@@ -97,8 +97,8 @@ struct check {
 };
 
 /*
- * Xen logs what a PV domain writes by shadow paging alone, and says whether it has that. To switch the log on and off again would
- * tell the same, and make a domain that runs run otherwise.
+ * Xen logs what a PV domain writes by shadow paging alone, and says whether it has that. To switch the log on and off
+ * again would tell the same, and make a domain that runs run otherwise.
  */
 void xen_pv_check(const struct xen_dom *d, struct ft_obstacles *o)
 {
