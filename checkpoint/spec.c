@@ -229,8 +229,6 @@ static int check_type(const struct ft_ini_at *at, const struct ft_spec *s)
 {
 	if (s->type == FT_XEN_HVM && s->hypervisor != FT_HYPERVISOR_XEN)
 		return ft_ini_error(at, "'type' is a Xen domain's: it needs hypervisor = xen");
-	if (s->type == FT_XEN_HVM && s->nr_disks)
-		return ft_ini_error(at, "a [disk] is mirrored for a Xen guest of type pvh only: leave it out, or the 'type'");
 	return 0;
 }
 

@@ -5,6 +5,10 @@
  * Disk N of the guest file is the Nth xvd device, and its vbd says "script=block-ft,target=NAME:N". So the domain's own xl
  * config asks for the same as the one that ftd writes for the replica, and what is what can be read off xenstore.
  *
+ * A domain with a device model counts from xvde: libxl has it emulate xvda to xvdd, each hd and each sd, too. What such
+ * a guest writes before its own drivers start goes through dom0's cache, and its disk is one more device whose state
+ * would have to fit. Those from xvde on have a back end only, as all have in a domain of type pvh.
+ *
  * A request that is under way when the domain suspends may end in either epoch, and need not be waited for: the guest's
  * front end keeps each until it has taken the answer, and asks for all of them again when it connects to another back
  * end. What a back end writes into a page for an answer that the guest has not taken is written again there. What it
@@ -26,13 +30,26 @@
 
 #define SETTLE_NS (100 * FT_MS_NS)
 #define BACK "/local/domain/0/backend/vbd/%u/%u"
-#define XVDA 51712u                     /* 202 << 8: xvda; each next has 16 numbers more */
+#define XVDA 51712u                     /* 202 << 8: xvda */
+#define XVD_STEP 16u                    /* the next one's number is larger by that */
+#define NR_EMULATED 4u                  /* that a device model emulates, too */
 #define SCRIPT "block-ft"
 #define ACTIVATE_MS 10000              /* an image opened, a few blocks synced */
 
-static unsigned vdev(unsigned disk)
+/* Among all xvd devices. */
+static unsigned place(const struct ft_spec *spec, unsigned disk)
 {
-	return XVDA + 16 * disk;
+	return disk + (spec->type == FT_XEN_HVM ? NR_EMULATED : 0);
+}
+
+static char letter(const struct ft_spec *spec, unsigned disk)
+{
+	return (char)('a' + place(spec, disk));
+}
+
+static unsigned vdev(const struct ft_spec *spec, unsigned disk)
+{
+	return XVDA + XVD_STEP * place(spec, disk);
 }
 
 /* --- what is under way when the domain suspends --- */
@@ -108,21 +125,22 @@ static bool is_disk(const char *target, const char *guest, unsigned disk)
 
 static void check_one(const struct xen_dom *d, const struct ft_spec *spec, unsigned disk, struct ft_obstacles *o)
 {
-	char *target = target_of(d, vdev(disk));
-	char *mode = xen_read(d->xs, BACK "/mode", d->domid, vdev(disk));
-	char *persistent = xen_read(d->xs, BACK "/feature-persistent", d->domid, vdev(disk));
+	unsigned id = vdev(spec, disk);
+	char *target = target_of(d, id), xvd = letter(spec, disk);
+	char *mode = xen_read(d->xs, BACK "/mode", d->domid, id);
+	char *persistent = xen_read(d->xs, BACK "/feature-persistent", d->domid, id);
 	bool read_only = mode && strcmp(mode, "w");
 
 	if (!is_disk(target, spec->name, disk))
 		ft_obstacle(o, "it has no disk xvd%c served by ft, which is what [disk] number %u of its guest file means: "
-			    "\"vdev=xvd%c,script=" SCRIPT ",target=%s:%u\" in the 'disk' of its xl config", 'a' + disk, disk + 1, 'a' + disk,
+			    "\"vdev=xvd%c,script=" SCRIPT ",target=%s:%u\" in the 'disk' of its xl config", xvd, disk + 1, xvd,
 			    spec->name, disk);
 	else if (read_only != spec->disk[disk].read_only)
-		ft_obstacle(o, "its disk xvd%c is %s, and [disk] number %u of its guest file is not", 'a' + disk,
+		ft_obstacle(o, "its disk xvd%c is %s, and [disk] number %u of its guest file is not", xvd,
 			    read_only ? "read only" : "writable", disk + 1);
 	else if (persistent && !strcmp(persistent, "1"))
 		ft_obstacle(o, "its disk xvd%c uses persistent grants, and what a back end writes through those Xen does not log: "
-			    "write N to /sys/module/xen_blkback/parameters/feature_persistent, and start it again", 'a' + disk);
+			    "write N to /sys/module/xen_blkback/parameters/feature_persistent, and start it again", xvd);
 	free(persistent);
 	free(mode);
 	free(target);
@@ -133,11 +151,30 @@ static bool is_expected(const char *id, const struct ft_spec *spec)
 	char number[16];
 
 	for (unsigned i = 0; i < spec->nr_disks; i++) {
-		snprintf(number, sizeof(number), "%u", vdev(i));
+		snprintf(number, sizeof(number), "%u", vdev(spec, i));
 		if (!strcmp(id, number))
 			return true;
 	}
 	return false;
+}
+
+static bool is_emulated(const char *id)
+{
+	unsigned long number = strtoul(id, NULL, 10);
+
+	return number < XVDA + XVD_STEP * NR_EMULATED;          /* hd and sd have smaller numbers than xvd */
+}
+
+static void check_unexpected(const char *id, const struct ft_spec *spec, struct ft_obstacles *o)
+{
+	if (is_expected(id, spec))
+		return;
+	if (spec->type == FT_XEN_HVM && is_emulated(id))
+		ft_obstacle(o, "it has a disk, device %s, that its device model emulates, too, as it does xvda to xvdd, hd and sd: "
+			    "call the disks of a domain of type hvm xvde, xvdf and so on", id);
+	else
+		ft_obstacle(o, "it has a disk, device %s, that is not in its guest file: what is on it would not be there after a "
+			    "takeover, also if it is read only: give it a [disk] section, or detach it ('xl block-detach')", id);
 }
 
 void xen_disks_check(const struct xen_dom *d, const struct ft_spec *spec, struct ft_obstacles *o)
@@ -150,9 +187,7 @@ void xen_disks_check(const struct xen_dom *d, const struct ft_spec *spec, struct
 	snprintf(path, sizeof(path), "/local/domain/%u/device/vbd", d->domid);
 	id = xs_directory(d->xs, XBT_NULL, path, &nr);
 	for (unsigned i = 0; i < nr; i++)
-		if (!is_expected(id[i], spec))
-			ft_obstacle(o, "it has a disk, device %s, that is not in its guest file: what is on it would not be there after a "
-				    "takeover, also if it is read only: give it a [disk] section, or detach it ('xl block-detach')", id[i]);
+		check_unexpected(id[i], spec, o);
 	free(id);
 }
 
@@ -164,7 +199,7 @@ int xen_disks_config(const struct ft_spec *spec, char *buf, size_t size)
 
 	for (unsigned i = 0; i < spec->nr_disks; i++)
 		n += snprintf(buf + n, size - (size_t)n, " \"format=raw,vdev=xvd%c,access=%s,script=" SCRIPT ",target=%s:%u:replica\",",
-			      'a' + i, spec->disk[i].read_only ? "ro" : "rw", spec->name, i);
+			      letter(spec, i), spec->disk[i].read_only ? "ro" : "rw", spec->name, i);
 	return n + snprintf(buf + n, size - (size_t)n, " ]\n");
 }
 

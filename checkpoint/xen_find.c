@@ -21,6 +21,11 @@ static void fill_version(const struct xen_dom *d, struct ft_attach *at)
 	snprintf(at->xen_version, sizeof(at->xen_version), "%d.%d", v >> 16, v & 0xffff);
 }
 
+static bool is_pv(const xc_domaininfo_t *info)
+{
+	return !(info->flags & XEN_DOMINF_hvm_guest);
+}
+
 static int fill(const struct xen_dom *d, const struct ft_spec *spec, struct ft_attach *at)
 {
 	struct xen_pages map;
@@ -33,6 +38,8 @@ static int fill(const struct xen_dom *d, const struct ft_spec *spec, struct ft_a
 	at->early = xen_has_model(d) && !xen_params_booted(d);
 	xen_dom_uuid(&info, at->uuid);
 	fill_version(d, at);
+	if (is_pv(&info))
+		return 0;               /* it is refused, and its frames are numbered as the machine's */
 	rc = xen_has_model(d) ? xen_model_describe(d, at->model) : 0;
 	if (!rc)
 		rc = xen_dom_nics(d, at);
@@ -111,14 +118,31 @@ struct check {
 	struct ft_obstacles o;
 };
 
+/*
+ * Xen logs what a PV domain writes by shadow paging alone, and says whether it has that. To switch the log on and off
+ * again would tell the same, and make a domain that runs run otherwise.
+ */
+void xen_pv_check(const struct xen_dom *d, struct ft_obstacles *o)
+{
+	int v = xc_version(d->xc, XENVER_version, NULL);
+	xc_physinfo_t info = { 0 };
+
+	if (xc_physinfo(d->xc, &info))
+		ft_obstacle(o, "it is a PV domain, and Xen does not say whether it can log which pages such a domain writes: %s",
+			    strerror(errno));
+	else if (!(info.capabilities & XEN_SYSCTL_PHYSCAP_shadow))
+		ft_obstacle(o, "it is a PV domain, and this host's Xen %d.%d cannot log which pages such a domain writes: it was built "
+			    "without shadow paging ('xl info' shows what it has as virt_caps): ft protects types pvh and hvm", v >> 16,
+			    v & 0xffff);
+	else
+		ft_obstacle(o, "it is a PV domain: this host's Xen %d.%d can log which pages it writes, but ft cannot build a replica of "
+			    "a PV domain: ft protects types pvh and hvm", v >> 16, v & 0xffff);
+}
+
 static void check_type(struct check *c, const struct xen_dom *d, const xc_domaininfo_t *info)
 {
 	bool model = xen_has_model(d);
 
-	if (!(info->flags & XEN_DOMINF_hvm_guest)) {
-		ft_obstacle(&c->o, "it is a PV domain: ft protects those of type pvh and hvm (Debian's Xen cannot log which pages a PV domain writes)");
-		return;
-	}
 	if (!(info->flags & XEN_DOMINF_hap))
 		ft_obstacle(&c->o, "it has no hardware assisted paging: ft protects domains that have");
 	if (model != (c->spec->type == FT_XEN_HVM))
@@ -186,6 +210,8 @@ int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*
 	}
 	if (xen_dom_info(&d, &info)) {
 		ft_obstacle(&c.o, "its domain %u is gone", at->domid);
+	} else if (is_pv(&info)) {
+		xen_pv_check(&d, &c.o);
 	} else {
 		check_type(&c, &d, &info);
 		check_devices(&c, &d);

@@ -111,6 +111,9 @@ TEST(a_xen_guest_may_have_a_device_model)
 	CHECK(ft_spec_format(&first, text, sizeof(text)) > 0);
 	CHECK_OK(parse(text));
 	CHECK(!memcmp(&first, &s, sizeof(s)));
+	snprintf(text, sizeof(text), "%s[disk]\nimage = /a\n", hvm);
+	CHECK_OK(parse(text));
+	CHECK_EQ(s.nr_disks, 1);
 }
 
 TEST(hostile_files_are_refused_by_line)

@@ -21,10 +21,13 @@ class Shared:
         if self.lab and self.lab.kind != kind:
             self.close()
         if not self.lab:
-            self.lab = xenlab.Lab(kind=kind)
-            self.lab.start_ftd(self.lab.beta)
             self.job = None
+            self.make(kind)
         return self.lab
+
+    def make(self, kind):
+        self.lab = xenlab.Lab(kind=kind)
+        self.lab.start_ftd(self.lab.beta)
 
     def protected(self, **of):
         lab = self.open(**of)

@@ -15,37 +15,49 @@ from world import IncrClient, now, wait_for                             # noqa: 
 
 IMAGE, IMAGE_MB = '/ft/disk/vm1.raw', 48
 MEMORY = 160            # its initrd is larger
-CMDLINE = f'{xenlab.CMDLINE} ft.disk=ext4 ft.redis=aof'
-SEEN_BY_XL = 'disk = [ "vdev=xvda,script=block-ft,target=vm1:0" ]\n'
+DISK = ' ft.disk=ext4 ft.redis=aof'
+# By the kind of guest: its initrd, and its first disk's name in xl's configuration.
+KINDS = {'guest': ('guest.cpio', 'xvda'), 'hvm': ('guest.zst', 'xvde')}
 
 
-def guest_file():
-    return with_disk(xenlab.GUEST_FILE) + f'\n[disk]\nimage = {IMAGE}\n'
+def guest_file(kind='guest'):
+    return with_disk(kind, xenlab.guest_file(kind)) + f'\n[disk]\nimage = {IMAGE}\n'
 
 
-def with_disk(text):
-    for old, new in ((xenlab.CMDLINE, CMDLINE), ('guest.cpio', 'guest-disk.cpio'), (f'memory = {xenlab.MEMORY}', f'memory = {MEMORY}')):
+def xl_cfg(kind):
+    return with_disk(kind, xenlab.xl_cfg(kind)) + f'disk = [ "vdev={KINDS[kind][1]},script=block-ft,target=vm1:0" ]\n'
+
+
+def with_disk(kind, text):
+    initrd = KINDS[kind][0]
+    for old, new in ((xenlab.CMDLINE, xenlab.CMDLINE + DISK), (initrd, initrd.replace('guest', 'guest-disk')),
+                     (f'memory = {xenlab.MEMORY}', f'memory = {MEMORY}')):
         text = text.replace(old, new)
     return text
+
+
+def give_initrd(host, kind):
+    cpio, name = os.path.join(xenlab.XEN, 'guest-disk.cpio'), KINDS[kind][0].replace('guest', 'guest-disk')
+    if name.endswith('.zst'):
+        xenlab.sh('zstd', '-q', '-9', '-f', '-o', host.share(name), cpio)
+    else:
+        shutil.copy(cpio, host.share(name))
+    host.run(f'cp /host/{name} /ft/guest/ && mkdir -p /ft/disk', 120)
 
 
 class SharedDisk(Shared):
     """vm1 runs on alpha, with a disk; on beta there is only the directory of its image."""
 
-    def open(self):
-        if not self.lab:
-            self.lab = lab = xenlab.Lab(guest_on=None)
-            self.job = None
-            for host in lab.hosts:
-                shutil.copy(os.path.join(xenlab.XEN, 'guest-disk.cpio'), host.share('guest-disk.cpio'))
-                host.run('cp /host/guest-disk.cpio /ft/guest/ && mkdir -p /ft/disk', 120)
-                host.write('/etc/ft/guests/vm1.conf', guest_file())
-                lab.start_ftd(host)
-            lab.alpha.run(f'truncate -s {IMAGE_MB}M {IMAGE}')
-            lab.alpha.write('/ft/guest/vm1.cfg', with_disk(xenlab.XL_CFG) + SEEN_BY_XL)
-            lab.alpha.run('xl create /ft/guest/vm1.cfg', 120)
-            wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 400, 1)
-        return self.lab
+    def make(self, kind):
+        self.lab = lab = xenlab.Lab(guest_on=None, kind=kind)
+        for host in lab.hosts:
+            give_initrd(host, kind)
+            host.write('/etc/ft/guests/vm1.conf', guest_file(kind))
+            lab.start_ftd(host)
+        lab.alpha.run(f'truncate -s {IMAGE_MB}M {IMAGE}')
+        lab.alpha.write('/ft/guest/vm1.cfg', xl_cfg(kind))
+        lab.alpha.run('xl create /ft/guest/vm1.cfg', 120)
+        wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 1200 if kind == 'hvm' else 400, 1)
 
 
 def disk(lab, host=None):
@@ -140,20 +152,38 @@ def a_planned_failover_takes_the_disk_along_and_back(shared):
     check(lab.shell('echo 3 >/proc/sys/vm/drop_caches; cat /data/there /data/back', 120).split() == ['there', 'back'], 'the files are not there')
 
 
-@test(limit=1200)
-def what_was_written_and_acknowledged_is_there_once_after_a_power_cut(shared):
-    lab = shared.protected()
+def written_is_there_after_a_power_cut(shared, kind, limit):
+    """What the client was told is there, once: in the guest's memory, in the file on its disk, and the disk is in order."""
+    lab = shared.protected(kind=kind)
     incr = IncrClient(lab, xenlab.GUEST_IP4, 'demo')
-    incr.wait_replies(10, 120)
+    incr.wait_replies(10, limit)
     print(f'# {verify(lab, lab.alpha)}')
     mirrored = disk(lab)['mirrored_bytes']
-    incr.wait_replies(10, 120)
+    incr.wait_replies(10, limit)
     check(disk(lab)['mirrored_bytes'] > mirrored, 'nothing is mirrored')
-    v = cut_and_go_on(lab, incr, 20)
+    v = cut_and_go_on(lab, incr, 20, limit)
     kept = on_disk(lab)
     check(v['last'] <= kept <= v['last'] + 1, f'the client was told of {v["last"]}, the append-only file has {kept}')
     check_image(lab, lab.beta)
     shared.close()
+
+
+@test(limit=1200)
+def what_was_written_and_acknowledged_is_there_once_after_a_power_cut(shared):
+    written_is_there_after_a_power_cut(shared, 'guest', 120)
+
+
+@test(limit=2400)
+def what_an_hvm_guest_wrote_is_there_once_after_a_power_cut(shared):
+    """Its disk is xvde; xvda, which its device model would emulate, is refused."""
+    lab = shared.open('hvm')
+    lab.alpha.write('/etc/ft/guests/vm1.conf', guest_file('hvm') + f'\n[disk]\nimage = {IMAGE}.2\n')
+    lab.alpha.run(f'truncate -s 8M {IMAGE}.2; xl block-attach vm1 vdev=xvda,script=block-ft,target=vm1:1', 120)
+    lab.alpha.write('/etc/ft/guests/vm1.conf', guest_file('hvm'))
+    done = lab.alpha.call('ft-protect --check vm1 beta', 120)
+    check(done.returncode and 'device 51712, that its device model emulates, too' in done.stdout, done.stdout)
+    lab.alpha.run('xl block-detach vm1 xvda', 120)
+    written_is_there_after_a_power_cut(shared, 'hvm', 240)
 
 
 if __name__ == '__main__':
