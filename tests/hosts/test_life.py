@@ -52,16 +52,18 @@ def boot_id(lab):
 
 def reboot(lab):
     old = wait_for('the guest to answer', lambda: boot_id(lab), 30)
-    lab.w.tell_guest('vm1', 'reboot')
-    answers = []
+    answers, told = [old], [0]
 
     def came_up():
+        if answers[-1] == old and now() > told[0] + 10:
+            lab.w.tell_guest('vm1', 'reboot')   # a datagram: it may be lost
+            told[0] = now()
         answers.append(boot_id(lab))
         return answers[-1] not in (None, old)
     try:
         wait_for('the guest to come up again', came_up, 120)
     except Failure as e:
-        raise Failure(f'{e}; it answered {answers.count(old)} times as before, then {answers[-1]}') from e
+        raise Failure(f'{e}; it answered {answers.count(old) - 1} times as before, then {answers[-1]}') from e
     lab.w.wait_guest('vm1')
 
 
