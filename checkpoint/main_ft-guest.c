@@ -326,10 +326,10 @@ static int plan_disks(const struct options *o, struct ft_spec *spec, struct ft_a
 /* Once for all of a guest's disks: what is served is in use, and was looked at when it was not. */
 static int recover_disks(const struct options *o, const struct ft_spec *spec, const struct ft_attach *at)
 {
-	char how[FT_NAME_MAX + 48];
+	char how[FT_NAME_MAX + 64];
 	int rc;
 
-	snprintf(how, sizeof(how), "target=%s:%u:force in its xl file", o->guest, o->disk);
+	snprintf(how, sizeof(how), "target=%s:%u:force in its xl file for this one start", o->guest, o->disk);
 	rc = check_start(o->guest, o->force, how);
 	for (unsigned i = 0; i < at->nr_disks; i++)
 		if (ft_disk_served(&at->disk[i]))

@@ -89,13 +89,9 @@ void xen_disks_close(struct xen_disks *d);
  */
 bool xen_has_drivers(const struct xen_dom *d);
 
-struct xen_saver;
-
 struct xen_suspend {
 	const struct xen_dom *dom;      /* borrowed; watches are on its xenstore connection */
 	bool late;                      /* asked, and then not waited for any longer: it may suspend yet */
-	bool handed;                    /* asked, and the request is left to who is about to save it */
-	struct xen_saver *saver;        /* borrowed; NULL: nobody looks */
 	void (*busy)(void *ctx);
 	void *busy_ctx;
 };
@@ -104,8 +100,6 @@ int xen_suspend_watch(struct xen_suspend *s) FT_MUST_CHECK;
 /* -ETIMEDOUT; -ESRCH: gone; -ESHUTDOWN: ended otherwise; -EBUSY: somebody else holds or ends it. Logged, but for the
  * last three. */
 int xen_suspend_begin(struct xen_suspend *s) FT_MUST_CHECK;
-/* Does somebody wait for the domain to take his request? */
-bool xen_suspend_asked(const struct xen_suspend *s);
 int xen_suspend_end(struct xen_suspend *s) FT_MUST_CHECK;
 
 /* --- xen_state.c: all of a domain but its memory --- */
@@ -144,28 +138,6 @@ int xen_find_pages(const struct xen_dom *d, struct xen_pages *out) FT_MUST_CHECK
 /* Give memory to those of @map that have none. */
 int xen_populate(const struct xen_dom *d, const struct xen_pages *map) FT_MUST_CHECK;
 
-/* --- xen_saver.c: is libxl about to save the domain? --- */
-
-struct xen_saver {
-	uint32_t domid;
-	int fd;                         /* tells that libxl's program was opened; -1: not found, so each look is long */
-	bool told;
-	uint64_t opened_ns;             /* told of last */
-	uint64_t look_ns, seen_ns;
-};
-
-/* Is this the program's command line, for this domain? "PATH/libxl-save-helper --save-domain FD FD DOMID ...", with a zero
- * behind each word. */
-bool xen_saver_is(const char *text, size_t len, uint32_t domid);
-/* Does its program run now, for this domain? Asks all processes. */
-bool xen_saver_runs(uint32_t domid);
-void xen_saver_open(struct xen_saver *s, uint32_t domid);
-/* The same, as often as you like. */
-bool xen_saver_came(struct xen_saver *s);
-/* Not for so long, as far as this was asked. */
-bool xen_saver_gone(struct xen_saver *s, uint64_t for_ns);
-void xen_saver_close(struct xen_saver *s);
-
 /* --- xen_log.c: which pages the domain writes. Others may read that log, too --- */
 
 #define XEN_SPECIALS_MAX 64u            /* frames that no guest uses as memory, below 4 GiB */
@@ -188,7 +160,6 @@ struct xen_log {
 	bool shared;                    /* others read it: hands off */
 	bool was_off;                   /* ... and then: as it was found last, since: */
 	uint64_t since_ns, look_ns;
-	struct xen_saver saver;
 };
 
 int xen_log_open(struct xen_log *l, const struct xen_dom *d, const struct xen_pages *map) FT_MUST_CHECK;
@@ -196,8 +167,6 @@ int xen_log_open(struct xen_log *l, const struct xen_dom *d, const struct xen_pa
 int xen_log_start(struct xen_log *l) FT_MUST_CHECK;
 /* Now and then, before a pause: -EBUSY: others read it. */
 int xen_log_look(struct xen_log *l) FT_MUST_CHECK;
-/* Somebody is about to: then it is shared from here on. For the moment before a resume. */
-bool xen_log_saver_came(struct xen_log *l);
 /* l->taken: what was written since. -EBUSY: others read it; -EIO: nobody knows what was written. Both are logged. */
 int xen_log_take(struct xen_log *l, bool suspended) FT_MUST_CHECK;
 /* While it is shared, as often as you like. True: it is no more, and logs again; all may have been written. */

@@ -14,8 +14,11 @@
  */
 #include "checkpoint/xen.h"
 
+#include <dirent.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <unistd.h>
 #include <xen/hvm/params.h>
 
 #define LEAF ((uint64_t)32768)
@@ -98,21 +101,47 @@ static void put_back(struct xen_log *l)
 /* From here on the log is theirs. */
 static int give_up(struct xen_log *l)
 {
-	ft_err("%s: somebody else reads the log of written pages, or is about to: it is being saved or migrated. No epoch is taken "
-	       "and the output is held until it is gone, or nobody does any more", l->dom->guest);
+	ft_err("%s: somebody else reads the log of written pages: is it being saved or migrated? No epoch is taken and the "
+	       "output is held until it is gone, or nobody does any more", l->dom->guest);
 	l->shared = true;
 	l->since_ns = l->look_ns = ft_now_ns();
 	l->was_off = false;
 	return -EBUSY;
 }
 
-/* Whatever moves is them: the time starts anew. (A saver of libxl's in its long first pass does not touch the log.) */
+/* Does a saver of xl's run? One in its long first pass does not touch the log. Other toolstacks have other names. */
+static bool saver_runs(void)
+{
+	static const char name[] = "libxl-save-helper\0--save-domain";
+	DIR *proc = opendir("/proc");
+	bool found = false;
+	struct dirent *e;
+
+	while (proc && !found && (e = readdir(proc))) {
+		char path[sizeof(e->d_name) + 16], text[256];
+		int fd, n;
+
+		if (*e->d_name < '1' || *e->d_name > '9')
+			continue;
+		snprintf(path, sizeof(path), "/proc/%s/cmdline", e->d_name);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		n = fd < 0 ? 0 : (int)read(fd, text, sizeof(text));
+		found = n > 0 && memmem(text, (size_t)n, name, sizeof(name) - 1);
+		if (fd >= 0)
+			close(fd);
+	}
+	if (proc)
+		closedir(proc);
+	return found;
+}
+
+/* Whatever moves is them: the time starts anew. */
 static bool quiet(struct xen_log *l, uint64_t now)
 {
 	bool touched = peek(l) != 0, off = touched && is_off(l);
 
 	if (off == l->was_off && off == touched)
-		return now - l->since_ns >= (off ? ENDED_NS : QUIET_NS) && (off || !xen_saver_runs(l->dom->domid));
+		return now - l->since_ns >= (off ? ENDED_NS : QUIET_NS) && (off || !saver_runs());
 	l->was_off = off;
 	l->since_ns = now;
 	return false;
@@ -163,20 +192,9 @@ int xen_log_start(struct xen_log *l)
 	return 0;
 }
 
-bool xen_log_saver_came(struct xen_log *l)
-{
-	if (!l->on || !xen_saver_came(&l->saver))
-		return false;
-	if (!l->shared)
-		ft_ignore(give_up(l));
-	return true;
-}
-
 int xen_log_look(struct xen_log *l)
 {
 	if (l->shared)
-		return -EBUSY;
-	if (xen_log_saver_came(l))
 		return -EBUSY;
 	if (!l->on || ft_now_ns() - l->look_ns < LOOK_NS)
 		return 0;
@@ -300,7 +318,6 @@ int xen_log_open(struct xen_log *l, const struct xen_dom *d, const struct xen_pa
 	int rc;
 
 	l->dom = d;
-	xen_saver_open(&l->saver, d->domid);
 	l->dm = xendevicemodel_open(NULL, 0);
 	if (!l->dm) {
 		rc = -errno;
@@ -326,8 +343,6 @@ void xen_log_close(struct xen_log *l)
 {
 	free_bits(l, &l->taken);
 	free_bits(l, &l->seen);
-	if (l->dom)
-		xen_saver_close(&l->saver);
 	if (l->dm)
 		xendevicemodel_close(l->dm);
 	l->dm = NULL;

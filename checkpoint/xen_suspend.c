@@ -111,9 +111,6 @@ static int begin(struct xen_suspend *s)
 	rc = wait_suspended(s, start + ACK_NS);
 	if (rc != -ETIMEDOUT)
 		return rc;
-	s->handed = s->saver && xen_saver_came(s->saver);
-	if (s->handed)                  /* his request looks like ours: to take it back would tell him that the guest took it */
-		return -EBUSY;
 	if (!swap_request(s, "suspend", "")) {          /* else it has taken it, at the last moment, and will suspend */
 		ft_err("%s: the guest does not answer the request to suspend: has it a Linux with Xen's PV drivers, and does it run?",
 		       s->dom->guest);
@@ -164,18 +161,6 @@ int xen_suspend_begin(struct xen_suspend *s)
 	if (!rc)
 		rc = request(s);
 	return rc ? rc : begin(s);
-}
-
-bool xen_suspend_asked(const struct xen_suspend *s)
-{
-	char path[64], *now;
-	bool asked;
-
-	control_path(s, path);
-	now = xen_read(s->dom->xs, "%s", path);
-	asked = now && !strcmp(now, "suspend");
-	free(now);
-	return asked;
 }
 
 int xen_suspend_end(struct xen_suspend *s)

@@ -12,7 +12,6 @@
 #include <xen/sched.h>
 
 #define EVENTS_MAX 4u
-#define LEFT_NS (10 * FT_S_NS)          /* no saver has been seen for so long */
 /* A domain that is found suspended with this was left so by a dead ft-protect. */
 #define MARK "/local/domain/%u/ft/protected"
 
@@ -42,7 +41,6 @@ struct xen_vm {
 	uint64_t suspended_ns;          /* when it was seen to stand still */
 	bool off, gone;
 	bool foreign;                   /* told that somebody else holds it */
-	bool left;                      /* suspended, to who may take it for the suspend that he asked for */
 	enum ft_vm_event event[EVENTS_MAX];
 	unsigned nr_events;
 };
@@ -71,33 +69,13 @@ static void ended(struct xen_vm *v, const char *how)
 	queue_event(v, FT_VM_SHUTDOWN);
 }
 
-/*
- * It was left suspended to who saves it. Who asks for a suspend only now has not taken ours for his, and who has died
- * needs none. (One who is done destroys it, or lets it run, very soon.)
- */
-static void look_at_left(struct xen_vm *v)
-{
-	int rc;
-
-	if (!xen_suspend_asked(&v->suspend) && !xen_saver_gone(&v->log.saver, LEFT_NS))
-		return;
-	ft_info("%s: was left suspended to who saves it, and he does not need that: it runs on", v->at.guest);
-	v->left = false;
-	rc = v->model ? xen_model_cont(v->model) : 0;
-	if (rc && rc != -ECANCELED)
-		ft_err("%s: its device model does not go on", v->at.guest);
-	ft_ignore(xen_suspend_end(&v->suspend));                /* logged */
-}
-
 static void note_shutdown(struct xen_vm *v, unsigned reason)
 {
 	switch (reason) {
 	case SHUTDOWN_suspend:
 		if (v->paused)
 			return;
-		if (v->left)
-			look_at_left(v);
-		else if (v->suspend.late)
+		if (v->suspend.late)
 			ft_ignore(xen_suspend_end(&v->suspend));        /* logged; ours, after we gave up waiting */
 		else if (!v->foreign)
 			queue_event(v, FT_VM_PAUSED_BY_OTHER);
@@ -133,7 +111,6 @@ static void look(struct xen_vm *v)
 		note_shutdown(v, info.flags >> XEN_DOMINF_shutdownshift & XEN_DOMINF_shutdownmask);
 	else
 		v->foreign = false;
-	v->left &= v->vm.contended;
 }
 
 /* A machine without its devices is a crash, of which nobody has told the guest. */
@@ -222,15 +199,6 @@ static int stop_model(struct xen_vm *v)
 	return v->model ? model_lost(v, xen_model_stop(v->model)) : 0;
 }
 
-/* It will suspend for who is about to save it, or for a request of ours that he does not know. */
-static void hand_over(struct xen_vm *v)
-{
-	ft_warn("%s: has not taken the request to suspend, and is being saved: who saves it may wait for it now", v->at.guest);
-	v->suspend.handed = false;
-	ft_ignore(xen_log_saver_came(&v->log));
-	v->left = v->vm.contended = true;
-}
-
 static int xen_pause(struct ft_vm *vm)
 {
 	struct xen_vm *v = xen_of(vm);
@@ -245,9 +213,7 @@ static int xen_pause(struct ft_vm *vm)
 	v->suspend.busy = vm->busy;
 	v->suspend.busy_ctx = vm->busy_ctx;
 	rc = xen_suspend_begin(&v->suspend);
-	if (v->suspend.handed)
-		hand_over(v);
-	else if (rc == -EBUSY && !v->foreign)
+	if (rc == -EBUSY && !v->foreign)
 		queue_event(v, FT_VM_PAUSED_BY_OTHER);
 	v->foreign = rc == -EBUSY;
 	if (rc) {
@@ -260,17 +226,6 @@ static int xen_pause(struct ft_vm *vm)
 	xen_disks_settle(&v->disks);
 	rc = stop_model(v);
 	return rc ? rc : map_again(v);
-}
-
-/*
- * Somebody began to save it after it was asked to suspend. He may have asked, too, and then this is his suspend as well
- * as ours: he reads it now, and would save a guest that runs.
- */
-static int leave(struct xen_vm *v)
-{
-	ft_warn("%s: stays suspended: it is being saved, maybe as it is now", v->at.guest);
-	v->left = v->foreign = v->vm.contended = true;
-	return -ECANCELED;
 }
 
 static int xen_resume(struct ft_vm *vm)
@@ -287,8 +242,6 @@ static int xen_resume(struct ft_vm *vm)
 		ft_warn("%s: somebody else let the guest run on while it was suspended", v->at.guest);
 		return -ECANCELED;
 	}
-	if (!rc && xen_log_saver_came(&v->log))
-		return leave(v);
 	if (!rc && v->model)
 		rc = model_lost(v, xen_model_cont(v->model));
 	if (rc == -ECANCELED)
@@ -507,7 +460,6 @@ static int open_all(struct xen_vm *v)
 	int rc = xen_dom_open(&v->dom, v->at.guest, v->at.domid);
 
 	v->suspend.dom = &v->dom;
-	v->suspend.saver = &v->log.saver;
 	if (!rc)
 		rc = end_old_suspend(v);
 	if (!rc)

@@ -518,7 +518,7 @@ static void send_firmware(struct ft_primary *p)
 	if (rc == -ECANCELED)
 		ft_primary_drop_link(p, "the guard let the guest run before its firmware was read: it was paused for too long");
 	else if (rc)
-		ft_primary_drop_link(p, "the firmware could not be sent");
+		ft_primary_drop_link(p, "the firmware could not be read and sent");
 }
 
 static void new_session(struct ft_primary *p, const struct ft_wire_welcome *w)

@@ -160,9 +160,10 @@ void ft_primary_disks_adopted(struct ft_primary *p)
 /* Flushes are answered from the mirror only while a backup stands behind them. */
 void ft_primary_disks_state(struct ft_primary *p, enum ft_primary_state to)
 {
-	bool on = to == FT_PRIMARY_PROTECTED || to == FT_PRIMARY_HANDING_OVER || to == FT_PRIMARY_DISARMING;
+	bool on = to == FT_PRIMARY_PROTECTED || to == FT_PRIMARY_HANDING_OVER;
 
-	if (mirror(p))
+	/* Disarming leaves it as it was: it may come from a copy, with nobody behind us yet. */
+	if (mirror(p) && to != FT_PRIMARY_DISARMING)
 		mirror(p)->ops->protect(mirror(p), on);
 }
 

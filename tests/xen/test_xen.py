@@ -91,36 +91,6 @@ def a_domain_that_the_toolstack_saves_is_over_and_not_started_elsewhere(shared):
     not_started_elsewhere(shared, 'xl save vm1 /ft/vm1.save', 'it was saved or migrated')
 
 
-@test(limit=900)
-def one_suspend_that_answers_a_save_as_well_is_left_to_it(shared):
-    """The guest cannot read the request until both have made it; then its memory is taken from it slowly, and it must not run."""
-    lab = shared.protected()
-    check(lab.ask('dirty 16 300', 60) is not None, 'the guest does not answer')
-    domid = lab.alpha.run('xl domid vm1').strip()
-    node = f'/local/domain/{domid}/control/shutdown'
-    save = lab.alpha.begin('mkfifo /ft/fifo; xl save vm1 /ft/fifo >/ft/log/save.log 2>&1')         # waits for who reads
-    lab.alpha.run('until ps | grep -q "[x]l save"; do sleep 0.1; done')
-    asked = lab.alpha.begin(f'xenstore chmod {node} n0; until [ "$(xenstore-read {node})" = suspend ]; do sleep 0.1; done; '
-                            f'(exec </ft/fifo; until [ -e /ft/read ]; do sleep 1; done; cat >/ft/vm1.save) & exec xenstore-watch -n 2 {node}')
-    wait_for('xl save to ask, too', lambda: lab.alpha.status(asked) is not None, 60, 0.1)
-    lab.alpha.run(f'xenstore chmod {node} n{domid}; until xl list vm1 | tail -1 | grep -q -e -s; do sleep 0.1; done')
-    before = cpu_seconds(lab.alpha)
-    time.sleep(8)
-    check(lab.alpha.status(save) is None and lab.alpha.call('xl domid vm1').returncode == 0, 'the save has ended before it was read')
-    ran = cpu_seconds(lab.alpha) - before
-    lab.alpha.run('touch /ft/read')
-    rc = wait_for('xl save to end', lambda: lab.alpha.status(save) is not None and (lab.alpha.status(save),), 180, 1)[0]
-    check(rc == 0, f'xl save ended with {rc}: {lab.alpha.run("tail -5 /ft/log/save.log")}')
-    check(not ran, f'the guest ran for {ran} s while it was saved')
-    how = 'stays suspended' if said(lab, 'stays suspended') else 'who saves it may wait for it'
-    check(said(lab, how), 'the save was not answered by the suspend that ft had asked for')
-    print(f'# ft said: {how}')
-    ends_and_stays_away(shared, 'it was saved or migrated')
-    lab.alpha.run('xl restore /ft/vm1.save', 180)
-    check(lab.ask('whole', 120) == 'ok', 'what was saved is not whole')
-    shared.close()
-
-
 @test(limit=600)
 def a_domain_that_the_toolstack_reboots_is_over_and_not_started_elsewhere(shared):
     not_started_elsewhere(shared, 'xl reboot vm1', 'under Xen that is a new domain')
