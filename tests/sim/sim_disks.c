@@ -23,7 +23,7 @@ struct fake_mirror {
 	uint64_t mark_seq;              /* all that was compared is before it */
 	uint64_t sealed[EPOCHS_MAX];
 	uint64_t theirs, plan;          /* granules */
-	bool started, asked, copied;
+	bool started, asked, copied, flushes_elided;
 };
 
 static struct fake_mirror *of(const struct ft_mirror *m)
@@ -266,7 +266,15 @@ static void m_adopted(struct ft_mirror *m)
 
 static void m_protect(struct ft_mirror *m, bool on)
 {
-	(void)m, (void)on;
+	struct fake_mirror *fm = of(m);
+	struct ft_backup_status st = { .state = FT_BACKUP_ARMED };
+	struct sim *s = fm->s;
+
+	if (s->b.up && s->backup)
+		ft_backup_get_status(s->backup, &st);
+	if (on && !fm->flushes_elided && (st.state == FT_BACKUP_EMPTY || st.state == FT_BACKUP_SYNCING))
+		sim_broken(s, "nothing lost: flushes are answered from the mirror while beta has no whole epoch");
+	fm->flushes_elided = on;
 }
 
 static void m_status(const struct ft_mirror *m, unsigned disk, struct ft_mirror_status *out)
