@@ -14,7 +14,9 @@ static void come_back(struct sim *s)
 	/* The dust settles: alpha's host does not come back from a power cut with a memory-only guest. */
 	s->cut_ab = s->cut_ba = false;
 	s->a.doom = s->b.doom = 0;
-	s->a.stalled_until = s->b.stalled_until = s->g.stalled_until = s->now;
+	s->b.stalled_until = s->g.stalled_until = s->now;
+	if (!s->a_in_stall)
+		s->a.stalled_until = s->now;
 	if (s->a_host_up && !s->a.up && !s->ended)
 		sim_protect_start(s, 0);
 	sim_guard_start(s, 0);

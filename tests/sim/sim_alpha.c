@@ -150,8 +150,9 @@ static void remember_epoch(struct sim *s)
 	struct ft_primary_status st;
 
 	ft_primary_get_status(s->primary, &st);
-	if (st.epoch >= EPOCHS_MAX)
-		return;
+	if (st.epoch >= EPOCHS_MAX || st.epoch == s->remembered)
+		return;                 /* paused again for something else: frozen, or its firmware is read */
+	s->remembered = st.epoch;
 	s->digest[st.epoch] = ft_fake_digest(s->guest);
 	s->disk_digest[st.epoch] = sim_disk_digest(s->disk);
 	s->sent_at[st.epoch] = ft_fake_sent(s->guest);
@@ -166,7 +167,9 @@ static void stall_paused(struct sim *s)
 		return;
 	sim_trace(s, "ft-protect stalls %llu ms with the guest paused", (unsigned long long)(ns / FT_MS_NS));
 	s->a.stalled_until = s->now + ns;
+	s->a_in_stall = true;
 	sim_run_until(s, s->a.stalled_until - 1);   /* at that instant itself it runs again */
+	s->a_in_stall = false;
 }
 
 static int a_resumed(void *ctx)
@@ -287,6 +290,7 @@ void sim_protect_start(struct sim *s, uint64_t unused)
 		return;
 	s->a = (struct proc){ .name = "ft-protect", .up = true, .life = s->a.life + 1 };
 	s->a_link = s->beating = s->hushed = false;
+	s->remembered = 0;
 	ft_lease_init(&s->lease, SILENCE_NS);
 	if (ft_staging_new(1 << 20, &s->staging))
 		abort();

@@ -33,7 +33,8 @@ static void b_disconnect(void *ctx)
 
 	/* What was sent goes out first: the break waits behind it. */
 	s->b_link = false;
-	sim_after(s, 5 * FT_MS_NS, sim_a_link_down, s->conn_id);
+	if (!s->accepting)              /* the connection before, which alpha has given up already */
+		sim_after(s, 5 * FT_MS_NS, sim_a_link_down, s->conn_id);
 }
 
 static void b_random(void *ctx, uint8_t *buf, size_t len)
@@ -305,7 +306,9 @@ void sim_accept_conn(struct sim *s, uint64_t id)
 	sim_wire_clear(&s->to_b);
 	s->conn = true;
 	sim_capture_connection();
+	s->accepting = true;
 	ft_backup_link_up(s->backup, "alpha");
+	s->accepting = false;
 	s->b_link = true;
 	if (s->a.stalled_until <= s->now)
 		ft_primary_link_up(s->primary);

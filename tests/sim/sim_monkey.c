@@ -51,7 +51,7 @@ static void fault_protect_dies(struct sim *s)
 
 static void fault_protect_stalls(struct sim *s)
 {
-	if (s->a.up)
+	if (s->a.up && !s->a_in_stall)
 		s->a.stalled_until = s->now + sim_rnd(s, 5 * FT_S_NS);
 }
 

@@ -109,6 +109,7 @@ struct sim {
 	struct ft_output output;
 	struct ft_lease lease;
 	bool beating, hushed, a_link, ended;
+	bool a_in_stall;                /* in the middle of a pause: nobody may call it earlier, or later */
 	enum ft_primary_end end;
 	uint64_t beat_session;
 
@@ -122,7 +123,7 @@ struct sim {
 	struct ft_backup *backup;
 	struct ft_replica *replica;     /* the backup's, as long as it has one */
 	struct ft_silence silence;
-	bool echoing, armed, b_link;
+	bool echoing, armed, b_link, accepting;
 	uint64_t echo_session;
 	uint64_t old_session;           /* != 0: of the session before, until it falls silent */
 	struct ft_silence old_silence;
@@ -134,6 +135,7 @@ struct sim {
 
 	/* what is known to the all-seeing */
 	uint64_t digest[EPOCHS_MAX], disk_digest[EPOCHS_MAX], sent_at[EPOCHS_MAX];
+	uint64_t remembered;            /* the newest of these; 0: none of this ft-protect */
 	uint64_t epoch_base;            /* epochs of ft-protects that died */
 	uint64_t acked_sent;            /* packets contained in the newest acknowledged epoch */
 	uint64_t out_max;               /* newest packet that left alpha */
