@@ -315,6 +315,13 @@ static bool went_on(struct xen_model *m)
 	return did;
 }
 
+int xen_model_alive(const struct xen_model *m)
+{
+	struct pollfd p = { .fd = ft_qmp_fd(m->qmp), .events = POLLRDHUP };
+
+	return poll(&p, 1, 0) > 0 ? -EPIPE : 0;
+}
+
 int xen_model_stop(struct xen_model *m)
 {
 	int rc;

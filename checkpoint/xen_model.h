@@ -30,6 +30,8 @@ int xen_model_open(const struct xen_dom *d, struct xen_model **out) FT_MUST_CHEC
 void xen_model_close(struct xen_model *m);      /* NULL is fine; leaves it as it is */
 /* From now on what it writes into the guest's memory is in Xen's log. */
 int xen_model_log_writes(struct xen_model *m, bool on) FT_MUST_CHECK;
+/* 0, or -EPIPE: it is gone. Asks nobody: its end of the connection is open, or not. */
+int xen_model_alive(const struct xen_model *m) FT_MUST_CHECK;
 /* It neither writes the guest's memory nor raises interrupts from here to cont. */
 int xen_model_stop(struct xen_model *m) FT_MUST_CHECK;
 int xen_model_cont(struct xen_model *m) FT_MUST_CHECK;  /* -ECANCELED: it had been let go on before, by somebody else */

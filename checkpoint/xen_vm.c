@@ -124,6 +124,12 @@ static int model_lost(struct xen_vm *v, int rc)
 	return rc;
 }
 
+/* A guest that waits for a device that is gone does not answer when it is asked to suspend. */
+static int model_there(struct xen_vm *v)
+{
+	return v->model && !v->gone ? model_lost(v, xen_model_alive(v->model)) : 0;
+}
+
 /* Who ends a migration in order has the device model log no more; and to be told so twice kills QEMU 7.2. */
 static void take_log_again(struct xen_vm *v)
 {
@@ -210,6 +216,9 @@ static int xen_pause(struct ft_vm *vm)
 	vm->contended = v->log.shared;
 	if (rc)
 		return rc;
+	rc = model_there(v);
+	if (rc)
+		return rc;
 	v->suspend.busy = vm->busy;
 	v->suspend.busy_ctx = vm->busy_ctx;
 	rc = xen_suspend_begin(&v->suspend);
@@ -218,7 +227,7 @@ static int xen_pause(struct ft_vm *vm)
 	v->foreign = rc == -EBUSY;
 	if (rc) {
 		look(v);
-		return rc;
+		return model_there(v) ?: rc;
 	}
 	v->paused = true;
 	v->taken = false;
