@@ -500,7 +500,7 @@ int ft_xen_open(const struct ft_attach *at, struct ft_vm **out)
 			.accel = "hap",
 			.tracker = "log-dirty",
 			.event_fd = -1,
-			.no_drill = true },
+			.no_drill = true, .served_paused = true },
 		.at = *at,
 	};
 	rc = open_all(v);

@@ -16,6 +16,7 @@
 #define LOOK_NS (50 * FT_MS_NS)
 #define DISKS_NS (10 * FT_MS_NS)        /* the mirror wakes us; this is for what it cannot know, room in the encoder */
 #define BACKLOG_RETRY_NS (5 * FT_MS_NS)
+#define VERIFY_TRIES 5                  /* comparisons that have to differ, where back ends write a paused guest's memory */
 #define UNANSWERED_NS (10 * FT_S_NS)    /* pings go out; a backup that hangs, not one that is busy */
 #define UNPREPARED_NS (60 * FT_S_NS)    /* while it builds, or starts, the replica */
 
@@ -775,6 +776,13 @@ static void on_verified(struct ft_primary *p, const uint8_t *body, size_t len)
 		return;
 	}
 	p->verify_epoch = 0;
+	/* What a back end wrote in the pause is gone with it; a page that was missed differs each time. */
+	if (v.differing && p->vm->served_paused && ++p->verify_tries < VERIFY_TRIES) {
+		ft_debug("%s: verify: epoch %llu differs in %llu blocks, the first at page %llu: once more", p->cfg.guest,
+			 (unsigned long long)v.epoch, (unsigned long long)v.differing, (unsigned long long)v.first_page);
+		ft_primary_held(p);     /* soon */
+		return;
+	}
 	p->verify_differs = v.differing;
 	if (v.differing)
 		snprintf(p->verify_line, sizeof(p->verify_line), "epoch %llu DIFFERS in %llu blocks of %u pages, first at page %llu",
@@ -1142,9 +1150,11 @@ int ft_primary_verify(struct ft_primary *p, ft_primary_done *done, void *ctx)
 
 	if (p->state == FT_PRIMARY_PROTECTED && p->standing)
 		rc = p->drilling ? -EBUSY : request(p, &p->verify, done, ctx);
-	if (!rc)
-		ft_primary_held(p);     /* soon */
-	return rc;
+	if (rc)
+		return rc;
+	p->verify_tries = 0;
+	ft_primary_held(p);             /* soon */
+	return 0;
 }
 
 /* --- life --- */

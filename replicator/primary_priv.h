@@ -108,6 +108,7 @@ struct ft_primary {
 	uint64_t verify_epoch;                  /* != 0: no later epoch until VERIFIED */
 	struct ft_blob verify_body;
 	struct ft_disk_verify verify_disks;
+	unsigned verify_tries;                  /* comparisons of memory so far */
 	bool verify_differs;                    /* memory did */
 	char verify_line[160 + 96 * FT_DISKS_MAX];
 

@@ -41,6 +41,11 @@ struct ft_vm {
 	const char *trouble;
 	/* How the guest ended, when FT_VM_SHUTDOWN is told. NULL: it powered off. */
 	const char *ended;
+	/*
+	 * Back ends write its memory while it stands still: what was received, and unseen by the log a line in a ring or
+	 * a bit for an event channel, which a guest that is taken over makes anew. What verify finds may be theirs.
+	 */
+	bool served_paused;
 	bool no_drill;          /* a replica of this kind cannot be rehearsed: protection begins without */
 	/*
 	 * Somebody else reads which pages are written (a migration that is not ours): no epoch can be taken. Set by an op
