@@ -207,7 +207,7 @@ static void make_file(const char *path, struct input *in, bool journal)
 static struct {
 	uint8_t open[BYTES], whole[BYTES], applied[BYTES];
 	bool in_epoch, usable, direct, torn, held;
-	uint64_t epoch, whole_epoch, seq;
+	uint64_t epoch, whole_epoch, seq, whole_seq;
 } m;
 
 static void op(struct ft_store *st, struct input *in)
@@ -246,8 +246,7 @@ static void begin(struct ft_store *st, struct input *in)
 	m.epoch = epoch;
 	m.usable &= !m.direct;
 	memcpy(m.open, m.direct ? file[find("/i")].data : m.whole, BYTES);
-	if (flags & FT_EPOCH_FULL)
-		m.seq = 0;
+	m.seq = flags & FT_EPOCH_FULL ? 0 : m.whole_seq;        /* an epoch that got nowhere has used up none */
 }
 
 static void whole(struct ft_store *st)
@@ -260,6 +259,7 @@ static void whole(struct ft_store *st)
 	m.in_epoch = false;
 	m.usable = true;
 	m.whole_epoch = m.epoch;
+	m.whole_seq = m.seq;
 	memcpy(m.whole, m.open, BYTES);
 	if (m.direct) {
 		memcpy(m.applied, m.open, BYTES);
