@@ -11,7 +11,7 @@
 #define NR_SENT 256                     /* an echo of an older datagram is too late for any lease */
 #define INTERVAL_DEFAULT_MS 30
 #define INTERVAL_MIN_MS 5
-#define GATE_MARGIN_NS (10 * FT_MS_NS)  /* the gate's last slot, and the way of a released frame through it */
+#define GATE_MARGIN_NS (2 * FT_MS_NS)   /* the way of a released frame through the gate */
 #define ECHOES_MAX 256                  /* in a row, before it is time to beat again */
 
 struct sent {
@@ -28,7 +28,7 @@ struct ft_beat {
 
 	/* The thread's own. */
 	uint64_t seq;
-	uint64_t told_until_ns;         /* under @lock: on_lease has been told, and has returned */
+	uint64_t open_until_ns;         /* under @lock: what on_lease has returned */
 	struct sent sent[NR_SENT];
 	bool unreachable[FT_HB_PATHS];  /* and said so */
 
@@ -116,16 +116,16 @@ static void receive_echoes(struct ft_beat *b)
 /* After a stall the lease may be over already: then there is nothing to tell. */
 static void tell_lease(struct ft_beat *b)
 {
-	uint64_t until;
+	uint64_t until, open;
 
 	pthread_mutex_lock(&b->lock);
 	until = b->lease.until_ns;
 	pthread_mutex_unlock(&b->lock);
-	if (until <= b->told_until_ns || !b->cfg.on_lease || until <= ft_now_ns())
+	if (until <= b->open_until_ns || !b->cfg.on_lease || until <= ft_now_ns())
 		return;
-	b->cfg.on_lease(b->cfg.ctx, until);
+	open = b->cfg.on_lease(b->cfg.ctx, until);
 	pthread_mutex_lock(&b->lock);
-	b->told_until_ns = until;       /* now the gate lets through what is released */
+	b->open_until_ns = open;
 	pthread_mutex_unlock(&b->lock);
 }
 
@@ -231,7 +231,7 @@ bool ft_beat_fresh(struct ft_beat *b)
 	pthread_mutex_lock(&b->lock);
 	fresh = ft_lease_fresh(&b->lease, now);
 	if (b->cfg.on_lease)
-		fresh = fresh && b->told_until_ns > now + GATE_MARGIN_NS;
+		fresh = fresh && b->open_until_ns > now + GATE_MARGIN_NS;
 	pthread_mutex_unlock(&b->lock);
 	return fresh;
 }

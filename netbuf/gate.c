@@ -16,8 +16,11 @@
 #include <unistd.h>
 
 #define SLACK_MS 20                     /* two ticks of the coarsest kernel: an element outlives its slot */
-#define LEASE_MAX_NS (2 * FT_S_NS)      /* renewals reach no further: 239 slots */
-#define LEASE_PLENTY_NS (3 * LEASE_MAX_NS / 4)  /* with so much left there is no hurry to renew */
+#define SLOT_SHIFT_MIN 23u              /* 8.4 ms */
+#define SLOTS_OF_SILENCE 64u            /* at most: each is an element of a set, to be made and to expire */
+#define SLOTS_MAX 250u                  /* renewals reach no further */
+#define PLENTY(left) ((left) - (left) / 8)      /* with so much in hand there is no hurry to renew: a transaction of the kernel's */
+#define SILENCE_DEFAULT_MS 300u
 #define STEP_NS (5 * (int64_t)FT_MS_NS) /* more than a clock is slewed between two renewals */
 
 /* --- the object --- */
@@ -28,6 +31,17 @@ static uint64_t clock_ns(clockid_t id)
 
 	clock_gettime(id, &ts);
 	return (uint64_t)ts.tv_sec * FT_S_NS + (uint64_t)ts.tv_nsec;
+}
+
+/* The largest slot that costs little of the lease. */
+static unsigned slot_shift(unsigned silence_ms)
+{
+	uint64_t most = (silence_ms ? silence_ms : SILENCE_DEFAULT_MS) * FT_MS_NS / SLOTS_OF_SILENCE;
+	unsigned shift = SLOT_SHIFT_MIN;
+
+	while (2ull << shift <= most)
+		shift++;
+	return shift;
 }
 
 static void choose_layers(struct ft_gate *g, const struct ft_gate_caps *caps)
@@ -91,6 +105,7 @@ int ft_gate_new(const struct ft_gate_config *cfg, struct ft_gate **out)
 	}
 	assert(ft_name_ok(cfg->guest) && cfg->nr_taps <= FT_TAPS_MAX);
 	pthread_mutex_init(&g->lock, NULL);
+	g->slot_shift = slot_shift(cfg->silence_ms);
 	g->clock_offset = (int64_t)(clock_ns(CLOCK_REALTIME) - ft_now_ns());
 	snprintf(g->guest, sizeof(g->guest), "%s", cfg->guest);
 	g->nr_taps = cfg->nr_taps;
@@ -225,8 +240,8 @@ static void add_slots(struct ft_gate *g, const struct gate_layer *l, uint64_t re
 	struct nlattr *list = ft_nft_elems_begin(&g->batch, NFPROTO_BRIDGE, l->name, "fresh");
 
 	for (uint64_t slot = first; slot < last; slot++) {
-		uint64_t key = slot << GATE_SLOT_SHIFT;
-		uint64_t end = (slot + 1) << GATE_SLOT_SHIFT;
+		uint64_t key = slot << g->slot_shift;
+		uint64_t end = (slot + 1) << g->slot_shift;
 
 		ft_nft_elem(&g->batch, &key, sizeof(key), (end - real) / FT_MS_NS + SLACK_MS);
 	}
@@ -242,10 +257,10 @@ static uint64_t first_missing(struct ft_gate *g, uint64_t real, uint64_t mono)
 	int64_t offset = (int64_t)(real - mono), step = offset - g->clock_offset;
 
 	if (step > STEP_NS || step < -STEP_NS)
-		g->unsure_until_ns = mono + LEASE_MAX_NS;
+		g->unsure_until_ns = mono + SLOTS_MAX * gate_slot_ns(g);
 	g->clock_offset = offset;
-	if (mono < g->unsure_until_ns || g->slots_end < real >> GATE_SLOT_SHIFT)
-		return real >> GATE_SLOT_SHIFT;
+	if (mono < g->unsure_until_ns || g->slots_end < real >> g->slot_shift)
+		return real >> g->slot_shift;
 	return g->slots_end;
 }
 
@@ -259,21 +274,23 @@ static int flush_locked(struct ft_gate *g)
 }
 
 /* Slots that end before @until_ns. The clocks are read in this order: a stall in between can only make them fewer. */
-static int renew_locked(struct ft_gate *g, uint64_t until_ns)
+static int renew_locked(struct ft_gate *g, uint64_t until_ns, uint64_t *open_ns)
 {
 	uint64_t real = clock_ns(CLOCK_REALTIME), mono = ft_now_ns();
-	uint64_t left = until_ns > mono ? until_ns - mono : 0;
-	uint64_t last = (real + (left < LEASE_MAX_NS ? left : LEASE_MAX_NS)) >> GATE_SLOT_SHIFT;
+	uint64_t left = until_ns > mono ? until_ns - mono : 0, most = SLOTS_MAX * gate_slot_ns(g);
+	uint64_t last = (real + (left < most ? left : most)) >> g->slot_shift;
 	uint64_t first = first_missing(g, real, mono);
-	int rc;
+	int rc = 0;
 
-	if (first >= last || first << GATE_SLOT_SHIFT > real + LEASE_PLENTY_NS)
-		return 0;
-	ft_nft_begin(&g->batch);
-	for (unsigned i = 0; i < g->nr_layers; i++)
-		add_slots(g, &g->layer[i], real, first, last);
-	rc = ft_nft_send(&g->batch, g->owner, NULL, 0);
-	g->slots_end = rc ? 0 : last;
+	if (first < last && first << g->slot_shift <= real + PLENTY(left < most ? left : most)) {
+		ft_nft_begin(&g->batch);
+		for (unsigned i = 0; i < g->nr_layers; i++)
+			add_slots(g, &g->layer[i], real, first, last);
+		rc = ft_nft_send(&g->batch, g->owner, NULL, 0);
+		g->slots_end = rc ? 0 : last;
+	}
+	if (g->slots_end << g->slot_shift > real)
+		*open_ns = mono + (g->slots_end << g->slot_shift) - real;
 	return rc;
 }
 
@@ -286,19 +303,22 @@ static int may_renew(const struct ft_gate *g, uint64_t until_ns)
 	return until_ns && g->hushed ? -ECANCELED : 0;
 }
 
-int ft_gate_fresh(struct ft_gate *g, uint64_t until_ns)
+int ft_gate_fresh(struct ft_gate *g, uint64_t until_ns, uint64_t *open_ns)
 {
 	bool complain = false;
+	uint64_t open = 0;
 	int rc;
 
 	pthread_mutex_lock(&g->lock);
 	rc = may_renew(g, until_ns);
 	if (!rc) {
-		rc = until_ns ? renew_locked(g, until_ns) : flush_locked(g);
+		rc = until_ns ? renew_locked(g, until_ns, &open) : flush_locked(g);
 		complain = rc && !g->complained;
 		g->complained |= complain;
 	}
 	pthread_mutex_unlock(&g->lock);
+	if (open_ns)
+		*open_ns = open;
 	if (complain)
 		ft_err("%s: cannot renew the right to speak in the kernel: %s; output closes by itself", g->guest, strerror(-rc));
 	return rc;

@@ -8,7 +8,7 @@
  *	    -> [bridge prerouting: gate] passes only what a verdict marked, and only while fresh
  *	    -> the bridge forwards, delivers, routes
  *
- * Fresh is a set of slots of wall-clock time, 8 ms each, in which the guest may be heard. A slot is absolute,
+ * Fresh is a set of slots of wall-clock time, 8 ms or 1/64 of silence-ms each, in which the guest may be heard. A slot is absolute,
  * so a renewal that was computed and then delayed by any stall adds only what has already passed. Each
  * element also has a time-out of its own, so a clock set back opens nothing that was not open.
  *
@@ -48,6 +48,7 @@ struct ft_gate_config {
 	const char *guest;
 	unsigned nr_taps;
 	const char *const *tap;
+	unsigned silence_ms;    /* see ft_netbuf_config */
 	int owner_fd;           /* ours from here on, also on failure; -1: open one */
 };
 
@@ -69,8 +70,8 @@ void ft_gate_free(struct ft_gate *g);   /* NULL is fine; the rules stay */
  * copied; NULL: the same taps as before.
  */
 int ft_gate_install(struct ft_gate *g, uint16_t queue, const struct ft_gate_port *port) FT_MUST_CHECK;
-/* Thread-safe. Frames that were released may pass until @until_ns (CLOCK_MONOTONIC); 0: no longer. */
-int ft_gate_fresh(struct ft_gate *g, uint64_t until_ns) FT_MUST_CHECK;
+/* Thread-safe. Frames that were released may pass until @until_ns (CLOCK_MONOTONIC); 0: no longer. See ft_netbuf_fresh. */
+int ft_gate_fresh(struct ft_gate *g, uint64_t until_ns, uint64_t *open_ns) FT_MUST_CHECK;
 /* Thread-safe. Close, and refuse to be opened (-ECANCELED) until @hushed is false. */
 int ft_gate_hush(struct ft_gate *g, bool hushed) FT_MUST_CHECK;
 /* Thread-safe. Close, and refuse to be opened again (-EIO) before the next install. */

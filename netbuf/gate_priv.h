@@ -8,7 +8,6 @@
 #include <linux/netfilter_bridge.h>
 #include <pthread.h>
 
-#define GATE_SLOT_SHIFT 23u             /* 8.4 ms */
 #define GATE_NAME_MAX (4 + FT_NAME_MAX + 1)
 #define GATE_LAYERS_MAX 2u
 
@@ -28,6 +27,7 @@ struct ft_gate {
 	bool holds_all;
 	unsigned nr_layers;
 	struct gate_layer layer[GATE_LAYERS_MAX];
+	unsigned slot_shift;            /* a slot is so many bits of nanoseconds; since new */
 	struct mnl_socket *reader;      /* loop thread only */
 	pthread_mutex_t lock;           /* of all below */
 	struct mnl_socket *owner;
@@ -37,6 +37,11 @@ struct ft_gate {
 	int64_t clock_offset;           /* wall clock less CLOCK_MONOTONIC at the last renewal */
 	uint64_t unsure_until_ns;       /* the wall clock was set: elements may expire before their slots */
 };
+
+static inline uint64_t gate_slot_ns(const struct ft_gate *g)
+{
+	return 1ull << g->slot_shift;
+}
 
 /* gate_rules.c: append a layer's tables to the batch; @queue is for the layer that holds. */
 void gate_add_layer(struct ft_gate *g, const struct gate_layer *l, uint16_t queue);

@@ -53,9 +53,9 @@ static unsigned rule_ip_queue(struct ft_nft *b, const struct ft_nft_chain *c, co
 	return ft_nft_rule_end(b, r);
 }
 
-static void match_fresh(struct ft_nft *b)
+static void match_fresh(struct ft_nft *b, uint64_t slot_ns)
 {
-	const uint64_t slot = ~((1ull << GATE_SLOT_SHIFT) - 1);
+	const uint64_t slot = ~(slot_ns - 1);
 
 	ft_nft_load_meta(b, NFT_META_TIME_NS);
 	ft_nft_mask(b, &slot, sizeof(slot));
@@ -89,12 +89,12 @@ static void rule_drop(struct ft_nft *b, const struct ft_nft_chain *c, uint16_t e
 	ft_nft_rule_end(b, r);
 }
 
-static void rules_released(struct ft_nft *b, const struct ft_nft_chain *c, bool last)
+static void rules_released(struct ft_nft *b, const struct ft_nft_chain *c, uint64_t slot_ns, bool last)
 {
 	struct nlattr *r = ft_nft_rule_begin(b, c, false);
 
 	match_released(b);
-	match_fresh(b);
+	match_fresh(b, slot_ns);
 	if (last)
 		ft_nft_set_mark(b, 0);
 	ft_nft_count(b, "passed");
@@ -109,12 +109,12 @@ static void rules_released(struct ft_nft *b, const struct ft_nft_chain *c, bool 
 }
 
 /* ARP carries no data of the guest, only who has which address: without being held, but while fresh. */
-static void rules_arp(struct ft_nft *b, const struct ft_nft_chain *c)
+static void rules_arp(struct ft_nft *b, const struct ft_nft_chain *c, uint64_t slot_ns)
 {
 	struct nlattr *r = ft_nft_rule_begin(b, c, false);
 
 	match_ethertype(b, 0x0806);
-	match_fresh(b);
+	match_fresh(b, slot_ns);
 	ft_nft_count(b, "arp");
 	ft_nft_verdict(b, NF_ACCEPT);
 	ft_nft_rule_end(b, r);
@@ -211,9 +211,9 @@ static void add_gate(struct ft_gate *g, const struct gate_layer *l)
 
 	ft_nft_chain(&g->batch, &c);
 	rule_skip_others(&g->batch, &c);
-	rules_released(&g->batch, &c, l->nr + 1 == (int32_t)g->nr_layers);
+	rules_released(&g->batch, &c, gate_slot_ns(g), l->nr + 1 == (int32_t)g->nr_layers);
 	if (!g->holds_all) {
-		rules_arp(&g->batch, &c);
+		rules_arp(&g->batch, &c, gate_slot_ns(g));
 		rule_drop(&g->batch, &c, 0x0800, "unheld");
 		rule_drop(&g->batch, &c, 0x86dd, "unheld");
 	}
@@ -272,7 +272,7 @@ static unsigned try_gate(struct ft_nft *b, const struct ft_nft_chain *c)
 	ft_nft_set(b, c->family, c->table, "fresh", TYPE_TIME, sizeof(uint64_t), true);
 	r = ft_nft_rule_begin(b, c, false);
 	match_released(b);
-	match_fresh(b);
+	match_fresh(b, 1);
 	ft_nft_set_mark(b, 0);
 	ft_nft_count(b, "passed");
 	return ft_nft_rule_end(b, r);

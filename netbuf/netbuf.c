@@ -538,7 +538,7 @@ static int netbuf_teardown(struct ft_output *o)
 	int rc = 0;
 
 	if (nb->state == ST_CLOSED) {
-		rc = ft_gate_fresh(nb->gate, ft_now_ns() + FT_S_NS);
+		rc = ft_gate_fresh(nb->gate, ft_now_ns() + FT_S_NS, NULL);
 		if (!rc)
 			rc = release_all(nb);
 		if (!rc)
@@ -585,7 +585,7 @@ static const struct ft_output_ops netbuf_ops = {
 
 static int open_gate(struct ft_netbuf *nb, const struct ft_netbuf_config *cfg)
 {
-	struct ft_gate_config gc = { .guest = cfg->guest, .nr_taps = cfg->nr_taps, .tap = cfg->tap,
+	struct ft_gate_config gc = { .guest = cfg->guest, .nr_taps = cfg->nr_taps, .tap = cfg->tap, .silence_ms = cfg->silence_ms,
 				     .owner_fd = cfg->owner_fd > 0 ? cfg->owner_fd : -1 };
 
 	return ft_gate_new(&gc, &nb->gate);
@@ -630,9 +630,9 @@ struct ft_output *ft_netbuf_output(struct ft_netbuf *nb)
 	return &nb->output;
 }
 
-int ft_netbuf_fresh(struct ft_netbuf *nb, uint64_t until_ns)
+int ft_netbuf_fresh(struct ft_netbuf *nb, uint64_t until_ns, uint64_t *open_ns)
 {
-	return ft_gate_fresh(nb->gate, until_ns);
+	return ft_gate_fresh(nb->gate, until_ns, open_ns);
 }
 
 int ft_netbuf_hush(struct ft_netbuf *nb, bool hushed)

@@ -191,12 +191,13 @@ static int disks(void *ctx, uint64_t upto, uint8_t *body, size_t *len)
 /* --- the right to speak --- */
 
 /* Heartbeat thread. */
-static void on_lease(void *ctx, uint64_t until_ns)
+static uint64_t on_lease(void *ctx, uint64_t until_ns)
 {
 	struct protect *pr = ctx;
 
 	if (pr->netbuf)
-		ft_ignore(ft_netbuf_fresh(pr->netbuf, until_ns)); /* a gate that is not renewed closes by itself */
+		ft_ignore(ft_netbuf_fresh(pr->netbuf, until_ns, &until_ns)); /* a gate that is not renewed closes by itself */
+	return until_ns;
 }
 
 /* The configuration takes nothing but addresses here: no name is resolved while the guest's output waits. */
@@ -668,6 +669,7 @@ static void netbuf_config(struct protect *pr, struct ft_netbuf_config *cfg)
 {
 	*cfg = (struct ft_netbuf_config){
 		.guest = pr->guest, .nr_taps = pr->attach.nr_nics, .on_held = netbuf_held, .on_breach = netbuf_breach, .ctx = pr,
+		.silence_ms = pr->policy.silence_ms,
 	};
 	for (unsigned i = 0; i < cfg->nr_taps; i++) {
 		cfg->tap[i] = pr->attach.nic[i].tap;

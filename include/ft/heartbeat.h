@@ -27,9 +27,10 @@ struct ft_beat_config {
 	struct sockaddr_storage path[4];/* the backup's addresses with the session's UDP port */
 	/*
 	 * Beat thread: the lease now lasts until @until_ns, which lies ahead. Opens the kernel gate; it may be
-	 * called late, so compare with the clock once more when the gate is open. May be NULL.
+	 * called late, so compare with the clock once more when the gate is open. Returns until when it is, which may be
+	 * less (0: it is shut): nothing is released that would come later, and the gate is asked again. May be NULL.
 	 */
-	void (*on_lease)(void *ctx, uint64_t until_ns);
+	uint64_t (*on_lease)(void *ctx, uint64_t until_ns);
 	void *ctx;
 };
 

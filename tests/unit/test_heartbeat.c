@@ -126,10 +126,10 @@ static void wire_free(struct wire *w)
 
 static _Atomic uint64_t told_until;
 
-static void on_lease(void *ctx, uint64_t until_ns)
+static uint64_t on_lease(void *ctx, uint64_t until_ns)
 {
 	CHECK(until_ns > told_until);
-	told_until = until_ns;
+	return told_until = until_ns;
 }
 
 #define SILENCE_MS 300
@@ -193,12 +193,25 @@ static struct pair pair_new(bool guard)
 
 static _Atomic bool gate_asked, gate_opens;
 
-static void slow_gate(void *ctx, uint64_t until_ns)
+static uint64_t slow_gate(void *ctx, uint64_t until_ns)
 {
-	(void)ctx, (void)until_ns;
+	(void)ctx;
 	gate_asked = true;
 	for (unsigned i = 0; i < 10000 && !gate_opens; i++)
 		pause_ms(1);
+	return until_ns;
+}
+
+static _Atomic unsigned nr_refused;
+
+/* Opens for a moment only, or not at all. */
+static uint64_t poor_gate(void *ctx, uint64_t until_ns)
+{
+	(void)ctx, (void)until_ns;
+	if (gate_opens)
+		return ft_now_ns() + 20 * FT_MS_NS;
+	nr_refused++;
+	return 0;
 }
 
 static void pair_free(struct pair *p)
@@ -234,6 +247,27 @@ TEST(the_right_to_speak_begins_when_the_gate_has_been_told)
 	CHECK(ft_beat_fresh(b));
 	ft_beat_stop(b);
 	ft_echo_stop(e);
+}
+
+TEST(nothing_is_released_that_the_gate_would_not_let_through)
+{
+	struct ft_beat_config cfg;
+	struct pair p = pair_new(false);
+
+	ft_beat_stop(p.beat);
+	cfg = beat_config(p.wire->port, false);
+	cfg.on_lease = poor_gate;
+	nr_refused = 0;
+	gate_opens = false;
+	CHECK_OK(ft_beat_start(&cfg, &p.beat));
+	EVENTUALLY(nr_refused >= 3);            /* asked again, though no lease is longer than the first */
+	CHECK(!ft_beat_fresh(p.beat));
+	gate_opens = true;
+	EVENTUALLY(ft_beat_fresh(p.beat));
+	gate_opens = false;
+	EVENTUALLY(!ft_beat_fresh(p.beat));     /* echoes still come: the lease alone would do */
+	CHECK(ft_beat_last_echo_ns(p.beat) + SILENCE_MS * FT_MS_NS / 2 > ft_now_ns());
+	pair_free(&p);
 }
 
 TEST(an_echoed_beat_gives_the_right_to_speak)
