@@ -51,8 +51,7 @@ static struct ft_chunk *wait_chunk(const struct copier *cp)
 		/* Cancelled: it did not even wait. */
 		if (c || !left || ft_now_ns() - start < turn * FT_MS_NS / 2)
 			return c;
-		if (cp->vm->busy)
-			cp->vm->busy(cp->vm->busy_ctx);
+		ft_vm_busy(cp->vm);
 	}
 }
 

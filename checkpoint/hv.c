@@ -48,9 +48,9 @@ int ft_hv_check(const struct ft_spec *spec, const struct ft_attach *at, void (*o
 	return on_xen(at) ? ft_xen_check(spec, at, obstacle, ctx) : ft_qemu_check(at, obstacle, ctx);
 }
 
-int ft_hv_replica_check(const struct ft_attach *theirs, char *why, size_t size)
+int ft_hv_replica_check(const struct ft_spec *spec, const struct ft_attach *theirs, char *why, size_t size)
 {
-	return on_xen(theirs) ? ft_xen_replica_check(theirs, why, size) : ft_qemu_replica_check(theirs, why, size);
+	return on_xen(theirs) ? ft_xen_replica_check(spec, theirs, why, size) : ft_qemu_replica_check(theirs, why, size);
 }
 
 int ft_hv_replica_room(const struct ft_spec *spec)

@@ -11,14 +11,6 @@
 #include <unistd.h>
 
 #define FIRMWARE_TIMEOUT_MS 10000
-#define BUSY_MS 50
-
-/* The guest is paused all the while: a loaded machine is not a dead ft-protect (vm.busy). */
-static void still_at_it(struct qemu_vm *v)
-{
-	if (v->vm.busy)
-		v->vm.busy(v->vm.busy_ctx);
-}
 
 /* Only while we migrate: a migration or snapshot of somebody else's would come out without the guest's RAM. */
 static int ignore_shared(struct qemu_vm *v, bool on)
@@ -50,8 +42,8 @@ static int wait_for_more(struct qemu_vm *v, int fd, uint64_t deadline)
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 	int n;
 
-	while ((n = poll(&p, 1, BUSY_MS)) == 0 && ft_now_ns() < deadline)
-		still_at_it(v);
+	while ((n = poll(&p, 1, FT_QEMU_BUSY_MS)) == 0 && ft_now_ns() < deadline)
+		ft_vm_busy(&v->vm);
 	return n > 0 || (n < 0 && errno == EINTR) ? 0 : n ? -errno : -ETIMEDOUT;
 }
 
@@ -94,7 +86,7 @@ static int finish_migration(struct qemu_vm *v, uint64_t deadline)
 		json_decref(status);
 		if (over)
 			return 0;
-		still_at_it(v);
+		ft_vm_busy(&v->vm);
 	}
 	return -ETIMEDOUT;
 }
@@ -108,7 +100,7 @@ static int migrate_firmware(struct qemu_vm *v, struct ft_blob *out)
 		return -errno;
 	rc = start_migration(v, sock[1]);
 	close(sock[1]);
-	still_at_it(v);
+	ft_vm_busy(&v->vm);
 	if (!rc)
 		rc = read_stream(v, sock[0], deadline, out);
 	close(sock[0]);
@@ -155,12 +147,12 @@ int qemu_vm_firmware(struct ft_vm *vm, struct ft_blob *out)
 		rc = qemu_vm_pause(vm);
 	if (rc)
 		return rc;
-	still_at_it(v);
+	ft_vm_busy(&v->vm);
 	v->changing = true;             /* migration stops the stopped guest in its own way */
 	rc = migrate_alone(v, out);
 	qemu_vm_take_events(v);
 	v->changing = false;
-	still_at_it(v);
+	ft_vm_busy(&v->vm);
 	if (!was_paused) {
 		int resumed = qemu_vm_resume(vm);
 

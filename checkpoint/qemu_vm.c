@@ -10,12 +10,11 @@
 #include <unistd.h>
 
 /*
- * `stop` waits for disk requests in flight, and a slow disk may take its time. Whoever guards us hears of us meanwhile (vm.busy),
+ * `stop` waits for disk requests in flight, and a slow disk may take its time. Whoever guards us hears of us meanwhile (ft_vm_busy),
  * so these need not be shorter than any limit that somebody sets, grace-ms or the guard's of a pause.
  */
 #define PAUSE_TIMEOUT_MS 10000
 #define STATE_TIMEOUT_MS 10000
-#define BUSY_MS 50
 #define STATE_MAX (16u << 20)
 #define KILL_TIMEOUT_MS 5000
 
@@ -207,9 +206,8 @@ static int wait_patiently(struct qemu_vm *v, struct ft_qmp *q, unsigned timeout_
 	uint64_t end = ft_now_ns() + timeout_ms * FT_MS_NS;
 	int rc;
 
-	while ((rc = ft_qmp_wait(q, BUSY_MS, NULL)) == -ETIMEDOUT && ft_now_ns() < end)
-		if (v->vm.busy)
-			v->vm.busy(v->vm.busy_ctx);
+	while ((rc = ft_qmp_wait(q, FT_QEMU_BUSY_MS, NULL)) == -ETIMEDOUT && ft_now_ns() < end)
+		ft_vm_busy(&v->vm);
 	return rc;
 }
 

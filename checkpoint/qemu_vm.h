@@ -16,6 +16,7 @@
 #include "ft/tracker.h"
 
 #define FT_QEMU_CALL_MS 5000            /* a command that does nothing long */
+#define FT_QEMU_BUSY_MS 50              /* a wait that takes long says ft_vm_busy so often */
 #define FT_QEMU_VCPUS_MAX 64
 #define FT_QEMU_EVENTS_MAX 8            /* kinds are few, and told once each */
 

@@ -23,12 +23,19 @@ struct xen_dom {
 	uint32_t domid;
 	xc_interface *xc;
 	struct xs_handle *xs;
+	struct xs_handle *ends;         /* NULL, or told when any domain ends or suspends: apart, see xen_dom_watch */
 	xenforeignmemory_handle *mem;
 };
 
 int xen_dom_open(struct xen_dom *d, const char *guest, uint32_t domid) FT_MUST_CHECK;
 void xen_dom_close(struct xen_dom *d);                                  /* takes half-opened ones */
-void xen_dom_drain(const struct xen_dom *d);             /* forget watch events that have come */
+/*
+ * From here on xen_dom_fd is readable when any domain may have ended or suspended: drain, then look. On a connection of
+ * its own: libxenstore gives one with watches a thread that reads, and each answer would have to come past it.
+ */
+int xen_dom_watch(struct xen_dom *d) FT_MUST_CHECK;
+int xen_dom_fd(const struct xen_dom *d);
+void xen_dom_drain(const struct xen_dom *d);
 int xen_dom_info(const struct xen_dom *d, xc_domaininfo_t *info);       /* -ESRCH: there is none */
 void xen_dom_uuid(const xc_domaininfo_t *info, char uuid[37]);
 /* The domain called @name. -ENOENT. */
@@ -71,6 +78,8 @@ void xen_disks_check(const struct xen_dom *d, const struct ft_spec *spec, struct
 /* The line of an xl config that gives them to a replica; like snprintf. */
 #define XEN_DISKS_CONFIG_MAX (64 + FT_DISKS_MAX * (96 + FT_NAME_MAX))
 int xen_disks_config(const struct ft_spec *spec, char *buf, size_t size);
+/* Is what xl starts for them there? Logged. */
+int xen_disks_check_script(const struct ft_spec *spec) FT_MUST_CHECK;
 /* A replica's: parked, and a device each; then the guest's, from here on. */
 int xen_disks_serve(struct ft_attach *at) FT_MUST_CHECK;
 int xen_disks_activate(const struct ft_attach *at) FT_MUST_CHECK;
@@ -90,13 +99,12 @@ void xen_disks_close(struct xen_disks *d);
 bool xen_has_drivers(const struct xen_dom *d);
 
 struct xen_suspend {
-	const struct xen_dom *dom;      /* borrowed; watches are on its xenstore connection */
+	const struct xen_dom *dom;      /* borrowed; to ask a guest, it needs xen_dom_watch */
 	bool late;                      /* asked, and then not waited for any longer: it may suspend yet */
 	void (*busy)(void *ctx);
 	void *busy_ctx;
 };
 
-int xen_suspend_watch(struct xen_suspend *s) FT_MUST_CHECK;
 /* -ETIMEDOUT; -ESRCH: gone; -ESHUTDOWN: ended otherwise; -EBUSY: somebody else holds or ends it. Logged, but for the
  * last three. */
 int xen_suspend_begin(struct xen_suspend *s) FT_MUST_CHECK;

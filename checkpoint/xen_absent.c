@@ -44,7 +44,7 @@ int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*
 	return 1;
 }
 
-int ft_xen_replica_check(const struct ft_attach *theirs, char *why, size_t size)
+int ft_xen_replica_check(const struct ft_spec *spec, const struct ft_attach *theirs, char *why, size_t size)
 {
 	snprintf(why, size, "ft on the backup was built without Xen: install libxen-dev there and build it again");
 	return -ENOENT;
@@ -58,7 +58,7 @@ int ft_xen_replica_room(const struct ft_spec *spec)
 int ft_xen_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out,
 			   char *why, size_t size)
 {
-	return ft_xen_replica_check(theirs, why, size);
+	return ft_xen_replica_check(spec, theirs, why, size);
 }
 
 int ft_xen_hold(const struct ft_attach *at, struct ft_hold **out)

@@ -34,6 +34,7 @@
 #define XVD_STEP 16u                    /* the next one's number is larger by that */
 #define NR_EMULATED 4u                  /* that a device model emulates, too */
 #define SCRIPT "block-ft"
+#define SCRIPT_PATH "/etc/xen/scripts/" SCRIPT     /* where libxl looks */
 #define ACTIVATE_MS 10000              /* an image opened, a few blocks synced */
 
 /* Among all xvd devices. */
@@ -121,6 +122,15 @@ static bool is_disk(const char *target, const char *guest, unsigned disk)
 	size_t len = (size_t)snprintf(want, sizeof(want), "%s:%u", guest, disk);
 
 	return target && !strncmp(target, want, len) && (!target[len] || target[len] == ':');
+}
+
+int xen_disks_check_script(const struct ft_spec *spec)
+{
+	if (!spec->nr_disks || !access(SCRIPT_PATH, X_OK))
+		return 0;
+	ft_err("%s: it has disks, and on %s there is no " SCRIPT_PATH " for xl to start: install ft there, from a tree built with libxen-dev",
+	       spec->name, ft_conf()->host);
+	return -ENOENT;
 }
 
 static void check_one(const struct xen_dom *d, const struct ft_spec *spec, unsigned disk, struct ft_obstacles *o)

@@ -28,6 +28,8 @@ void xen_dom_close(struct xen_dom *d)
 {
 	if (d->mem)
 		xenforeignmemory_close(d->mem);
+	if (d->ends)
+		xs_close(d->ends);
 	if (d->xs)
 		xs_close(d->xs);
 	if (d->xc)
@@ -35,11 +37,25 @@ void xen_dom_close(struct xen_dom *d)
 	*d = (struct xen_dom){ .domid = d->domid };
 }
 
+int xen_dom_watch(struct xen_dom *d)
+{
+	d->ends = xs_open(0);
+	if (d->ends && xs_watch(d->ends, "@releaseDomain", "ft"))
+		return 0;
+	ft_err("%s: xenstore cannot be watched: %s", d->guest, strerror(errno));
+	return -ENOTCONN;
+}
+
+int xen_dom_fd(const struct xen_dom *d)
+{
+	return xs_fileno(d->ends);
+}
+
 void xen_dom_drain(const struct xen_dom *d)
 {
 	char **event;
 
-	while ((event = xs_check_watch(d->xs)))
+	while ((event = xs_check_watch(d->ends)))
 		free(event);
 }
 

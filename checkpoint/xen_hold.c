@@ -32,7 +32,6 @@ static bool xen_gone(struct ft_hold *hold)
 	struct xen_hold *h = xen_of(hold);
 	xc_domaininfo_t info;
 
-	xen_dom_drain(&h->dom);
 	return xen_dom_info(&h->dom, &info) == -ESRCH;
 }
 
@@ -132,13 +131,11 @@ int ft_xen_hold(const struct ft_attach *at, struct ft_hold **out)
 	h->hold.ops = &xen_hold_ops;
 	rc = xen_dom_open(&h->dom, at->guest, at->domid);
 	h->suspend.dom = &h->dom;
-	if (!rc)
-		rc = xen_suspend_watch(&h->suspend);
 	if (rc) {
 		xen_hold_close(&h->hold);
 		return rc;
 	}
-	h->hold.fd = xs_fileno(h->dom.xs);
+	h->hold.fd = -1;                /* xenstore would tell of each epoch's suspend, too */
 	*out = &h->hold;
 	return 0;
 }

@@ -290,7 +290,7 @@ static int build(struct xen_replica *x)
 
 	if (!rc) {
 		x->alone = true;
-		ft_disk_end_here(&x->at);          /* what a dead domain left */
+		ft_disk_end_here(&x->at);       /* what a dead domain left */
 		rc = write_config(x, path, sizeof(path));
 	}
 	if (!rc)
@@ -418,7 +418,7 @@ static int check_version(const struct ft_attach *theirs)
 	return -ENOEXEC;
 }
 
-int ft_xen_replica_check(const struct ft_attach *theirs, char *why, size_t size)
+int ft_xen_replica_check(const struct ft_spec *spec, const struct ft_attach *theirs, char *why, size_t size)
 {
 	struct xen_pages map;
 	struct xen_dom d;
@@ -430,6 +430,8 @@ int ft_xen_replica_check(const struct ft_attach *theirs, char *why, size_t size)
 		rc = -EPROTO;
 	if (!rc)
 		rc = check_version(theirs);
+	if (!rc)
+		rc = xen_disks_check_script(spec);
 	if (!rc)
 		rc = xen_dom_open(&d, theirs->guest, 0);
 	if (!rc) {

@@ -18,19 +18,9 @@
 #define SUSPEND_NS (30 * FT_S_NS)       /* ... and until it stands still; it has promised by then */
 #define TURN_MS 50
 
-static const char token[] = "ft";
-
 static void control_path(const struct xen_suspend *s, char path[64])
 {
 	snprintf(path, 64, "/local/domain/%u/control/shutdown", s->dom->domid);
-}
-
-int xen_suspend_watch(struct xen_suspend *s)
-{
-	if (xs_watch(s->dom->xs, "@releaseDomain", token))
-		return 0;
-	ft_err("%s: xenstore cannot be watched: %s", s->dom->guest, strerror(errno));
-	return -errno;
 }
 
 /*
@@ -86,7 +76,7 @@ static int look(const struct xen_suspend *s, bool *suspended)
 /* Events are hints only: each makes us look. */
 static int wait_suspended(struct xen_suspend *s, uint64_t until)
 {
-	struct pollfd p = { .fd = xs_fileno(s->dom->xs), .events = POLLIN };
+	struct pollfd p = { .fd = xen_dom_fd(s->dom), .events = POLLIN };
 	bool suspended;
 	int rc;
 

@@ -480,8 +480,8 @@ static int open_all(struct xen_vm *v)
 	if (!rc && xen_has_model(&v->dom))
 		rc = xen_model_open(&v->dom, &v->model);
 	if (!rc)
-		rc = xen_suspend_watch(&v->suspend);
-	v->vm.event_fd = rc ? -1 : xs_fileno(v->dom.xs);
+		rc = xen_dom_watch(&v->dom);
+	v->vm.event_fd = rc ? -1 : xen_dom_fd(&v->dom);
 	xen_disks_open(&v->at, &v->disks);
 	return rc;
 }

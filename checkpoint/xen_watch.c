@@ -29,7 +29,7 @@ static bool gone(struct xen_watch *w)
 static void *watch(void *arg)
 {
 	struct xen_watch *w = arg;
-	struct pollfd p[] = { { .fd = xs_fileno(w->dom.xs), .events = POLLIN },
+	struct pollfd p[] = { { .fd = xen_dom_fd(&w->dom), .events = POLLIN },
 			      { .fd = w->stop_fd, .events = POLLIN },
 			      { .fd = w->model_fd, .events = POLLIN } };
 
@@ -51,8 +51,11 @@ static int start(struct xen_watch *w, const char *guest, uint32_t domid)
 		return rc;
 	w->gone_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	w->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (w->gone_fd < 0 || w->stop_fd < 0 || !xs_watch(w->dom.xs, "@releaseDomain", "ft"))
+	if (w->gone_fd < 0 || w->stop_fd < 0)
 		return -errno;
+	rc = xen_dom_watch(&w->dom);
+	if (rc)
+		return rc;
 	rc = ft_thread_start(&w->thread, "ft-xen-watch", watch, w);
 	w->started = !rc;
 	return rc;

@@ -25,7 +25,8 @@
 
 #define PAUSE_LIMIT_MS 1000
 #define GRACE_MS 10000
-#define POLL_MS 50                      /* how late a pause that is too long may be noticed */
+#define POLL_MS 50                      /* how late a pause that is too long may be noticed, or a twentieth of the limit: */
+#define POLL_MOST_MS 250
 #define IDLE_MS 1000
 #define SETTLE_NS FT_S_NS               /* a QMP stop of a dead ft-protect may still be on its way */
 #define ORPHAN_NS (20 * FT_S_NS)        /* nobody ever came */
@@ -45,6 +46,7 @@ struct guard {
 	} owner;                                /* the ft-protect of now */
 	bool had_owner, gave_up, end;
 	uint64_t pause_limit_ns, grace_ns;
+	unsigned poll_ms;                       /* while there is an owner */
 	uint64_t born_ns, lost_ns;              /* when the owner was lost */
 	uint64_t grace_left_ns;                 /* of the time without an owner since the last session began */
 	uint64_t settle_until_ns;
@@ -163,6 +165,13 @@ static void take_over_pause(struct guard *g)
 	}
 }
 
+static unsigned poll_ms(const struct guard *g)
+{
+	uint64_t limit_ms = (g->pause_limit_ns < g->grace_ns ? g->pause_limit_ns : g->grace_ns) / FT_MS_NS;
+
+	return limit_ms < 20 * POLL_MS ? POLL_MS : limit_ms > 20 * POLL_MOST_MS ? POLL_MOST_MS : (unsigned)limit_ms / 20;
+}
+
 static void attach(struct guard *g, int fd, const struct guard_msg *msg)
 {
 	struct guard_reply reply = { .magic = GUARD_MAGIC };
@@ -192,7 +201,8 @@ static void attach(struct guard *g, int fd, const struct guard_msg *msg)
 	g->pause_limit_ns = (msg->pause_limit_ms ? msg->pause_limit_ms : PAUSE_LIMIT_MS) * FT_MS_NS;
 	g->grace_ns = (msg->grace_ms ? msg->grace_ms : GRACE_MS) * FT_MS_NS;
 	g->ticks = 0;
-	ft_silence_init(&g->loop, ft_now_ns(), g->grace_ns, POLL_MS * FT_MS_NS);
+	g->poll_ms = poll_ms(g);
+	ft_silence_init(&g->loop, ft_now_ns(), g->grace_ns, g->poll_ms * FT_MS_NS);
 }
 
 static void begin_beating(struct guard *g, const struct ft_beat_config *cfg)
@@ -346,11 +356,12 @@ static void guest_gone(struct guard *g)
 
 static int turn_ms(const struct guard *g)
 {
-	bool alert = g->owner.fd >= 0 || guard_word_state(atomic_load(&g->page->pause)) != GUARD_RUNNING ||
-		     ft_now_ns() < g->settle_until_ns;
 	uint64_t now = ft_now_ns(), until = g->lost_ns + g->grace_left_ns;
+	unsigned state = guard_word_state(atomic_load(&g->page->pause));
 
-	if (alert)
+	if (g->owner.fd >= 0 && state <= GUARD_PAUSED && now >= g->settle_until_ns)
+		return (int)g->poll_ms;
+	if (g->owner.fd >= 0 || state != GUARD_RUNNING || now < g->settle_until_ns)
 		return POLL_MS;
 	if (!g->beat || g->gave_up || g->gone || until > now + IDLE_MS * FT_MS_NS)
 		return IDLE_MS;
@@ -367,7 +378,7 @@ static void run(struct guard *g)
 		};
 
 		(void)poll(p, FT_ARRAY_LEN(p), turn_ms(g));
-		if (!g->gone && readable(g->hold->fd) && g->hold->ops->gone(g->hold))
+		if (!g->gone && (g->hold->fd < 0 || readable(g->hold->fd)) && g->hold->ops->gone(g->hold))
 			guest_gone(g);
 		hear_owner(g);
 		if (g->pending_fd >= 0)

@@ -434,7 +434,7 @@ static enum ft_wire_reason op_admit(void *ctx, const struct ft_wire_hello *h, co
 	/* A parked QEMU has been asked already, and a session that is resumed must not wait for QEMU's help text. */
 	if (ev_is_active(&sb->replica_event))
 		return FT_REASON_OK;
-	return hypervisor_reason(ft_hv_replica_check(&sb->theirs, why, size));
+	return hypervisor_reason(ft_hv_replica_check(&sb->spec, &sb->theirs, why, size));
 }
 
 static bool op_runs_here(void *ctx)

@@ -52,10 +52,17 @@ struct ft_vm {
 	 * that failed because of it, or by track; next_event unsets it when that is over, and then all may have been written.
 	 */
 	bool contended;
-	/* The owner's, set before track: called now and then while a pause or take_dirty takes long. NULL: not wanted. */
+	/* The owner's, set before track; called through ft_vm_busy. NULL: not wanted. */
 	void (*busy)(void *ctx);
 	void *busy_ctx;
 };
+
+/* Said now and then while a pause or take_dirty takes long: a loaded machine is not a dead ft-protect. */
+static inline void ft_vm_busy(const struct ft_vm *vm)
+{
+	if (vm->busy)
+		vm->busy(vm->busy_ctx);
+}
 
 /*
  * Order: open (backend's own constructor), track, { pause, state_begin, take_dirty, state_end,
@@ -174,7 +181,7 @@ int ft_xen_glance(const char *name, struct ft_attach *out) FT_MUST_CHECK;
 bool ft_xen_alive(const struct ft_attach *at);          /* the domain of the record still exists */
 int ft_xen_open(const struct ft_attach *at, struct ft_vm **out) FT_MUST_CHECK;
 int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx);
-int ft_xen_replica_check(const struct ft_attach *theirs, char *why, size_t size) FT_MUST_CHECK;
+int ft_xen_replica_check(const struct ft_spec *spec, const struct ft_attach *theirs, char *why, size_t size) FT_MUST_CHECK;
 int ft_xen_replica_room(const struct ft_spec *spec) FT_MUST_CHECK;
 int ft_xen_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out,
 			   char *why, size_t size) FT_MUST_CHECK;
@@ -185,7 +192,7 @@ int ft_xen_replica_prepare(const struct ft_spec *spec, const struct ft_attach *t
 int ft_hv_find(const struct ft_spec *spec, struct ft_attach *out) FT_MUST_CHECK;
 int ft_hv_open(const struct ft_attach *at, const char *tracker, struct ft_vm **out) FT_MUST_CHECK;
 int ft_hv_check(const struct ft_spec *spec, const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx);
-int ft_hv_replica_check(const struct ft_attach *theirs, char *why, size_t size) FT_MUST_CHECK;
+int ft_hv_replica_check(const struct ft_spec *spec, const struct ft_attach *theirs, char *why, size_t size) FT_MUST_CHECK;
 int ft_hv_replica_room(const struct ft_spec *spec) FT_MUST_CHECK;
 int ft_hv_replica_prepare(const struct ft_spec *spec, const struct ft_attach *theirs, struct ft_replica **out,
 			  char *why, size_t size) FT_MUST_CHECK;
@@ -196,7 +203,7 @@ int ft_hv_replica_prepare(const struct ft_spec *spec, const struct ft_attach *th
  */
 struct ft_hold {
 	const struct ft_hold_ops *ops;
-	int fd;                 /* readable: ask gone() */
+	int fd;                 /* readable: ask gone(). -1: ask now and then, it costs little */
 };
 
 struct ft_hold_ops {

@@ -195,14 +195,7 @@ def a_guest_that_does_not_answer_the_request_to_suspend_runs_on(shared):
 
 @test(limit=1200)
 def a_guest_with_two_processors_is_replicated_and_taken_over(shared):
-    shared.close()
-    shared.lab = lab = xenlab.Lab(guest_on=None)
-    lab.start_ftd(lab.beta)
-    lab.alpha.write('/ft/guest/vm1.cfg', xenlab.XL_CFG.replace('vcpus = 1', 'vcpus = 2'))
-    for host in lab.hosts:
-        host.write('/etc/ft/guests/vm1.conf', xenlab.GUEST_FILE.replace('vcpus = 1', 'vcpus = 2'))
-    lab.alpha.run('xl create /ft/guest/vm1.cfg', 120)
-    wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 600, 1)
+    lab = shared.boot(*(text.replace('vcpus = 1', 'vcpus = 2') for text in (xenlab.XL_CFG, xenlab.GUEST_FILE)), limit=600)
     shared.job = lab.protect()
     check(lab.ask('dirty 16 300', 60) is not None, 'the guest does not answer')
     for n in range(5):
@@ -231,12 +224,7 @@ def what_is_told_of_a_protected_domain_is_of_xen(shared):
 
 @test(limit=900)
 def a_pv_domain_is_refused_for_what_xen_says_of_itself(shared):
-    shared.close()
-    shared.lab = lab = xenlab.Lab(guest_on=None)
-    lab.start_ftd(lab.beta)
-    lab.alpha.write('/ft/guest/vm1.cfg', xenlab.XL_CFG.replace('"pvh"', '"pv"'))
-    lab.alpha.run('xl create /ft/guest/vm1.cfg', 120)
-    wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 400, 1)
+    lab = shared.boot(xenlab.XL_CFG.replace('"pvh"', '"pv"'), xenlab.GUEST_FILE)
     done = lab.alpha.call('ft-protect --check vm1 beta', 120)
     able = 'shadow' in lab.alpha.run("xl info | grep '^virt_caps'").split()
     why = 'can log which pages it writes, but' if able else 'cannot log which pages such a domain writes'

@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import xenlab                                                           # noqa: E402  pylint: disable=C0413
 from lab import check, test                                             # noqa: E402  pylint: disable=C0413
-from shared import Shared, cut_and_go_on, run                           # noqa: E402  pylint: disable=C0413
+from shared import Shared, create, cut_and_go_on, run                         # noqa: E402  pylint: disable=C0413
 from world import IncrClient, now, wait_for                             # noqa: E402  pylint: disable=C0413
 
 IMAGE, IMAGE_MB = '/ft/disk/vm1.raw', 48
@@ -55,9 +55,7 @@ class SharedDisk(Shared):
             host.write('/etc/ft/guests/vm1.conf', guest_file(kind))
             lab.start_ftd(host)
         lab.alpha.run(f'truncate -s {IMAGE_MB}M {IMAGE}')
-        lab.alpha.write('/ft/guest/vm1.cfg', xl_cfg(kind))
-        lab.alpha.run('xl create /ft/guest/vm1.cfg', 120)
-        wait_for('vm1 to be up', lambda: 'guest: up' in lab.alpha.run('cat /var/log/xen/guest-vm1.log'), 1200 if kind == 'hvm' else 400, 1)
+        create(lab, xl_cfg(kind), 1200 if kind == 'hvm' else 400)
 
 
 def disk(lab, host=None):
@@ -112,6 +110,10 @@ def disks_that_would_not_be_there_after_a_takeover_are_refused_by_name(shared):
     done = lab.alpha.call('ft-protect --check vm1 beta', 120)
     check(done.returncode and 'xvda uses persistent grants' in done.stdout, done.stdout)
     lab.alpha.run(f'xenstore-write {node} 0')
+    lab.beta.run('mv /etc/xen/scripts/block-ft /etc/xen/scripts/kept')
+    done = lab.alpha.call('ft-protect --check vm1 beta', 120)
+    lab.beta.run('mv /etc/xen/scripts/kept /etc/xen/scripts/block-ft')
+    check(done.returncode and 'on beta there is no /etc/xen/scripts/block-ft' in done.stdout, done.stdout)
 
 
 @test(limit=1200)
