@@ -69,6 +69,7 @@ vif = [ "mac={GUEST_MAC},bridge=xenbr0,{HVM[kind][1]}" ]
 
 # Without AES, what TLS costs is all that one would measure.
 CPU = 'qemu64,+svm,+npt,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq'
+CPUS = int(os.environ.get('XEN_CPUS', 1))       # of each host; dom0 uses one
 HYPERVISOR_ARGS = ('console=com1 com1=115200,8n1 dom0_mem=640M,max:640M dom0_max_vcpus=1 loglvl=info guest_loglvl=info watchdog=0 '
                    'spec-ctrl=no xpti=no pv-l1tf=no iommu=no cpuidle=0 cpufreq=none ucode=no')
 DOM0_ARGS = 'console=hvc0 mitigations=off nokaslr panic=-1 net.ifnames=0'
@@ -145,7 +146,7 @@ class Host:
 
     def start(self, state=None):
         command = ['qemu-system-x86_64', '-name', self.name, '-machine', 'q35,hpet=off', '-accel', 'tcg,thread=multi,tb-size=256',
-                   '-cpu', CPU, '-smp', '1', '-m', '1664', '-nodefaults', '-no-user-config', '-display', 'none',
+                   '-cpu', CPU, '-smp', str(CPUS), '-m', '1664', '-nodefaults', '-no-user-config', '-display', 'none',
                    '-no-reboot', '-kernel', os.path.join(XEN, 'xen'), '-append', HYPERVISOR_ARGS,
                    '-initrd', f'{XEN}/vmlinux {DOM0_ARGS},{XEN}/dom0.cpio',
                    '-chardev', f'file,id=serial,path={self.path("serial.log")}', '-serial', 'chardev:serial',
@@ -346,7 +347,7 @@ def _make_guest(directory, state, kind='guest'):
 
 
 def snapshot(directory, kind):
-    state = os.path.join(XEN, kind + '.state')
+    state = os.path.join(XEN, kind + ('' if CPUS == 1 else f'-{CPUS}cpus') + '.state')
     if not os.path.exists(state):
         print(f'# making the snapshot {kind}', flush=True)
         make = os.path.join(directory, 'make-' + kind)
@@ -456,11 +457,11 @@ class Lab:
     def start_ftd(self, host):
         host.run('kill $(pidof ftd) 2>/dev/null; ftd >>/ft/log/ftd.log 2>&1 &')
 
-    def protect(self):
+    def protect(self, debug=True):
         """ft-protect on alpha; returns its job when vm1 is PROTECTED. To ask it each second would cost what is waited for."""
         log = '/ft/log/protect.log'
         seen = self.alpha.begin(f"touch {log}; tail -n 0 -f {log} | grep -q -m1 -e '-> PROTECTED'")
-        job = self.alpha.begin(f'export FT_DEBUG=1; ft-protect vm1 beta >>{log} 2>&1')
+        job = self.alpha.begin(f'{"export FT_DEBUG=1; " * debug}ft-protect vm1 beta >>{log} 2>&1')
         wait_for('PROTECTED', lambda: self.alpha.status(job) is not None or self.alpha.status(seen) is not None, 600, 0.2)
         if self.alpha.status(job) is not None:
             raise Failure(f'ft-protect ended: {self.alpha.run("tail -5 /ft/log/protect.log")}')
