@@ -4,6 +4,8 @@ VERSION := 0.1.0
 MODULES := replicator checkpoint netbuf diskmirror failover
 PREFIX  ?= /usr/local
 LIBEXEC ?= $(PREFIX)/libexec/ft
+# Where Xen's tools look for hotplug scripts, whatever our prefix is.
+XENDIR  ?= /etc/xen/scripts
 # make's own default is a `cc` that may not be there.
 ifeq ($(origin CC),default)
 CC      := gcc
@@ -36,7 +38,8 @@ BENCHES := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings \
            -Wvla -Wformat=2 -Wno-unused-parameter
 CFLAGS  ?= -O2 -g
-override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIBEXEC='"$(LIBEXEC)"' -Iinclude -I. -MMD -MP \
+override CFLAGS += -std=gnu11 -D_GNU_SOURCE -DFT_VERSION='"$(VERSION)"' -DFT_LIBEXEC='"$(LIBEXEC)"' -DFT_XEN_SCRIPTS='"$(XENDIR)"' \
+           -Iinclude -I. -MMD -MP \
            $(WARN) $(if $(filter 0,$(WERROR)),,-Werror) -fstack-protector-strong -pthread \
            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 LDLIBS  := -lev -ljansson -llz4 -lxxhash -lssl -lcrypto -lnetfilter_queue -lnftnl -lmnl -lnfnetlink -lnbd $(if $(XEN),-Wl$(comma)--as-needed -lxenctrl -lxenguest -lxenforeignmemory -lxendevicemodel -lxenstore) -pthread
@@ -167,8 +170,6 @@ UNITS   := $(wildcard etc/systemd/*.service)
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 MANDIR  ?= $(PREFIX)/share/man
 DOCDIR  ?= $(PREFIX)/share/doc/ft
-# Where Xen's tools look for hotplug scripts, whatever our prefix is.
-XENDIR  ?= /etc/xen/scripts
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBEXEC) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(DOCDIR)/examples
 	install -d $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man8

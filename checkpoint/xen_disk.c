@@ -34,7 +34,7 @@
 #define XVD_STEP 16u                    /* the next one's number is larger by that */
 #define NR_EMULATED 4u                  /* that a device model emulates, too */
 #define SCRIPT "block-ft"
-#define SCRIPT_PATH "/etc/xen/scripts/" SCRIPT     /* where libxl looks */
+#define SCRIPT_PATH FT_XEN_SCRIPTS "/" SCRIPT
 #define ACTIVATE_MS 10000              /* an image opened, a few blocks synced */
 
 /* Among all xvd devices. */

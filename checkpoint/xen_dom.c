@@ -48,6 +48,7 @@ int xen_dom_watch(struct xen_dom *d)
 
 int xen_dom_fd(const struct xen_dom *d)
 {
+	assert(d->ends);
 	return xs_fileno(d->ends);
 }
 
@@ -55,6 +56,7 @@ void xen_dom_drain(const struct xen_dom *d)
 {
 	char **event;
 
+	assert(d->ends);
 	while ((event = xs_check_watch(d->ends)))
 		free(event);
 }

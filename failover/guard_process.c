@@ -357,14 +357,17 @@ static void guest_gone(struct guard *g)
 static int turn_ms(const struct guard *g)
 {
 	uint64_t now = ft_now_ns(), until = g->lost_ns + g->grace_left_ns;
-	unsigned state = guard_word_state(atomic_load(&g->page->pause));
+	unsigned most, state = guard_word_state(atomic_load(&g->page->pause));
 
 	if (g->owner.fd >= 0 && state <= GUARD_PAUSED && now >= g->settle_until_ns)
 		return (int)g->poll_ms;
 	if (g->owner.fd >= 0 || state != GUARD_RUNNING || now < g->settle_until_ns)
 		return POLL_MS;
-	if (!g->beat || g->gave_up || g->gone || until > now + IDLE_MS * FT_MS_NS)
+	if (!g->beat || g->gave_up || g->gone)
 		return IDLE_MS;
+	most = g->hold->fd < 0 ? POLL_MOST_MS : IDLE_MS;        /* we beat for a guest that may have ended */
+	if (until > now + most * FT_MS_NS)
+		return (int)most;
 	return until > now ? (int)((until - now) / FT_MS_NS) + 1 : 0;
 }
 

@@ -17,6 +17,7 @@
 
 #define SLACK_MS 20                     /* two ticks of the coarsest kernel: an element outlives its slot */
 #define SLOT_SHIFT_MIN 23u              /* 8.4 ms */
+#define SLOT_SHIFT_MAX 25u              /* 33.6 ms: the window that counts is the backup's, and may be shorter than ours */
 #define SLOTS_OF_SILENCE 64u            /* at most: each is an element of a set, to be made and to expire */
 #define SLOTS_MAX 250u                  /* renewals reach no further */
 #define PLENTY(left) ((left) - (left) / 8)      /* with so much in hand there is no hurry to renew: a transaction of the kernel's */
@@ -25,12 +26,19 @@
 
 /* --- the object --- */
 
-static uint64_t clock_ns(clockid_t id)
+static int64_t clock_wrong_ns;
+
+void ft_gate_set_clock(int64_t wrong_ns)
+{
+	clock_wrong_ns = wrong_ns;
+}
+
+static uint64_t wall_clock_ns(void)
 {
 	struct timespec ts;
 
-	clock_gettime(id, &ts);
-	return (uint64_t)ts.tv_sec * FT_S_NS + (uint64_t)ts.tv_nsec;
+	clock_gettime(CLOCK_REALTIME, &ts);
+	return (uint64_t)((int64_t)(ts.tv_sec * FT_S_NS) + ts.tv_nsec + clock_wrong_ns);
 }
 
 /* The largest slot that costs little of the lease. */
@@ -39,7 +47,7 @@ static unsigned slot_shift(unsigned silence_ms)
 	uint64_t most = (silence_ms ? silence_ms : SILENCE_DEFAULT_MS) * FT_MS_NS / SLOTS_OF_SILENCE;
 	unsigned shift = SLOT_SHIFT_MIN;
 
-	while (2ull << shift <= most)
+	while (shift < SLOT_SHIFT_MAX && 2ull << shift <= most)
 		shift++;
 	return shift;
 }
@@ -106,7 +114,7 @@ int ft_gate_new(const struct ft_gate_config *cfg, struct ft_gate **out)
 	assert(ft_name_ok(cfg->guest) && cfg->nr_taps <= FT_TAPS_MAX);
 	pthread_mutex_init(&g->lock, NULL);
 	g->slot_shift = slot_shift(cfg->silence_ms);
-	g->clock_offset = (int64_t)(clock_ns(CLOCK_REALTIME) - ft_now_ns());
+	g->clock_offset = (int64_t)(wall_clock_ns() - ft_now_ns());
 	snprintf(g->guest, sizeof(g->guest), "%s", cfg->guest);
 	g->nr_taps = cfg->nr_taps;
 	for (unsigned i = 0; i < cfg->nr_taps; i++)
@@ -249,26 +257,31 @@ static void add_slots(struct ft_gate *g, const struct gate_layer *l, uint64_t re
 }
 
 /*
- * The first slot that has to be added: those before are in the sets. Not so when the wall clock was set: then
- * elements of slots that are still to come expire, so until the last of them has, all are added each time.
+ * The first slot that has to be added: those before are in the sets. Not so when the wall clock was set: what is there
+ * has the time-outs of another time, and is replaced.
  */
 static uint64_t first_missing(struct ft_gate *g, uint64_t real, uint64_t mono)
 {
 	int64_t offset = (int64_t)(real - mono), step = offset - g->clock_offset;
 
-	if (step > STEP_NS || step < -STEP_NS)
-		g->unsure_until_ns = mono + SLOTS_MAX * gate_slot_ns(g);
+	if (step > STEP_NS || step < -STEP_NS) {
+		g->clock_was_set = true;
+		g->slots_end = 0;
+	}
 	g->clock_offset = offset;
-	if (mono < g->unsure_until_ns || g->slots_end < real >> g->slot_shift)
-		return real >> g->slot_shift;
-	return g->slots_end;
+	return g->slots_end < real >> g->slot_shift ? real >> g->slot_shift : g->slots_end;
+}
+
+static void add_flush(struct ft_gate *g)
+{
+	for (unsigned i = 0; i < g->nr_layers; i++)
+		ft_nft_flush_set(&g->batch, NFPROTO_BRIDGE, g->layer[i].name, "fresh");
 }
 
 static int flush_locked(struct ft_gate *g)
 {
 	ft_nft_begin(&g->batch);
-	for (unsigned i = 0; i < g->nr_layers; i++)
-		ft_nft_flush_set(&g->batch, NFPROTO_BRIDGE, g->layer[i].name, "fresh");
+	add_flush(g);
 	g->slots_end = 0;
 	return ft_nft_send(&g->batch, g->owner, NULL, 0);
 }
@@ -276,7 +289,7 @@ static int flush_locked(struct ft_gate *g)
 /* Slots that end before @until_ns. The clocks are read in this order: a stall in between can only make them fewer. */
 static int renew_locked(struct ft_gate *g, uint64_t until_ns, uint64_t *open_ns)
 {
-	uint64_t real = clock_ns(CLOCK_REALTIME), mono = ft_now_ns();
+	uint64_t before = ft_now_ns(), real = wall_clock_ns(), mono = ft_now_ns();
 	uint64_t left = until_ns > mono ? until_ns - mono : 0, most = SLOTS_MAX * gate_slot_ns(g);
 	uint64_t last = (real + (left < most ? left : most)) >> g->slot_shift;
 	uint64_t first = first_missing(g, real, mono);
@@ -284,13 +297,16 @@ static int renew_locked(struct ft_gate *g, uint64_t until_ns, uint64_t *open_ns)
 
 	if (first < last && first << g->slot_shift <= real + PLENTY(left < most ? left : most)) {
 		ft_nft_begin(&g->batch);
+		if (g->clock_was_set)
+			add_flush(g);
 		for (unsigned i = 0; i < g->nr_layers; i++)
 			add_slots(g, &g->layer[i], real, first, last);
 		rc = ft_nft_send(&g->batch, g->owner, NULL, 0);
 		g->slots_end = rc ? 0 : last;
+		g->clock_was_set = g->clock_was_set && rc;
 	}
 	if (g->slots_end << g->slot_shift > real)
-		*open_ns = mono + (g->slots_end << g->slot_shift) - real;
+		*open_ns = before + (g->slots_end << g->slot_shift) - real;
 	return rc;
 }
 

@@ -8,7 +8,7 @@
  *	    -> [bridge prerouting: gate] passes only what a verdict marked, and only while fresh
  *	    -> the bridge forwards, delivers, routes
  *
- * Fresh is a set of slots of wall-clock time, 8 ms or 1/64 of silence-ms each, in which the guest may be heard. A slot is absolute,
+ * Fresh is a set of slots of wall-clock time, 8 to 34 ms each, in which the guest may be heard. A slot is absolute,
  * so a renewal that was computed and then delayed by any stall adds only what has already passed. Each
  * element also has a time-out of its own, so a clock set back opens nothing that was not open.
  *
@@ -34,6 +34,8 @@ int ft_gate_probe(struct ft_gate_caps *out) FT_MUST_CHECK;
 const char *ft_gate_lacks(const struct ft_gate_caps *caps);
 /* Tests: do as if this kernel lacked what is set in @caps. */
 void ft_gate_forbid(const struct ft_gate_caps *caps);
+/* Tests: do as if the wall clock were ahead by so much. */
+void ft_gate_set_clock(int64_t wrong_ns);
 
 struct ft_gate;
 

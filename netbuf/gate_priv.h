@@ -35,7 +35,7 @@ struct ft_gate {
 	bool installed, hushed, shut, complained;
 	uint64_t slots_end;             /* the first slot that is not in the sets yet; 0: nothing is known to be */
 	int64_t clock_offset;           /* wall clock less CLOCK_MONOTONIC at the last renewal */
-	uint64_t unsure_until_ns;       /* the wall clock was set: elements may expire before their slots */
+	bool clock_was_set;             /* since then nothing was added: elements have time-outs that do not fit their slots */
 };
 
 static inline uint64_t gate_slot_ns(const struct ft_gate *g)

@@ -36,7 +36,7 @@ struct ft_netbuf_config {
 	 */
 	void (*on_breach)(void *ctx, const char *why);
 	void *ctx;
-	unsigned silence_ms;            /* that the lease follows from: the longer, the coarser is the gate's time; 0: 300 */
+	unsigned silence_ms;            /* ours: the longer, the coarser is the gate's time; 0: 300 */
 	uint64_t held_bytes_max;        /* more waiting output than this is dropped, also while we are stopped; 0: 256 MiB */
 	int owner_fd;                   /* of a surviving guard (ft_netbuf_owner_fd), ours from here on; 0 or -1: none */
 };
@@ -58,7 +58,7 @@ struct ft_output *ft_netbuf_output(struct ft_netbuf *nb);
 void ft_netbuf_get_stats(struct ft_netbuf *nb, struct ft_netbuf_stats *out);
 /*
  * Extend the gate's freshness to @until_ns (CLOCK_MONOTONIC); 0 closes it at once. *@open_ns (may be NULL) is until when
- * the gate is open: rounded down to slots, 8.4 ms or 1/64 of silence-ms, so up to that much early and never late, also
+ * the gate is open: rounded down to slots of 8.4 to 33.6 ms, so up to that much early and never late, also
  * when the caller is stopped inside this call; bounded to 250 slots ahead; and with nearly as much in hand as is asked
  * for nothing is done. So ask again while it lies before @until_ns. Thread-safe: the heartbeat thread calls it at each
  * renewal. -ENOTCONN before setup and after teardown, -EIO after a breach.
