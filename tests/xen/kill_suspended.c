@@ -5,8 +5,9 @@
  *	kill_suspended DOMID PID DELAY_US
  *
  * Waits until it sees the domain suspended, DELAY_US longer, kills PID, and prints whether the domain was suspended
- *still.
+ * still. Runs before anybody else: on a host of one processor it would wait until PID has done its work.
  */
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,6 +29,7 @@ static int suspended(xc_interface *xc, uint32_t domid)
 
 int main(int argc, char **argv)
 {
+	const struct sched_param above = { .sched_priority = 1 };
 	struct timespec ms = { 0, 1000000 }, delay = { 0, argc == 4 ? atol(argv[3]) * 1000 : 0 };
 	xc_interface *xc = xc_interface_open(NULL, NULL, 0);
 	uint32_t domid = argc == 4 ? (uint32_t)atoi(argv[1]) : 0;
@@ -37,6 +39,8 @@ int main(int argc, char **argv)
 			argc != 4 ? "usage: kill_suspended DOMID PID DELAY_US\n" : "kill_suspended: no Xen here\n");
 		return 2;
 	}
+	if (sched_setscheduler(0, SCHED_FIFO, &above))
+		perror("kill_suspended: priority");
 	for (int i = 0; !suspended(xc, domid); i++) {
 		if (i == 30000)
 			return 1;
