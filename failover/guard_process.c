@@ -46,7 +46,6 @@ struct guard {
 	} owner;                                /* the ft-protect of now */
 	bool had_owner, gave_up, end;
 	uint64_t pause_limit_ns, grace_ns;
-	unsigned poll_ms;                       /* while there is an owner */
 	uint64_t born_ns, lost_ns;              /* when the owner was lost */
 	uint64_t grace_left_ns;                 /* of the time without an owner since the last session began */
 	uint64_t settle_until_ns;
@@ -165,6 +164,7 @@ static void take_over_pause(struct guard *g)
 	}
 }
 
+/* While there is an owner. */
 static unsigned poll_ms(const struct guard *g)
 {
 	uint64_t limit_ms = (g->pause_limit_ns < g->grace_ns ? g->pause_limit_ns : g->grace_ns) / FT_MS_NS;
@@ -201,8 +201,7 @@ static void attach(struct guard *g, int fd, const struct guard_msg *msg)
 	g->pause_limit_ns = (msg->pause_limit_ms ? msg->pause_limit_ms : PAUSE_LIMIT_MS) * FT_MS_NS;
 	g->grace_ns = (msg->grace_ms ? msg->grace_ms : GRACE_MS) * FT_MS_NS;
 	g->ticks = 0;
-	g->poll_ms = poll_ms(g);
-	ft_silence_init(&g->loop, ft_now_ns(), g->grace_ns, g->poll_ms * FT_MS_NS);
+	ft_silence_init(&g->loop, ft_now_ns(), g->grace_ns, poll_ms(g) * FT_MS_NS);
 }
 
 static void begin_beating(struct guard *g, const struct ft_beat_config *cfg)
@@ -360,7 +359,7 @@ static int turn_ms(const struct guard *g)
 	unsigned most, state = guard_word_state(atomic_load(&g->page->pause));
 
 	if (g->owner.fd >= 0 && state <= GUARD_PAUSED && now >= g->settle_until_ns)
-		return (int)g->poll_ms;
+		return (int)poll_ms(g);
 	if (g->owner.fd >= 0 || state != GUARD_RUNNING || now < g->settle_until_ns)
 		return POLL_MS;
 	if (!g->beat || g->gave_up || g->gone)

@@ -21,7 +21,6 @@
 #define SLOTS_OF_SILENCE 64u            /* at most: each is an element of a set, to be made and to expire */
 #define SLOTS_MAX 250u                  /* renewals reach no further */
 #define PLENTY(left) ((left) - (left) / 8)      /* with so much in hand there is no hurry to renew: a transaction of the kernel's */
-#define SILENCE_DEFAULT_MS 300u
 #define STEP_NS (5 * (int64_t)FT_MS_NS) /* more than a clock is slewed between two renewals */
 
 /* --- the object --- */
@@ -44,7 +43,7 @@ static uint64_t wall_clock_ns(void)
 /* The largest slot that costs little of the lease. */
 static unsigned slot_shift(unsigned silence_ms)
 {
-	uint64_t most = (silence_ms ? silence_ms : SILENCE_DEFAULT_MS) * FT_MS_NS / SLOTS_OF_SILENCE;
+	uint64_t most = silence_ms * FT_MS_NS / SLOTS_OF_SILENCE;
 	unsigned shift = SLOT_SHIFT_MIN;
 
 	while (shift < SLOT_SHIFT_MAX && 2ull << shift <= most)
@@ -264,10 +263,8 @@ static uint64_t first_missing(struct ft_gate *g, uint64_t real, uint64_t mono)
 {
 	int64_t offset = (int64_t)(real - mono), step = offset - g->clock_offset;
 
-	if (step > STEP_NS || step < -STEP_NS) {
-		g->clock_was_set = true;
+	if (step > STEP_NS || step < -STEP_NS)
 		g->slots_end = 0;
-	}
 	g->clock_offset = offset;
 	return g->slots_end < real >> g->slot_shift ? real >> g->slot_shift : g->slots_end;
 }
@@ -290,20 +287,19 @@ static int flush_locked(struct ft_gate *g)
 static int renew_locked(struct ft_gate *g, uint64_t until_ns, uint64_t *open_ns)
 {
 	uint64_t before = ft_now_ns(), real = wall_clock_ns(), mono = ft_now_ns();
-	uint64_t left = until_ns > mono ? until_ns - mono : 0, most = SLOTS_MAX * gate_slot_ns(g);
-	uint64_t last = (real + (left < most ? left : most)) >> g->slot_shift;
-	uint64_t first = first_missing(g, real, mono);
+	uint64_t first = first_missing(g, real, mono), most = SLOTS_MAX * gate_slot_ns(g);
+	uint64_t left = until_ns <= mono ? 0 : until_ns - mono < most ? until_ns - mono : most;
+	uint64_t last = (real + left) >> g->slot_shift;
 	int rc = 0;
 
-	if (first < last && first << g->slot_shift <= real + PLENTY(left < most ? left : most)) {
+	if (first < last && first << g->slot_shift <= real + PLENTY(left)) {
 		ft_nft_begin(&g->batch);
-		if (g->clock_was_set)
+		if (!g->slots_end)
 			add_flush(g);
 		for (unsigned i = 0; i < g->nr_layers; i++)
 			add_slots(g, &g->layer[i], real, first, last);
 		rc = ft_nft_send(&g->batch, g->owner, NULL, 0);
 		g->slots_end = rc ? 0 : last;
-		g->clock_was_set = g->clock_was_set && rc;
 	}
 	if (g->slots_end << g->slot_shift > real)
 		*open_ns = before + (g->slots_end << g->slot_shift) - real;

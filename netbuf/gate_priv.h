@@ -33,9 +33,8 @@ struct ft_gate {
 	struct mnl_socket *owner;
 	struct ft_nft batch;
 	bool installed, hushed, shut, complained;
-	uint64_t slots_end;             /* the first slot that is not in the sets yet; 0: nothing is known to be */
+	uint64_t slots_end;             /* the first slot that is not in the sets yet; 0: what is there is not known, or of no use */
 	int64_t clock_offset;           /* wall clock less CLOCK_MONOTONIC at the last renewal */
-	bool clock_was_set;             /* since then nothing was added: elements have time-outs that do not fit their slots */
 };
 
 static inline uint64_t gate_slot_ns(const struct ft_gate *g)

@@ -1313,10 +1313,7 @@ TEST(held_bytes_are_bounded)
 	struct ft_netbuf_stats st;
 
 	cfg.held_bytes_max = 1 << 20;
-	if (ft_netbuf_new(w->loop, &cfg, &w->nb))
-		ft_test_skip("this kernel cannot hold a bridge's packets");
-	w->out = ft_netbuf_output(w->nb);
-	CHECK_OK(w->out->ops->setup(w->out));
+	protect_as(w, &cfg);
 	for (int i = 0; i < 30; i++)
 		guest_sends_large(w, 60000);
 	CHECK_OK(seal(w, 1));
