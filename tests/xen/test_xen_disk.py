@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import xenlab                                                           # noqa: E402  pylint: disable=C0413
 from lab import check, test                                             # noqa: E402  pylint: disable=C0413
-from shared import Shared, create, cut_and_go_on, run                         # noqa: E402  pylint: disable=C0413
+from shared import Shared, create, cut_and_go_on, run                   # noqa: E402  pylint: disable=C0413
 from world import IncrClient, now, wait_for                             # noqa: E402  pylint: disable=C0413
 
 IMAGE, IMAGE_MB = '/ft/disk/vm1.raw', 48

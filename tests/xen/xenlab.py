@@ -69,7 +69,7 @@ vif = [ "mac={GUEST_MAC},bridge=xenbr0,{HVM[kind][1]}" ]
 
 # Without AES, what TLS costs is all that one would measure.
 CPU = 'qemu64,+svm,+npt,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq'
-CPUS = int(os.environ.get('XEN_CPUS', 1))       # of each host; dom0 uses one
+CPUS = int(os.environ.get('XEN_CPUS', 1))       # of each host; from two on, dom0 has one and the guest does not use that one
 HYPERVISOR_ARGS = ('console=com1 com1=115200,8n1 dom0_mem=640M,max:640M dom0_max_vcpus=1 loglvl=info guest_loglvl=info watchdog=0 '
                    'spec-ctrl=no xpti=no pv-l1tf=no iommu=no cpuidle=0 cpufreq=none ucode=no')
 DOM0_ARGS = 'console=hvc0 mitigations=off nokaslr panic=-1 net.ifnames=0'
@@ -222,6 +222,8 @@ class Host:
         self.run(f'hostname {self.name}; date -s @{int(time.time())} >/dev/null; '
                  f'for n in 0 1; do ip link set eth$n down; ip link set eth$n address 52:54:00:00:0$n:0{self.number}; ip link set eth$n up; done; '
                  f'ip addr flush dev eth0; ip addr flush dev xenbr0; ip addr add {self.ip}/24 dev eth0; ip addr add 10.77.0.{self.number}/24 dev xenbr0')
+        if CPUS > 1:
+            self.run('xl vcpu-pin Domain-0 all 0')
 
     def save(self, state):
         """Stop, and leave what the machine is in @state."""
@@ -250,6 +252,7 @@ class Host:
 
     def begin(self, command):
         """Start @command; returns the job's id."""
+        self.check_alive()
         self.jobs += 1
         job = f'j{self.jobs}'
         with open(self.share(job + '.sh'), 'w', encoding='utf-8') as f:
@@ -400,7 +403,7 @@ class Lab:
                 self.hosts.append(host)
                 host.start(state)
                 if name == guest_on:
-                    host.run('xl unpause vm1')
+                    host.run(f'[ {CPUS} = 1 ] || xl vcpu-pin vm1 all 1-{CPUS - 1}; xl unpause vm1')
                 elif kind in HVM:
                     host.give_model()
             if software:
@@ -460,7 +463,8 @@ class Lab:
     def protect(self, debug=True):
         """ft-protect on alpha; returns its job when vm1 is PROTECTED. To ask it each second would cost what is waited for."""
         log = '/ft/log/protect.log'
-        seen = self.alpha.begin(f"touch {log}; tail -n 0 -f {log} | grep -q -m1 -e '-> PROTECTED'")
+        seen = self.alpha.begin(f"touch {log}; mkfifo /ft/lines; tail -n 0 -f {log} >/ft/lines & "
+                                "grep -q -m1 -e '-> PROTECTED' /ft/lines; rm /ft/lines; kill $!")
         job = self.alpha.begin(f'{"export FT_DEBUG=1; " * debug}ft-protect vm1 beta >>{log} 2>&1')
         wait_for('PROTECTED', lambda: self.alpha.status(job) is not None or self.alpha.status(seen) is not None, 600, 0.2)
         if self.alpha.status(job) is not None:
