@@ -12,6 +12,7 @@
 #define STATE_WORDS 9u
 #define EVENTS_MAX 8u
 #define STEP_NS (1 * FT_MS_NS)
+#define CONTENDED "somebody else reads the log of written pages: no epoch can be taken"
 
 /* What a vCPU and devices are to a real guest. The order is that of the state blob. */
 struct machine {
@@ -360,13 +361,14 @@ static int fake_track(struct ft_vm *vm)
 
 	if (!rc)
 		v->tracking = true;
-	vm->contended = v->robbed |= v->guest->contended;
+	v->robbed |= v->guest->contended;
+	vm->contended = v->robbed ? CONTENDED : NULL;
 	return rc;
 }
 
 static int not_robbed(struct ft_vm *vm)
 {
-	vm->contended = ft_container_of(vm, struct fake_vm, vm)->robbed;
+	vm->contended = ft_container_of(vm, struct fake_vm, vm)->robbed ? CONTENDED : NULL;
 	return vm->contended ? -EBUSY : 0;
 }
 
@@ -442,7 +444,8 @@ static enum ft_vm_event fake_next_event(struct ft_vm *vm)
 
 	if (vm->contended && !v->guest->contended) {
 		ft_bitmap_zero(&v->dirty);
-		vm->contended = v->robbed = false;
+		v->robbed = false;
+		vm->contended = NULL;
 	}
 	if (!v->nr_events) {
 		(void)eventfd_read(vm->event_fd, &count);

@@ -25,12 +25,16 @@ int ft_hv_find(const struct ft_spec *spec, struct ft_attach *out)
 {
 	int rc = ft_attach_load(spec->name, out);
 
-	/*
-	 * Of a domain that has been found before all is known; to look anew takes seconds that a guard may not wait. But
-	 * for a disk that it got since.
-	 */
-	if (spec->hypervisor == FT_HYPERVISOR_QEMU || (!rc && on_xen(out) && out->nr_disks == spec->nr_disks))
+	if (spec->hypervisor == FT_HYPERVISOR_QEMU)
 		return rc;
+	/*
+	 * Of a domain that has been found before, memory and devices are known; to look anew takes seconds that a guard may
+	 * not wait. But for what it got since.
+	 */
+	if (!rc && on_xen(out) && out->nr_disks == spec->nr_disks) {
+		rc = ft_xen_find_nics(out);
+		return rc ? rc : save_found(out);
+	}
 	rc = ft_xen_find(spec, out);
 	return rc || out->early ? rc : save_found(out);
 }

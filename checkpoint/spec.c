@@ -6,6 +6,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #define MIB ((uint64_t)1 << 20)
 #define MEMORY_MIN (16 * MIB)
@@ -275,9 +276,24 @@ int ft_spec_parse(const char *text, size_t len, const char *origin, struct ft_sp
 	return rc;
 }
 
+#define SPEC_PATH_MAX (FT_PATH_MAX + FT_NAME_MAX + 8)
+
+static void spec_path(const char *guest, char path[SPEC_PATH_MAX])
+{
+	snprintf(path, SPEC_PATH_MAX, "%s/%s.conf", ft_conf()->guests_dir, guest);
+}
+
+bool ft_spec_exists(const char *guest)
+{
+	char path[SPEC_PATH_MAX];
+
+	spec_path(guest, path);
+	return !access(path, F_OK);
+}
+
 int ft_spec_load(const char *guest, struct ft_spec *out)
 {
-	char path[FT_PATH_MAX + FT_NAME_MAX + 8];
+	char path[SPEC_PATH_MAX];
 	struct ft_blob text;
 	int rc;
 
@@ -286,7 +302,7 @@ int ft_spec_load(const char *guest, struct ft_spec *out)
 		ft_err("'%s' is no valid guest name", guest);
 		return -EINVAL;
 	}
-	snprintf(path, sizeof(path), "%s/%s.conf", ft_conf()->guests_dir, guest);
+	spec_path(guest, path);
 	rc = ft_read_file(path, FT_SPEC_TEXT_MAX, &text);
 	if (rc) {
 		ft_err("guest %s: cannot read its guest file %s: %s%s", guest, path, rc == -EFBIG ? "it is too long" : strerror(-rc),

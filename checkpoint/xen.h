@@ -47,6 +47,8 @@ int xen_write(struct xs_handle *xs, const char *value, const char *fmt, ...) FT_
 void xen_pv_check(const struct xen_dom *d, struct ft_obstacles *o);
 #define XEN_EMULATED "-emu"             /* how the name of an emulated interface's tap ends */
 int xen_dom_nics(const struct xen_dom *d, struct ft_attach *at) FT_MUST_CHECK;
+/* *@sum is another when the domain has got or lost a device of any kind. */
+int xen_dom_devices(const struct xen_dom *d, uint64_t *sum) FT_MUST_CHECK;
 
 static inline bool xen_is_shut_down(const xc_domaininfo_t *info, unsigned reason)
 {
@@ -100,9 +102,8 @@ bool xen_has_drivers(const struct xen_dom *d);
 
 struct xen_suspend {
 	const struct xen_dom *dom;      /* borrowed; to ask a guest, it needs xen_dom_watch */
+	const struct ft_vm *vm;         /* borrowed; likewise: who is told of a long wait */
 	bool late;                      /* asked, and then not waited for any longer: it may suspend yet */
-	void (*busy)(void *ctx);
-	void *busy_ctx;
 };
 
 /* -ETIMEDOUT; -ESRCH: gone; -ESHUTDOWN: ended otherwise; -EBUSY: somebody else holds or ends it. Logged, but for the
@@ -141,7 +142,7 @@ int xen_map(const struct xen_dom *d, const struct xen_pages *map, const struct x
 int xen_map_moving(const struct xen_dom *d, const struct xen_pages *map, const struct xen_specials *specials, uint8_t **out,
 		   struct ft_bitmap *there, struct ft_bitmap *changed) FT_MUST_CHECK;
 void xen_unmap(uint8_t *ram, const struct xen_pages *map);
-/* Find the frames that have memory. */
+/* Find the frames that have memory, or had until a balloon took it. */
 int xen_find_pages(const struct xen_dom *d, struct xen_pages *out) FT_MUST_CHECK;
 /* Give memory to those of @map that have none. */
 int xen_populate(const struct xen_dom *d, const struct xen_pages *map) FT_MUST_CHECK;
@@ -179,6 +180,8 @@ int xen_log_look(struct xen_log *l) FT_MUST_CHECK;
 int xen_log_take(struct xen_log *l, bool suspended) FT_MUST_CHECK;
 /* While it is shared, as often as you like. True: it is no more, and logs again; all may have been written. */
 bool xen_log_ours_again(struct xen_log *l);
+/* Does xl save or migrate the domain @domid, or (0) any? A saver in its long first pass does not touch the log. */
+bool xen_saver_runs(uint32_t domid);
 void xen_log_stop(struct xen_log *l);
 void xen_log_close(struct xen_log *l);          /* takes half-opened ones */
 

@@ -27,6 +27,16 @@ int ft_xen_glance(const char *name, struct ft_attach *out)
 	return say_absent(name);
 }
 
+int ft_xen_name(uint32_t domid, char name[FT_NAME_MAX + 1])
+{
+	return -ENOENT;
+}
+
+int ft_xen_find_nics(struct ft_attach *at)
+{
+	return say_absent(at->guest);
+}
+
 bool ft_xen_alive(const struct ft_attach *at)
 {
 	return false;

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <unistd.h>
 #include <xen/hvm/params.h>
+#include <xxhash.h>
 
 /* --- handles --- */
 
@@ -221,4 +222,39 @@ int xen_dom_nics(const struct xen_dom *d, struct ft_attach *at)
 	if (!rc && (rc = add_emulated(at)))
 		ft_err("%s: it has more than %u network interfaces, emulated ones included", d->guest, FT_SPEC_NICS_MAX);
 	return rc;
+}
+
+/* --- devices of any kind --- */
+
+/* In whatever order they are listed. */
+static void add_kind(const struct xen_dom *d, const char *kind, uint64_t *sum)
+{
+	char path[128], **ids;
+	unsigned nr = 0;
+
+	snprintf(path, sizeof(path), "/local/domain/%u/device/%s", d->domid, kind);
+	ids = xs_directory(d->xs, XBT_NULL, path, &nr);
+	for (unsigned i = 0; i < nr; i++) {
+		int n = snprintf(path, sizeof(path), "%s/%s", kind, ids[i]);
+
+		*sum += XXH3_64bits(path, (size_t)n < sizeof(path) ? (size_t)n : sizeof(path) - 1);
+	}
+	free(ids);
+}
+
+int xen_dom_devices(const struct xen_dom *d, uint64_t *sum)
+{
+	char path[64], **kind;
+	unsigned nr = 0;
+
+	snprintf(path, sizeof(path), "/local/domain/%u/device", d->domid);
+	kind = xs_directory(d->xs, XBT_NULL, path, &nr);
+	if (!kind && errno != ENOENT)
+		return -errno;
+	*sum = 0;
+	for (unsigned i = 0; i < nr; i++)
+		if (strcmp(kind[i], "suspend"))         /* the guest's own */
+			add_kind(d, kind[i], sum);
+	free(kind);
+	return 0;
 }

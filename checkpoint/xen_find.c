@@ -71,6 +71,18 @@ int ft_xen_find(const struct ft_spec *spec, struct ft_attach *out)
 	return rc;
 }
 
+int ft_xen_find_nics(struct ft_attach *at)
+{
+	struct xen_dom d;
+	int rc = xen_dom_open(&d, at->guest, at->domid);
+
+	if (rc)
+		return rc;
+	rc = xen_dom_nics(&d, at);
+	xen_dom_close(&d);
+	return rc;
+}
+
 int ft_xen_glance(const char *name, struct ft_attach *out)
 {
 	struct xen_dom d;
@@ -88,6 +100,23 @@ int ft_xen_glance(const char *name, struct ft_attach *out)
 		out->memory = (uint64_t)info.tot_pages * FT_PAGE_SIZE;
 		fill_version(&d, out);
 	}
+	xen_dom_close(&d);
+	return rc;
+}
+
+int ft_xen_name(uint32_t domid, char name[FT_NAME_MAX + 1])
+{
+	struct xen_dom d;
+	char *text;
+	int rc = xen_dom_open(&d, "domain", domid);
+
+	if (rc)
+		return rc;
+	text = xen_read(d.xs, "/local/domain/%u/name", domid);
+	rc = text && ft_name_ok(text) ? 0 : -ENOENT;
+	if (!rc)
+		snprintf(name, FT_NAME_MAX + 1, "%s", text);
+	free(text);
 	xen_dom_close(&d);
 	return rc;
 }
@@ -177,9 +206,13 @@ static bool is_emulated(const char *tap)
 }
 
 /* The replica is built from the guest file: does the domain look as if it had been, too? */
-static void check_spec(struct check *c, const xc_domaininfo_t *info)
+static void check_spec(struct check *c, const struct xen_dom *d, const xc_domaininfo_t *info)
 {
+	char *text = xen_read(d->xs, "/local/domain/%u/memory/static-max", d->domid);
+	uint64_t most = text ? strtoull(text, NULL, 10) << 10 : 0;
 	unsigned nr_nics = c->at->nr_nics;
+
+	free(text);
 
 	while (nr_nics && is_emulated(c->at->nic[nr_nics - 1].tap))
 		ft_obstacle(&c->o, "it has an emulated network card (%s): give it type=vif in the domain's own file",
@@ -195,6 +228,9 @@ static void check_spec(struct check *c, const xc_domaininfo_t *info)
 	if ((uint64_t)info->tot_pages * FT_PAGE_SIZE > c->spec->memory + (16u << 20))
 		ft_obstacle(&c->o, "it has %" PRIu64 " MiB and its guest file says %" PRIu64,
 			 (uint64_t)info->tot_pages * FT_PAGE_SIZE >> 20, c->spec->memory >> 20);
+	else if (most > c->spec->memory + (16u << 20))
+		ft_obstacle(&c->o, "it may grow to %" PRIu64 " MiB (maxmem) and its guest file says %" PRIu64, most >> 20,
+			    c->spec->memory >> 20);
 }
 
 int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*told)(void *ctx, const char *line),
@@ -215,7 +251,7 @@ int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*
 	} else {
 		check_type(&c, &d, &info);
 		check_devices(&c, &d);
-		check_spec(&c, &info);
+		check_spec(&c, &d, &info);
 		if (info.flags & XEN_DOMINF_paused)
 			ft_obstacle(&c.o, "it is paused: let it run with 'xl unpause %s'", at->guest);
 	}

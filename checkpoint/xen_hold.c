@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <xen/sched.h>
 
+#define LEAVING_NS (30 * FT_S_NS)       /* from a saver's end to that of the domain which it has saved, at most */
 #define LATE_NS (5 * FT_S_NS)           /* a request that a dead ft-protect has made may be answered as late as that */
 
 struct xen_hold {
@@ -13,6 +14,7 @@ struct xen_hold {
 	struct xen_suspend suspend;
 	bool stopped;                   /* by us */
 	uint64_t run_since_ns;          /* when run was first asked for; 0: it is not */
+	uint64_t saver_ns;              /* when somebody was last seen to save it, suspended; 0: never */
 };
 
 static struct xen_hold *xen_of(struct ft_hold *hold)
@@ -40,6 +42,13 @@ static bool xen_paused(struct ft_hold *hold)
 	return suspended(xen_of(hold));
 }
 
+static bool xen_ask_paused(struct ft_hold *hold)
+{
+	struct xen_hold *h = xen_of(hold);
+
+	return h->stopped || suspended(h);
+}
+
 /* What ft-protect asked for last has been taken by the guest, or the node would still say so: it suspends, maybe now.
  */
 static bool taken_back(const struct xen_hold *h)
@@ -55,14 +64,32 @@ static bool taken_back(const struct xen_hold *h)
 	return ours && xs_write(h->dom.xs, XBT_NULL, path, "", 0);
 }
 
+/* Somebody else may have let it run since. */
+static bool still_stopped(struct xen_hold *h)
+{
+	xc_domaininfo_t info;
+
+	if (h->stopped && !xen_dom_info(&h->dom, &info))
+		h->stopped = info.flags & XEN_DOMINF_paused;
+	return h->stopped;
+}
+
 static int unpause(struct xen_hold *h, char *why, size_t size)
 {
-	if (h->stopped && xc_domain_unpause(h->dom.xc, h->dom.domid)) {
+	if (still_stopped(h) && xc_domain_unpause(h->dom.xc, h->dom.domid)) {
 		snprintf(why, size, "Xen does not unpause it: %s", strerror(errno));
 		return -EIO;
 	}
 	h->stopped = false;
 	return 0;
+}
+
+/* It stands still for somebody who reads its memory, and will run elsewhere or later. */
+static bool leaving(struct xen_hold *h, uint64_t now)
+{
+	if (xen_saver_runs(h->dom.domid))
+		h->saver_ns = now;
+	return h->saver_ns && now - h->saver_ns < LEAVING_NS;
 }
 
 static int xen_run(struct ft_hold *hold, char *why, size_t size)
@@ -75,6 +102,10 @@ static int xen_run(struct ft_hold *hold, char *why, size_t size)
 		return rc;
 	if (!h->run_since_ns)
 		h->run_since_ns = now;
+	if (suspended(h) && leaving(h, now)) {
+		snprintf(why, size, "it is being saved or migrated");
+		return -EAGAIN;
+	}
 	if (suspended(h)) {
 		if (xen_has_model(&h->dom))
 			rc = xen_model_wake(&h->dom, why, size);
@@ -96,7 +127,7 @@ static int xen_stop(struct ft_hold *hold)
 {
 	struct xen_hold *h = xen_of(hold);
 
-	if (h->stopped)
+	if (still_stopped(h))
 		return 0;
 	if (xc_domain_pause(h->dom.xc, h->dom.domid))
 		return -errno;
@@ -115,7 +146,7 @@ static void xen_hold_close(struct ft_hold *hold)
 static const struct ft_hold_ops xen_hold_ops = {
 	.gone = xen_gone,
 	.paused = xen_paused,
-	.ask_paused = xen_paused,
+	.ask_paused = xen_ask_paused,
 	.run = xen_run,
 	.stop = xen_stop,
 	.close = xen_hold_close,

@@ -109,10 +109,22 @@ static int give_up(struct xen_log *l)
 	return -EBUSY;
 }
 
-/* Does a saver of xl's run? One in its long first pass does not touch the log. Other toolstacks have other names. */
-static bool saver_runs(void)
+/* Of "libxl-save-helper --save-domain FD FD DOMID ...", as /proc has it: is it this, and of @domid (0: of any)? */
+static bool is_saver(const char *text, size_t len, uint32_t domid)
 {
 	static const char name[] = "libxl-save-helper\0--save-domain";
+	const char *arg = memmem(text, len, name, sizeof(name) - 1), *end = text + len;
+
+	for (unsigned i = 0; arg && domid && i < 4; i++) {
+		arg = memchr(arg, 0, (size_t)(end - arg));
+		arg = arg ? arg + 1 : NULL;
+	}
+	return arg && (!domid || (arg < end && strtoul(arg, NULL, 10) == domid));
+}
+
+/* Other toolstacks have other names. */
+bool xen_saver_runs(uint32_t domid)
+{
 	DIR *proc = opendir("/proc");
 	bool found = false;
 	struct dirent *e;
@@ -125,8 +137,9 @@ static bool saver_runs(void)
 			continue;
 		snprintf(path, sizeof(path), "/proc/%s/cmdline", e->d_name);
 		fd = open(path, O_RDONLY | O_CLOEXEC);
-		n = fd < 0 ? 0 : (int)read(fd, text, sizeof(text));
-		found = n > 0 && memmem(text, (size_t)n, name, sizeof(name) - 1);
+		n = fd < 0 ? 0 : (int)read(fd, text, sizeof(text) - 1);
+		text[n > 0 ? n : 0] = 0;
+		found = n > 0 && is_saver(text, (size_t)n, domid);
 		if (fd >= 0)
 			close(fd);
 	}
@@ -141,7 +154,7 @@ static bool quiet(struct xen_log *l, uint64_t now)
 	bool touched = peek(l) != 0, off = touched && is_off(l);
 
 	if (off == l->was_off && off == touched)
-		return now - l->since_ns >= (off ? ENDED_NS : QUIET_NS) && (off || !saver_runs());
+		return now - l->since_ns >= (off ? ENDED_NS : QUIET_NS) && (off || !xen_saver_runs(0));
 	l->was_off = off;
 	l->since_ns = now;
 	return false;

@@ -11,6 +11,8 @@
 
 #define BATCH 1024u                     /* frames a call */
 #define HIGH ((uint64_t)1 << 20)        /* 4 GiB */
+#define MMIO 0xf0000ull                 /* from here to 4 GiB toolstacks lay no memory, so the rest begins at 4 GiB */
+#define LOW_HVM 0x100ull                /* below 1 MiB an HVM guest has windows of devices */
 #define FIRMWARE 0xfc000ull             /* from here to 4 GiB hvmloader puts what it makes: ACPI tables and the like */
 
 /* --- mapping --- */
@@ -259,6 +261,34 @@ static int find(struct finder *f, uint64_t nr_gfns)
 	return rc ? rc : probe_down(f, ft_bitmap_count(&f->there), xen_has_model(f->d) ? FIRMWARE : low, low);
 }
 
+static uint64_t read_kb(const struct xen_dom *d, const char *node)
+{
+	char *text = xen_read(d->xs, "/local/domain/%u/memory/%s", d->domid, node);
+	uint64_t kb = text ? strtoull(text, NULL, 10) : 0;
+
+	free(text);
+	return kb;
+}
+
+static void add_range(struct finder *f, uint64_t first, uint64_t end)
+{
+	if (end > f->there.nr_bits)
+		end = f->there.nr_bits;
+	for (; first < end; first++)
+		ft_bitmap_set(&f->there, first);
+}
+
+/* What a balloon has taken may come back: all that the domain was built with, as toolstacks lay it out. */
+static void add_ballooned(struct finder *f)
+{
+	uint64_t most = read_kb(f->d, "static-max"), video = read_kb(f->d, "videoram");
+	uint64_t nr = most > video ? (most - video) / 4 : 0;
+
+	add_range(f, xen_has_model(f->d) ? LOW_HVM : 0, nr < MMIO ? nr : MMIO);
+	if (nr > MMIO)
+		add_range(f, HIGH, HIGH + nr - MMIO);
+}
+
 int xen_find_pages(const struct xen_dom *d, struct xen_pages *out)
 {
 	struct finder f = { .d = d };
@@ -274,8 +304,10 @@ int xen_find_pages(const struct xen_dom *d, struct xen_pages *out)
 	rc = ft_bitmap_init(&f.there, nr_gfns);
 	if (!rc)
 		rc = find(&f, nr_gfns);
-	if (!rc)
+	if (!rc) {
+		add_ballooned(&f);
 		rc = collect(&f, out);
+	}
 	if (rc)
 		ft_err("%s: the layout of its memory cannot be found out: %s", d->guest, strerror(-rc));
 	ft_debug("%s: %" PRIu64 " of %" PRIu64 " pages found below frame %" PRIx64, d->guest, f.found, f.wanted,

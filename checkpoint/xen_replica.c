@@ -19,6 +19,7 @@
 #define CREATE_S 180
 #define SUFFIX "--replica"
 #define ROOM_EXTRA (16ull << 20)        /* what Xen itself needs for a domain, and some more for each GiB */
+#define MEMORY_EXTRA (64ull << 20)      /* what the page map may have beyond the guest file's memory: firmware's, and small gaps */
 #define UNPAUSES_MAX 8u
 
 struct xen_replica {
@@ -56,8 +57,15 @@ static int told(int rc, char *why, size_t size)
 /* xl and its kin know a domain by what xenstore calls it. */
 static void rename_domain(const struct xen_replica *x, const char *name)
 {
-	int rc = xen_write(x->dom.xs, name, "/local/domain/%u/name", x->dom.domid);
+	uint32_t other;
+	int rc = xen_dom_find(x->dom.xs, name, &other);
 
+	if (!rc && other != x->dom.domid) {
+		ft_err("%s: domain %u has this name on %s and runs beside it: 'xl destroy %u', then 'xl rename %u %s'", x->spec.name,
+		       other, ft_conf()->host, other, x->dom.domid, name);
+		return;
+	}
+	rc = xen_write(x->dom.xs, name, "/local/domain/%u/name", x->dom.domid);
 	if (!rc)
 		rc = xen_write(x->dom.xs, name, "/vm/%s/name", x->at.uuid);
 	if (rc)
@@ -282,7 +290,7 @@ static void announce_model(void *ctx)
 static int build(struct xen_replica *x)
 {
 	char path[2 * FT_PATH_MAX];
-	int rc;
+	int rc, found;
 
 	snprintf(x->at.guest, sizeof(x->at.guest), "%s", x->spec.name);
 	x->at.hypervisor = FT_HYPERVISOR_XEN;
@@ -296,9 +304,11 @@ static int build(struct xen_replica *x)
 	if (!rc)
 		rc = xen_xl_meanwhile(x->spec.name, CREATE_S, (const char *const[]){ "create", "-p", "-q", path, NULL },
 				      x->spec.type == FT_XEN_HVM ? announce_model : NULL, x);
+	/* Of an xl that was killed there may be half a domain. */
+	found = x->alone ? xen_dom_find(x->dom.xs, x->name, &x->dom.domid) : -ENOENT;
+	x->built = !found;
 	if (!rc)
-		rc = xen_dom_find(x->dom.xs, x->name, &x->dom.domid);
-	x->built = !rc;
+		rc = found;
 	if (!rc && xc_domain_pause(x->dom.xc, x->dom.domid))
 		rc = -errno;
 	return rc;
@@ -426,7 +436,7 @@ int ft_xen_replica_check(const struct ft_spec *spec, const struct ft_attach *the
 
 	ft_log_keep(why, size);
 	rc = xen_pages_parse(theirs->pages, &map);
-	if (!rc && map.total * FT_PAGE_SIZE != theirs->memory)
+	if (!rc && (map.total * FT_PAGE_SIZE != theirs->memory || theirs->memory > spec->memory + MEMORY_EXTRA))
 		rc = -EPROTO;
 	if (!rc)
 		rc = check_version(theirs);

@@ -88,8 +88,7 @@ static int wait_suspended(struct xen_suspend *s, uint64_t until)
 			return -ETIMEDOUT;
 		if (poll(&p, 1, TURN_MS) > 0)
 			xen_dom_drain(s->dom);
-		if (s->busy)
-			s->busy(s->busy_ctx);
+		ft_vm_busy(s->vm);
 	}
 }
 

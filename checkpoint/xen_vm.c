@@ -12,6 +12,10 @@
 #include <xen/sched.h>
 
 #define EVENTS_MAX 4u
+#define DEVICES_LOOK_NS (500 * FT_MS_NS)
+#define LOG_SHARED "somebody else reads the log of written pages (is it being saved or migrated?): no epoch can be taken"
+#define UNKNOWN_DEVICE "it has other devices than when protection began ('xl network-list', 'xl block-list'), of which nobody holds what \
+they send: detach what was attached, or end ft-protect and start it again with a guest file that has them: no epoch can be taken"
 /* A domain that is found suspended with this was left so by a dead ft-protect. */
 #define MARK "/local/domain/%u/ft/protected"
 
@@ -28,6 +32,7 @@ struct xen_vm {
 	uint64_t target_kb;             /* what its balloon was told then */
 	int64_t reserve;                /* pages that it has beyond that when it has got there */
 	bool moving;                    /* its balloon may be at work */
+	bool read_running;              /* pages were read while it ran since: maybe of frames that had been given back */
 	struct ft_bitmap there;         /* pages that had memory then */
 	struct ft_bitmap moved;         /* came or went since: Xen does not log that, nor what is written to new ones */
 	uint64_t shared_info;           /* the frame where the guest sees it: Xen writes there without logging it */
@@ -41,6 +46,8 @@ struct xen_vm {
 	uint64_t suspended_ns;          /* when it was seen to stand still */
 	bool off, gone;
 	bool foreign;                   /* told that somebody else holds it */
+	uint64_t devices, devices_look_ns;      /* xen_dom_devices when it was opened; when they were looked at last */
+	bool devices_differ;
 	enum ft_vm_event event[EVENTS_MAX];
 	unsigned nr_events;
 };
@@ -100,7 +107,7 @@ static void look(struct xen_vm *v)
 
 	if (rc == -ESRCH && !v->gone) {
 		v->gone = true;
-		if (v->foreign || v->vm.contended)
+		if (v->foreign || v->log.shared)
 			ended(v, "its domain is gone while somebody else had it: it was saved or migrated, and lives there");
 		else if (!v->off)
 			queue_event(v, FT_VM_GONE);
@@ -130,14 +137,50 @@ static int model_there(struct xen_vm *v)
 	return v->model && !v->gone ? model_lost(v, xen_model_alive(v->model)) : 0;
 }
 
+static void say_contended(struct xen_vm *v)
+{
+	v->vm.contended = v->log.shared ? LOG_SHARED : v->devices_differ ? UNKNOWN_DEVICE : NULL;
+}
+
+/*
+ * What a device sends that was attached since is not held, and it would be missing after a takeover. It cannot be shut from
+ * here; nothing more is released until it is gone.
+ */
+static int look_at_devices(struct xen_vm *v)
+{
+	uint64_t now = ft_now_ns(), sum;
+	bool differ;
+
+	if (now - v->devices_look_ns < DEVICES_LOOK_NS)
+		return v->devices_differ ? -EBUSY : 0;
+	v->devices_look_ns = now;
+	if (xen_dom_devices(&v->dom, &sum))
+		return 0;               /* a xenstored that does not answer, or a domain that goes: seen elsewhere */
+	differ = sum != v->devices;
+	if (differ && !v->devices_differ)
+		ft_err("%s: %s", v->at.guest, UNKNOWN_DEVICE);
+	if (!differ && v->devices_differ)
+		ft_info("%s: it has the devices again that it had when protection began", v->at.guest);
+	v->devices_differ = differ;
+	return differ ? -EBUSY : 0;
+}
+
 /* Who ends a migration in order has the device model log no more; and to be told so twice kills QEMU 7.2. */
 static void take_log_again(struct xen_vm *v)
 {
 	if (!xen_log_ours_again(&v->log))
 		return;
-	v->vm.contended = false;
-	if (v->model && model_lost(v, xen_model_log_writes(v->model, true)))
-		v->vm.contended = !v->gone;
+	say_contended(v);
+	if (v->model && model_lost(v, xen_model_log_writes(v->model, true)) && !v->gone)
+		v->vm.contended = LOG_SHARED;
+}
+
+static void end_contention(struct xen_vm *v)
+{
+	if (v->log.shared)
+		take_log_again(v);
+	else if (!look_at_devices(v))
+		say_contended(v);
 }
 
 static enum ft_vm_event xen_next_event(struct ft_vm *vm)
@@ -149,7 +192,7 @@ static enum ft_vm_event xen_next_event(struct ft_vm *vm)
 		xen_dom_drain(&v->dom);
 		look(v);
 		if (v->vm.contended && !v->foreign && !v->gone && !v->off)
-			take_log_again(v);
+			end_contention(v);
 	}
 	if (!v->nr_events)
 		return FT_VM_NONE;
@@ -172,18 +215,21 @@ static uint64_t read_target_kb(const struct xen_vm *v)
 /*
  * Frames that came since would still be zeros here, and those that went would still be theirs. Our mapping keeps what its
  * balloon gives back from being freed, so the number of its pages alone does not tell: from a new target on until it has
- * got there, all is mapped anew in each epoch.
+ * got there, all is mapped anew in each epoch. A full copy reads while the guest runs: what it has read of a frame that had
+ * gone and come back was the old one, and the log says nothing of that, so it reads all of it again.
  */
 static int map_again(struct xen_vm *v)
 {
 	uint64_t target_kb = read_target_kb(v), nr_moved = ft_bitmap_count(&v->moved);
 	xc_domaininfo_t info;
+	bool told;
 	int rc = xen_dom_info(&v->dom, &info);
 
 	if (rc)
 		return rc;
 	v->shared_info = info.shared_info_frame;
-	if (info.tot_pages == v->tot_pages && target_kb == v->target_kb && !v->moving)
+	told = info.tot_pages != v->tot_pages || target_kb != v->target_kb;
+	if (!told && !v->moving)
 		return 0;
 	rc = xen_map_moving(&v->dom, &v->map, &v->specials, &v->ram, &v->there, &v->moved);
 	if (!rc)
@@ -195,6 +241,8 @@ static int map_again(struct xen_vm *v)
 	if (nr_moved)
 		ft_info("%s: its memory has changed: %" PRIu64 " of its pages came or went, it has %" PRIu64, v->at.guest,
 			nr_moved, (uint64_t)info.tot_pages);
+	if (told && v->read_running)
+		ft_bitmap_fill(&v->moved);
 	v->tot_pages = info.tot_pages;
 	v->target_kb = target_kb;
 	return 0;
@@ -212,15 +260,13 @@ static int xen_pause(struct ft_vm *vm)
 
 	if (v->paused)
 		return 0;
-	rc = xen_log_look(&v->log);
-	vm->contended = v->log.shared;
+	rc = xen_log_look(&v->log) ?: look_at_devices(v);
+	say_contended(v);
 	if (rc)
 		return rc;
 	rc = model_there(v);
 	if (rc)
 		return rc;
-	v->suspend.busy = vm->busy;
-	v->suspend.busy_ctx = vm->busy_ctx;
 	rc = xen_suspend_begin(&v->suspend);
 	if (rc == -EBUSY && !v->foreign)
 		queue_event(v, FT_VM_PAUSED_BY_OTHER);
@@ -312,7 +358,7 @@ static int xen_track(struct ft_vm *vm)
 		rc = xen_log_start(&v->log);
 	if (!rc && v->model)
 		rc = xen_model_log_writes(v->model, true);
-	v->vm.contended = v->log.shared;
+	say_contended(v);
 	return rc;
 }
 
@@ -324,13 +370,18 @@ static int xen_take_dirty(struct ft_vm *vm, struct ft_bitmap *dirty)
 
 	if (v->paused && v->taken)
 		return 0;
+	v->read_running |= !v->paused;
+	rc = v->paused ? 0 : map_again(v);
+	if (rc)
+		return rc;
 	rc = xen_log_take(&v->log, v->paused);
 	if (rc) {
 		ft_bitmap_fill(dirty);
-		v->vm.contended = v->log.shared;
+		say_contended(v);
 		return rc;
 	}
 	v->taken = v->paused;
+	v->read_running &= !v->paused;
 	ft_bitmap_or(dirty, &v->moved);
 	ft_bitmap_zero(&v->moved);
 	xen_pages_fold(&v->map, v->log.taken.bit, v->log.nr_gfns, dirty);
@@ -421,14 +472,17 @@ static const struct ft_hv_ops xen_vm_ops = {
 
 /* --- opening --- */
 
-/* An ft-protect that died together with its guard left it so; who saves a domain does not leave our mark on it. */
+/*
+ * An ft-protect that died together with its guard left it so. Or it is being saved: then it is let be, and who saved it is
+ * noticed when it is gone.
+ */
 static int end_old_suspend(struct xen_vm *v)
 {
 	char *mark = xen_read(v->dom.xs, MARK, v->dom.domid);
 	xc_domaininfo_t info;
 	int rc = xen_dom_info(&v->dom, &info);
 
-	if (!rc && mark && xen_is_shut_down(&info, SHUTDOWN_suspend)) {
+	if (!rc && mark && xen_is_shut_down(&info, SHUTDOWN_suspend) && !xen_saver_runs(v->dom.domid)) {
 		char why[400];
 
 		ft_info("%s: was left suspended: it runs on", v->at.guest);
@@ -469,10 +523,13 @@ static int open_all(struct xen_vm *v)
 	int rc = xen_dom_open(&v->dom, v->at.guest, v->at.domid);
 
 	v->suspend.dom = &v->dom;
+	v->suspend.vm = &v->vm;
 	if (!rc)
 		rc = end_old_suspend(v);
 	if (!rc)
 		rc = map_memory(v);
+	if (!rc)
+		rc = xen_dom_devices(&v->dom, &v->devices);
 	if (!rc)
 		rc = xen_log_open(&v->log, &v->dom, &v->map);
 	if (!rc)

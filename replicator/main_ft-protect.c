@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* main_ft-protect.c - ft-protect GUEST HOST: options, then protect.c. */
 #include "protect.h"
+#include "ft/hv.h"
 
 #include <getopt.h>
 #include <signal.h>
@@ -11,6 +12,7 @@ enum { EXIT_USAGE_ERROR = 2 };
 static const char usage[] =
 	"usage: ft-protect [options] GUEST HOST\n"
 	"Protect the running GUEST: replicate it to HOST, hold its output until HOST has it.\n"
+	"Under Xen GUEST may be the number of its domain.\n"
 	"\n"
 	"  --check             name every obstacle, touch nothing; exit status 0 when there is none, else 3\n"
 	"  --continue          when HOST is lost go on alone, unprotected (HOST then never takes over by itself)\n"
@@ -121,8 +123,21 @@ static int protect(const char *guest, const char *peer, const struct ft_policy *
 	return status;
 }
 
+/* A guest may be called by a number, too. */
+static const char *name_of(const char *guest, char buf[FT_NAME_MAX + 1])
+{
+	char *end;
+	unsigned long domid = strtoul(guest, &end, 10);
+
+	if (*end || !domid || domid > UINT16_MAX || ft_spec_exists(guest) || ft_xen_name((uint32_t)domid, buf))
+		return guest;
+	return buf;
+}
+
 int main(int argc, char **argv)
 {
+	char name[FT_NAME_MAX + 1];
+	const char *guest;
 	struct options o = { 0 };
 	static struct ft_conf conf;
 	struct ft_policy policy;
@@ -149,7 +164,6 @@ int main(int argc, char **argv)
 		fprintf(stderr, "ft-protect: --tracker takes auto, uffd-wp-async, soft-dirty or compare, not '%s'\n", o.tracker);
 		return EXIT_USAGE_ERROR;
 	}
-	if (o.check)
-		return check(argv[optind], argv[optind + 1]);
-	return protect(argv[optind], argv[optind + 1], &policy);
+	guest = name_of(argv[optind], name);
+	return o.check ? check(guest, argv[optind + 1]) : protect(guest, argv[optind + 1], &policy);
 }

@@ -54,9 +54,7 @@ static bool copying(const struct protect *pr, double *done, double *total)
 
 const char *protect_trouble(const struct protect *pr)
 {
-	return pr->vm->trouble ? pr->vm->trouble :
-	       pr->vm->contended ? "somebody else reads the log of written pages (is it being saved or migrated?): no epoch can be taken" :
-	       NULL;
+	return pr->vm->trouble ? pr->vm->trouble : pr->vm->contended;
 }
 
 json_t *protect_status_json(struct protect *pr)

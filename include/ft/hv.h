@@ -48,10 +48,11 @@ struct ft_vm {
 	bool served_paused;
 	bool no_drill;          /* a replica of this kind cannot be rehearsed: protection begins without */
 	/*
-	 * Somebody else reads which pages are written (a migration that is not ours): no epoch can be taken. Set by an op
-	 * that failed because of it, or by track; next_event unsets it when that is over, and then all may have been written.
+	 * Why no epoch can be taken, with the remedy: somebody else reads which pages are written (a migration that is not
+	 * ours), or the guest has a device that nobody holds. Set by an op that failed because of it, or by track; next_event
+	 * makes it NULL when that is over, and then all may have been written.
 	 */
-	bool contended;
+	const char *contended;
 	/* The owner's, set before track; called through ft_vm_busy. NULL: not wanted. */
 	void (*busy)(void *ctx);
 	void *busy_ctx;
@@ -178,6 +179,10 @@ bool ft_xen_built(void);
 int ft_xen_find(const struct ft_spec *spec, struct ft_attach *out) FT_MUST_CHECK;
 /* For a list: of the domain called @name its number, version and memory. -ENOENT. Else logged. */
 int ft_xen_glance(const char *name, struct ft_attach *out) FT_MUST_CHECK;
+/* What the domain @domid is called. -ENOENT: there is none, or its name is no guest's. Else logged. */
+int ft_xen_name(uint32_t domid, char name[FT_NAME_MAX + 1]) FT_MUST_CHECK;
+/* Its network interfaces, which may have come or gone since the record was made. */
+int ft_xen_find_nics(struct ft_attach *at) FT_MUST_CHECK;
 bool ft_xen_alive(const struct ft_attach *at);          /* the domain of the record still exists */
 int ft_xen_open(const struct ft_attach *at, struct ft_vm **out) FT_MUST_CHECK;
 int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx);

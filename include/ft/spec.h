@@ -68,6 +68,8 @@ struct ft_spec {
 int ft_spec_parse(const char *text, size_t len, const char *origin, struct ft_spec *out) FT_MUST_CHECK;
 /* Load the spec of @guest from the guests directory of ft_conf. -ENOENT when there is no such file. */
 int ft_spec_load(const char *guest, struct ft_spec *out) FT_MUST_CHECK;
+/* Is there a guest file of this name? */
+bool ft_spec_exists(const char *guest);
 /* Canonical text, parseable by ft_spec_parse; what travels to the peer. Returns its length. */
 int ft_spec_format(const struct ft_spec *spec, char *buf, size_t size) FT_MUST_CHECK;
 /*

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Guests of type hvm, whose devices are QEMU's: P2 and P4 as of any other Xen guest."""
 import os
+import re
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'hosts'))
@@ -23,6 +24,26 @@ def every_page_of_an_hvm_guest_is_in_its_epoch(shared):
 @test(limit=900)
 def nothing_of_an_unacknowledged_epoch_of_an_hvm_guest_is_seen_outside(shared):
     hold_back_and_release(shared.protected(kind='hvm'), 240)
+
+
+@test(limit=1800)
+def a_guest_that_ballooned_before_it_is_protected_may_grow_again(shared):
+    """What its balloon holds when it is found is of its memory, too."""
+    shared.close()
+    lab = shared.open('hvm')
+    memory = lambda: int(lab.alpha.run('xl list vm1').splitlines()[-1].split()[2])      # noqa: E731
+    lab.alpha.run(f'xl mem-set vm1 {xenlab.MEMORY - 24}m', 120)
+    wait_for('a smaller guest', lambda: memory() < xenlab.MEMORY - 22, 120, 1)
+    shared.job = lab.protect()
+    lab.alpha.run(f'xl mem-set vm1 {xenlab.MEMORY}m', 120)
+    wait_for('the guest to have grown', lambda: memory() > xenlab.MEMORY - 2, 120, 1)
+    check(lab.ask('dirty 32 1000', 60) is not None, 'the guest does not answer')
+    done = lab.alpha.call('ft-ctl verify vm1', 300)
+    pages = int((re.findall(r'all (\d+) pages', done.stdout) or ['0'])[0])
+    check(done.returncode == 0 and pages >= xenlab.MEMORY * 256 - 256, done.stdout.strip())
+    lab.alpha.cut()
+    check(lab.ask('whole', 180) == 'ok', 'the guest that was taken over is not whole')
+    shared.close()
 
 
 @test(limit=900)

@@ -171,6 +171,64 @@ def a_guest_that_balloons_stays_equal_and_can_be_taken_over(shared):
     shared.close()
 
 
+@test(limit=900)
+def a_domain_that_the_guard_has_stopped_runs_on_for_the_next_ft_protect(shared):
+    """No ft-protect came back, and the backup might have taken over."""
+    shared.close()
+    lab = shared.open()
+    lab.alpha.run("sed -i 's/^grace-ms.*/grace-ms = 12000/' /etc/ft/ft.conf")
+    shared.job = lab.protect()
+    stopped = lambda: 'p' in lab.alpha.run('xl list vm1').splitlines()[-1].split()[-2]  # noqa: E731
+    lab.beta.run('kill -9 $(pidof ftd)')
+    lab.alpha.run('kill -9 $(pidof ft-protect)')
+    wait_for('the guard to stop it', stopped, 120, 1)
+    lab.start_ftd(lab.beta)
+    shared.job = lab.protect()
+    check(not stopped() and lab.ask('stat', 60) is not None, 'the guest does not answer')
+    shared.close()
+
+
+@test(limit=900)
+def a_save_that_began_while_ft_protect_was_dead_is_let_be(shared):
+    """The domain is suspended, has our mark, and is not ours: what was saved is whole."""
+    lab = shared.protected()
+    check(lab.ask('dirty 16 300', 60) is not None, 'the guest does not answer')
+    lab.alpha.run('kill -9 $(pidof ft-protect)')
+    wait_for('the guard to notice', lambda: said(lab, 'ft-protect has gone'), 60, 0.5)
+    lab.alpha.begin('mkfifo /ft/pipe; exec </ft/pipe; until [ -e /ft/go ]; do sleep 0.1; done; cat >/ft/vm1.save')
+    saving = lab.alpha.begin('xl save vm1 /ft/pipe')
+    wait_for('the saver', lambda: lab.alpha.call('pidof libxl-save-helper').returncode == 0, 60, 0.1)
+    shared.job = lab.alpha.begin('export FT_DEBUG=1; ft-protect vm1 beta >>/ft/log/protect.log 2>&1')
+    wait_for('a session', lambda: said(lab, 'GREETING -> PREPARING') == 2, 120, 0.5)
+    lab.alpha.run('touch /ft/go')
+    rc = wait_for('xl save to end', lambda: lab.alpha.status(saving) is not None and (lab.alpha.status(saving),), 300, 1)[0]
+    check(rc == 0, f'xl save ended with {rc}: {lab.alpha.output(saving)}')
+    ends_and_stays_away(shared, 'it was saved or migrated')
+    lab.alpha.run('xl restore /ft/vm1.save', 120)
+    check(lab.ask('whole', 120) == 'ok', 'the guest that was restored is not whole')
+    shared.close()
+
+
+@test(limit=900)
+def a_card_that_is_attached_later_stops_releases_until_it_is_gone(shared):
+    lab = shared.protected()
+    lab.alpha.run('xl network-attach vm1 bridge=xenbr0', 120)
+    wait_for('ft to notice', lambda: said(lab, 'it has other devices than when protection began'), 60, 1)
+    wait_for('the status to say so', lambda: 'other devices' in json.dumps(lab.status()), 60, 1)
+    first = lab.status().get('epoch')
+    lab.alpha.run('sleep 3', 120)
+    check(lab.status().get('epoch') == first, 'epochs go on')
+    lab.alpha.run('xl network-detach vm1 1', 120)
+    first = first or 0
+    wait_for('more epochs', lambda: lab.state() == 'PROTECTED' and lab.status()['epoch'] > first + 3, 180, 1)
+    lab.alpha.run('ft-ctl unprotect vm1', 120)
+    wait_for('ft-protect to end', lambda: lab.alpha.status(shared.job) is not None, 60, 1)
+    lab.alpha.run('xl network-attach vm1 bridge=xenbr0', 120)
+    done = lab.alpha.call('ft-protect --check vm1 beta', 120)
+    check(done.returncode == 3 and 'it has 2 network interfaces and its guest file says 1' in done.stdout, done.stdout)
+    shared.close()
+
+
 @test(limit=600)
 def a_xenstored_that_stands_still_delays_the_guest_and_no_more(shared):
     """Twelve seconds, more than two silences: no takeover, and protection goes on."""
@@ -244,6 +302,8 @@ def a_pv_domain_is_refused_for_what_xen_says_of_itself(shared):
 @test(limit=600)
 def a_backup_without_room_or_with_a_domain_of_that_name_refuses(shared):
     lab = shared.open()
+    done = lab.alpha.call('ft-protect --check $(xl domid vm1) beta', 120)
+    check(done.returncode == 0 and 'vm1: can be protected towards beta' in done.stdout, done.stdout)
     check(guest_state(lab.beta) == 'stopped', f'ft-guest says {guest_state(lab.beta)} of a domain that is not there')
     lab.beta.write('/ft/other.cfg', xenlab.XL_CFG)
     lab.beta.run('xl create -p /ft/other.cfg', 120)
