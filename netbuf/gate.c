@@ -11,7 +11,9 @@
 #include "netbuf/gate_priv.h"
 
 #include <fcntl.h>
+#include <linux/membarrier.h>
 #include <stdio.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -369,6 +371,15 @@ static void prepend_accept(struct ft_gate *g, const struct gate_layer *l, uint8_
 	ft_nft_rule_end(&g->batch, r);
 }
 
+/*
+ * Frames that met the old rules are in the queue when their read-side sections have ended. membarrier's global
+ * command waits for those of every CPU; where it cannot (nohz_full), a frame underway may be lost, as on any network.
+ */
+static void wait_for_frames_underway(void)
+{
+	(void)!syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
+}
+
 int ft_gate_bypass(struct ft_gate *g)
 {
 	int rc;
@@ -388,6 +399,8 @@ int ft_gate_bypass(struct ft_gate *g)
 	}
 	rc = ft_nft_send(&g->batch, g->owner, NULL, 0);
 	pthread_mutex_unlock(&g->lock);
+	if (!rc)
+		wait_for_frames_underway();
 	return gate_explain(g->guest, "open the gate", &(struct gate_found){ 0 }, rc);
 }
 

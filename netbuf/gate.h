@@ -78,7 +78,7 @@ int ft_gate_fresh(struct ft_gate *g, uint64_t until_ns, uint64_t *open_ns) FT_MU
 int ft_gate_hush(struct ft_gate *g, bool hushed) FT_MUST_CHECK;
 /* Thread-safe. Close, and refuse to be opened again (-EIO) before the next install. */
 void ft_gate_shut(struct ft_gate *g);
-/* For the end of protection: frames no longer need to be queued, marked or fresh. */
+/* For the end of protection: frames no longer need to be queued, marked or fresh. On return no more of them are queued. */
 int ft_gate_bypass(struct ft_gate *g) FT_MUST_CHECK;
 int ft_gate_remove(struct ft_gate *g) FT_MUST_CHECK;
 
