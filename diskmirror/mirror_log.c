@@ -43,6 +43,7 @@ struct ft_dlog {
 	struct ft_dlog_config cfg;
 	pthread_mutex_t lock;
 	pthread_cond_t moved;           /* ops have come, or the log was shut */
+	bool spilling;                  /* the reader is at the file, with an op in its hand */
 	bool open;
 	uint64_t life;                  /* grows with each restart, shut and rewind: whoever takes meanwhile takes nothing */
 	bool copying;                   /* the session's first epoch is not committed */
@@ -192,9 +193,11 @@ static int spill(struct ft_dlog *l, struct disk_log *d, struct chunk *c)
 		return rc;
 	c->slot = slot;
 	c->busy++;
+	l->spilling = true;
 	pthread_mutex_unlock(&l->lock);
 	rc = ft_pwrite_all(l->fd, c->data, c->len, slot_at(slot));
 	pthread_mutex_lock(&l->lock);
+	l->spilling = false;
 	if (!chunk_idle(l, c))
 		return 0;                       /* nobody wants it any more, so nobody minds a failure */
 	if (rc) {
@@ -621,10 +624,13 @@ int ft_dlog_take(struct ft_dlog *l, uint64_t upto, unsigned wait_ms, unsigned *d
 		rc = l->open ? take_any(l, upto, disk, raw, len, nr_ops, &missing) : -EIO;
 		if (rc || !missing)
 			break;
-		if (ft_cond_wait(&l->moved, &l->lock, until)) {
+		if (!ft_cond_wait(&l->moved, &l->lock, until))
+			continue;
+		if (!l->spilling) {
 			rc = -ETIMEDOUT;
 			break;
 		}
+		until = ft_now_ns() + wait_ms * FT_MS_NS;       /* a slow file is no fault of the export's */
 	}
 	pthread_mutex_unlock(&l->lock);
 	return rc;
