@@ -28,7 +28,8 @@ run_one() {
 		bad=$((bad + 1)) note=" (exit status $rc, plan ${plan:-missing})"
 	fi
 	echo "$((ok - skip)) $bad $skip" >"$log.sum"
-	[ "$bad" -eq 0 ] || { grep '^not ok ' "$log" || echo "it ended early$note"; } | sed "s,^,${prog##*/}: ," >"$log.bad"
+	[ "$bad" -eq 0 ] || { grep -B4 '^not ok ' "$log" | grep -v '^ok ' || echo "it ended early$note"; } |
+		sed "s,^,${prog##*/}: ," >"$log.bad"
 	{
 		printf '%-34s %3d ok %3d failed %3d skipped %4ds%s\n' "${prog##*/}" $((ok - skip)) "$bad" "$skip" \
 			$(($(date +%s) - start)) "$note"
