@@ -6,6 +6,7 @@
 #include <xen/sched.h>
 
 #define LEAVING_NS (30 * FT_S_NS)       /* from a saver's end to that of the domain which it has saved, at most */
+#define SAVER_LOOK_NS (200 * FT_MS_NS)
 #define LATE_NS (5 * FT_S_NS)           /* a request that a dead ft-protect has made may be answered as late as that */
 
 struct xen_hold {
@@ -14,7 +15,8 @@ struct xen_hold {
 	struct xen_suspend suspend;
 	bool stopped;                   /* by us */
 	uint64_t run_since_ns;          /* when run was first asked for; 0: it is not */
-	uint64_t saver_ns;              /* when somebody was last seen to save it, suspended; 0: never */
+	uint64_t saver_ns;              /* when somebody was last seen to save or migrate it; 0: never */
+	uint64_t look_ns;               /* when it was last looked for one */
 };
 
 static struct xen_hold *xen_of(struct ft_hold *hold)
@@ -84,11 +86,15 @@ static int unpause(struct xen_hold *h, char *why, size_t size)
 	return 0;
 }
 
-/* It stands still for somebody who reads its memory, and will run elsewhere or later. */
-static bool leaving(struct xen_hold *h, uint64_t now)
+static bool xen_leaving(struct ft_hold *hold)
 {
-	if (xen_saver_runs(h->dom.domid))
-		h->saver_ns = now;
+	struct xen_hold *h = xen_of(hold);
+	uint64_t now = ft_now_ns();
+
+	if (now - h->look_ns >= SAVER_LOOK_NS) {
+		h->look_ns = now;
+		h->saver_ns = xen_saver_runs(h->dom.domid) ? now : h->saver_ns;
+	}
 	return h->saver_ns && now - h->saver_ns < LEAVING_NS;
 }
 
@@ -102,11 +108,11 @@ static int xen_run(struct ft_hold *hold, char *why, size_t size)
 		return rc;
 	if (!h->run_since_ns)
 		h->run_since_ns = now;
-	if (suspended(h) && leaving(h, now)) {
-		snprintf(why, size, "it is being saved or migrated");
-		return -EAGAIN;
-	}
 	if (suspended(h)) {
+		if (xen_leaving(hold)) {        /* it stands still for somebody who reads its memory */
+			snprintf(why, size, "it is being saved or migrated");
+			return -EAGAIN;
+		}
 		if (xen_has_model(&h->dom))
 			rc = xen_model_wake(&h->dom, why, size);
 		if (rc)
@@ -149,6 +155,7 @@ static const struct ft_hold_ops xen_hold_ops = {
 	.ask_paused = xen_ask_paused,
 	.run = xen_run,
 	.stop = xen_stop,
+	.leaving = xen_leaving,
 	.close = xen_hold_close,
 };
 

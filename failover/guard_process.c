@@ -36,6 +36,8 @@ struct guard {
 	int lock_fd, listen_fd;
 	struct ft_hold *hold;
 	bool gone;                              /* QEMU, or the domain */
+	bool leaving;                           /* without an owner: somebody saves or migrates it */
+	bool left;                              /* it was, and what the backup holds is older: until there is a session again */
 	int pending_fd;                         /* connected, has not said anything yet */
 	int page_fd, held_fd;                   /* held_fd: the gate's socket */
 	struct guard_page *page;
@@ -67,6 +69,18 @@ static void close_fd(int *fd)
 	if (*fd >= 0)
 		close(*fd);
 	*fd = -1;
+}
+
+static int open_hold(struct guard *g)
+{
+	struct ft_attach at;
+	int rc = ft_attach_load(g->guest, &at);
+
+	if (!rc)
+		rc = ft_hv_hold(&at, &g->hold);
+	if (rc)
+		ft_err("%s: cannot guard it: %s", g->guest, rc == -ESRCH || rc == -ENOENT ? "it does not run here" : strerror(-rc));
+	return rc;
 }
 
 static bool paused(const struct guard *g)
@@ -138,7 +152,7 @@ static void owner_lost(struct guard *g, const char *how)
 	close_fd(&g->owner.pidfd);
 	g->lost_ns = ft_now_ns();
 	if (g->gone) {
-		g->end = true;
+		g->end = !g->left;
 		return;
 	}
 	ft_warn("%s: ft-protect %s: output is shut; %s", g->guest, how,
@@ -172,6 +186,20 @@ static unsigned poll_ms(const struct guard *g)
 	return limit_ms < 20 * POLL_MS ? POLL_MS : limit_ms > 20 * POLL_MOST_MS ? POLL_MOST_MS : (unsigned)limit_ms / 20;
 }
 
+/* The record names another guest since: one that left and has come back. */
+static int find_again(struct guard *g)
+{
+	struct ft_hold *old = g->hold;
+	int rc = open_hold(g);
+
+	if (rc)
+		return rc;
+	old->ops->close(old);
+	g->gone = false;
+	g->lost_ns = ft_now_ns();
+	return 0;
+}
+
 static void attach(struct guard *g, int fd, const struct guard_msg *msg)
 {
 	struct guard_reply reply = { .magic = GUARD_MAGIC };
@@ -185,6 +213,8 @@ static void attach(struct guard *g, int fd, const struct guard_msg *msg)
 		reply.rc = -EBUSY;
 	else if (msg->abi != GUARD_ABI)
 		reply.rc = -EPROTO;
+	else if (g->gone)
+		reply.rc = find_again(g);
 	if (!reply.rc && g->had_owner)
 		take_over_pause(g);
 	if (!reply.rc)
@@ -210,6 +240,7 @@ static void begin_beating(struct guard *g, const struct ft_beat_config *cfg)
 	if (ft_beat_start(cfg, &g->beat))
 		g->beat = NULL;                 /* said why; ft-protect's own go on */
 	g->grace_left_ns = g->grace_ns;         /* a session stands: whoever made it was of use */
+	g->left = g->gone;
 }
 
 static void obey(struct guard *g, const struct guard_msg *msg, int fd)
@@ -316,9 +347,22 @@ static void give_up(struct guard *g)
 	g->gave_up = true;
 }
 
+/* While ft-protect lives it sees that itself. */
+static void watch_leaving(struct guard *g)
+{
+	bool was = g->leaving;
+
+	g->leaving = g->owner.fd < 0 && g->hold->ops->leaving && g->hold->ops->leaving(g->hold);
+	if (g->leaving && !was)
+		ft_warn("%s: somebody saves or migrates the guest, and there is no ft-protect to tell the backup: do that after "
+			"'ft-ctl unprotect'", g->guest);
+}
+
 static void watch_grace(struct guard *g)
 {
-	if (g->owner.fd < 0 && g->had_owner && !g->gave_up && g->beat && ft_now_ns() - g->lost_ns >= g->grace_left_ns)
+	bool lost = g->owner.fd < 0 && g->had_owner && !g->gave_up && g->beat && !g->leaving && !g->left;
+
+	if (lost && ft_now_ns() - g->lost_ns >= g->grace_left_ns)
 		give_up(g);
 	if (!g->had_owner && ft_now_ns() - g->born_ns > ORPHAN_NS)
 		g->end = true;
@@ -343,8 +387,22 @@ static void watch_loop(struct guard *g)
 	close_fd(&g->owner.pidfd);              /* once; its socket tells when it is dead */
 }
 
+/* It lives elsewhere, and silence would have the backup start another. */
+static void guest_left(struct guard *g)
+{
+	ft_err("%s: the guest was saved or migrated without ft-protect: the backup is told that this host lives, or it would start "
+	       "its own. Bring the guest back here and protect it; or restart ftd on the backup, then end this guard (pid %d)",
+	       g->guest, (int)getpid());
+	g->gone = g->left = true;
+	atomic_store(&g->page->pause, guard_word(GUARD_RUNNING, ft_now_ns()));  /* nothing is left to be let run */
+}
+
 static void guest_gone(struct guard *g)
 {
+	if (g->leaving && g->beat && g->owner.fd < 0) {
+		guest_left(g);
+		return;
+	}
 	ft_info("%s: the guest has ended; no more heartbeats from here", g->guest);
 	g->gone = true;
 	stop_beating(g);                        /* a crash, and nobody else to say so: silence does */
@@ -364,6 +422,8 @@ static int turn_ms(const struct guard *g)
 		return POLL_MS;
 	if (!g->beat || g->gave_up || g->gone)
 		return IDLE_MS;
+	if (g->leaving || g->left)
+		return POLL_MOST_MS;
 	most = g->hold->fd < 0 ? POLL_MOST_MS : IDLE_MS;        /* we beat for a guest that may have ended */
 	if (until > now + most * FT_MS_NS)
 		return (int)most;
@@ -388,11 +448,12 @@ static void run(struct guard *g)
 		if (readable(g->listen_fd))
 			hear_listener(g);
 		if (g->gone) {
-			g->end |= g->owner.fd < 0;      /* nothing to guard, nobody to wait for */
+			g->end |= g->owner.fd < 0 && !g->left;  /* nothing to guard, nobody to wait for */
 			continue;
 		}
 		watch_pause(g);
 		watch_loop(g);
+		watch_leaving(g);
 		watch_grace(g);
 	}
 }
@@ -443,18 +504,6 @@ static int make_page(struct guard *g)
 		return -errno;
 	}
 	return 0;
-}
-
-static int open_hold(struct guard *g)
-{
-	struct ft_attach at;
-	int rc = ft_attach_load(g->guest, &at);
-
-	if (!rc)
-		rc = ft_hv_hold(&at, &g->hold);
-	if (rc)
-		ft_err("%s: cannot guard it: %s", g->guest, rc == -ESRCH || rc == -ENOENT ? "it does not run here" : strerror(-rc));
-	return rc;
 }
 
 static int open_guard(struct guard *g, const char *guest)

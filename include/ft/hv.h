@@ -221,6 +221,8 @@ struct ft_hold_ops {
 	 */
 	int (*run)(struct ft_hold *h, char *why, size_t size);
 	int (*stop)(struct ft_hold *h);
+	/* Does somebody save or migrate it, or did so half a minute ago? When it is gone then, it lives elsewhere. NULL: never. */
+	bool (*leaving)(struct ft_hold *h);
 	void (*close)(struct ft_hold *h);
 };
 

@@ -210,6 +210,43 @@ def a_save_that_began_while_ft_protect_was_dead_is_let_be(shared):
 
 
 @test(limit=900)
+def a_save_while_ft_protect_is_dead_is_not_taken_over(shared):
+    """The guard knows that somebody reads its memory, and beats on; what was saved is restored, and protected again."""
+    lab = shared.protected()
+    lab.alpha.run('kill -9 $(pidof ft-protect)')
+    wait_for('the guard to notice', lambda: said(lab, 'ft-protect has gone'), 60, 0.5)
+    lab.alpha.run('xl save vm1 /ft/vm1.save', 300)
+    wait_for('the guard to say so', lambda: said(lab, 'was saved or migrated without ft-protect'), 60, 0.5)
+    time.sleep(8)                       # longer than the silence after which a backup takes over
+    check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup started its replica')
+    lab.alpha.run('xl restore /ft/vm1.save', 120)
+    shared.job = lab.protect()
+    check(lab.ask('stat', 60) is not None, 'the guest that was restored does not answer')
+    done = lab.alpha.call('ft-ctl verify vm1', 300)
+    check(done.returncode == 0, done.stdout.strip())
+    lab.alpha.cut()
+    check(lab.ask('stat', 180) is not None, 'the guest that was taken over does not answer')
+    shared.close()
+
+
+@test(limit=900)
+def a_backup_can_be_told_that_a_guest_left_while_ft_protect_was_dead(shared):
+    lab = shared.protected()
+    lab.alpha.run('kill -9 $(pidof ft-protect)')
+    wait_for('the guard to notice', lambda: said(lab, 'ft-protect has gone'), 60, 0.5)
+    lab.alpha.run('xl save vm1 /ft/vm1.save', 300)
+    wait_for('the guard to say so', lambda: said(lab, 'end this guard (pid '), 60, 0.5)
+    lab.beta.run('kill $(pidof ftd)')
+    wait_for('ftd to end', lambda: lab.beta.call('pidof ftd').returncode != 0, 60, 0.5)
+    lab.start_ftd(lab.beta)
+    lab.alpha.run('kill $(pidof ft-guard)')
+    time.sleep(8)
+    check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup started its replica')
+    check('vm1' not in lab.beta.run('xl list'), lab.beta.run('xl list'))
+    shared.close()
+
+
+@test(limit=900)
 def a_card_that_is_attached_later_stops_releases_until_it_is_gone(shared):
     lab = shared.protected()
     lab.alpha.run('xl network-attach vm1 bridge=xenbr0', 120)

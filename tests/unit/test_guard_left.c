@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/*
+ * test_guard_left.c - the guard of a guest that somebody saves or migrates while there is no ft-protect. The hold on the
+ * guest is the test's own; the guard is a process as ever, and ft-protect is this one.
+ */
+#include "ft/attach.h"
+#include "ft/conf.h"
+#include "ft/guard.h"
+#include "ft/hv.h"
+#include "tests/test.h"
+
+#include <arpa/inet.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define GRACE_MS 600
+#define LONG_MS (4 * GRACE_MS)          /* nothing happens so long: it does not happen */
+
+static struct guest {
+	_Atomic bool gone, leaving;
+	_Atomic unsigned looks, stops, holds;
+} *guest;
+
+static bool is_gone(struct ft_hold *h)
+{
+	(void)h;
+	guest->looks++;
+	return guest->gone;
+}
+
+static bool is_leaving(struct ft_hold *h)
+{
+	(void)h;
+	return guest->leaving;
+}
+
+static bool is_paused(struct ft_hold *h)
+{
+	(void)h;
+	return false;
+}
+
+static int runs(struct ft_hold *h, char *why, size_t size)
+{
+	(void)h, (void)why, (void)size;
+	return 0;
+}
+
+static int stops(struct ft_hold *h)
+{
+	(void)h;
+	guest->stops++;
+	return 0;
+}
+
+static void closes(struct ft_hold *h)
+{
+	free(h);
+}
+
+/* In place of checkpoint/hv.c's. */
+int ft_hv_hold(const struct ft_attach *at, struct ft_hold **out)
+{
+	static const struct ft_hold_ops ops = {
+		.gone = is_gone, .paused = is_paused, .ask_paused = is_paused, .run = runs, .stop = stops, .leaving = is_leaving,
+		.close = closes,
+	};
+
+	(void)at;
+	alarm(60);                              /* of a test that fails nobody ends the guard */
+	if (guest->gone)
+		return -ESRCH;
+	*out = calloc(1, sizeof(**out));
+	CHECK(*out);
+	(*out)->ops = &ops;
+	(*out)->fd = -1;
+	guest->holds++;
+	return 0;
+}
+
+static void start(void)
+{
+	struct ft_attach at = { .guest = "vm1", .memory = 1 << 20, .accel = FT_ACCEL_TCG, .machine = "q35", .qemu_version = "7.2.0" };
+	char program[] = "ft-guard", name[] = "vm1", dir[2 * FT_PATH_MAX];
+	struct ft_conf conf = *ft_conf();
+	int status;
+	pid_t pid;
+
+	snprintf(conf.run_dir, sizeof(conf.run_dir), "%s/run", ft_test_dir());
+	ft_conf_set(&conf);
+	CHECK_OK(ft_run_path(dir, sizeof(dir), name, ""));
+	CHECK_OK(ft_mkdir_p(dir, 0700));
+	CHECK_OK(ft_run_path(at.qmp, sizeof(at.qmp), name, "qmp"));
+	CHECK_OK(ft_run_path(at.qmp_guard, sizeof(at.qmp_guard), name, "qmp-guard"));
+	CHECK_OK(ft_run_path(at.qmp_state, sizeof(at.qmp_state), name, "qmp-state"));
+	CHECK(snprintf(at.ram, sizeof(at.ram), "%s/ram", ft_test_dir()) < (int)sizeof(at.ram));
+	CHECK_OK(ft_attach_fill_pid(&at, getpid()));
+	CHECK_OK(ft_attach_save(&at));
+	guest = mmap(NULL, sizeof(*guest), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(guest != MAP_FAILED);
+	pid = fork();
+	if (!pid)
+		_exit(ft_guard_main(3, (char *[]){ program, name, conf.run_dir, NULL }));
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+}
+
+/* ft-protect comes; with ft_guard_free it goes. */
+static struct ft_guard *come(void)
+{
+	const struct ft_guard_config cfg = { .guest = "vm1", .pause_limit_ms = 60000, .grace_ms = GRACE_MS, .owner_fd = -1 };
+	struct ft_guard *g;
+	int fd;
+
+	CHECK_OK(ft_guard_adopt(&cfg, &fd, &g));
+	return g;
+}
+
+static struct ft_echo *session(struct ft_guard *g)
+{
+	struct ft_beat_config cfg = { .interval_ms = 10, .silence_ms = 300, .nr_paths = 1 };
+	struct sockaddr_in *a = (struct sockaddr_in *)&cfg.path[0];
+	struct ft_echo *e;
+	uint16_t port;
+
+	CHECK_OK(ft_echo_start(&(struct ft_echo_config){ .silence_ms = cfg.silence_ms }, &port, &e));
+	*a = (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	CHECK_OK(ft_guard_beat(g, &cfg));
+	ft_guard_held(g, true);
+	while (!ft_echo_last_life_ns(e))
+		poll(NULL, 0, 2);
+	ft_echo_arm(e);
+	return e;
+}
+
+static bool takes_over_within(struct ft_echo *e, unsigned ms)
+{
+	uint64_t end = ft_now_ns() + ms * FT_MS_NS;
+
+	while (!ft_echo_try_takeover(e) && ft_now_ns() < end)
+		poll(NULL, 0, 5);
+	return ft_echo_try_takeover(e);
+}
+
+/* Each turn looks. */
+static void guard_turns(void)
+{
+	for (unsigned n = guest->looks + 2; guest->looks < n;)
+		poll(NULL, 0, 2);
+}
+
+TEST(a_guest_that_leaves_without_ft_protect_is_not_taken_over)
+{
+	struct ft_guard *g;
+	struct ft_echo *e;
+
+	start();
+	g = come();
+	e = session(g);
+	guest->leaving = true;
+	ft_guard_free(g);
+	CHECK(!takes_over_within(e, LONG_MS));  /* the grace is over, but somebody reads its memory */
+	CHECK_EQ(guest->stops, 0);
+	guest->gone = true;
+	CHECK(!takes_over_within(e, LONG_MS));
+
+	/* Restored here: what the backup holds is older, until there is a session. */
+	guest->gone = guest->leaving = false;
+	g = come();
+	CHECK_EQ(guest->holds, 2);
+	ft_guard_free(g);
+	CHECK(!takes_over_within(e, LONG_MS));
+	CHECK_EQ(guest->stops, 0);
+	g = come();
+	ft_echo_stop(e);
+	e = session(g);
+	ft_guard_free(g);
+	CHECK(takes_over_within(e, 15000));
+	CHECK_EQ(guest->stops, 1);
+	ft_echo_stop(e);
+	ft_guard_end(come());
+}
+
+TEST(a_save_that_has_failed_is_forgotten)
+{
+	struct ft_guard *g;
+	struct ft_echo *e;
+
+	start();
+	g = come();
+	e = session(g);
+	guest->leaving = true;
+	ft_guard_free(g);
+	guard_turns();
+	CHECK(!takes_over_within(e, LONG_MS));
+	guest->leaving = false;
+	CHECK(takes_over_within(e, 15000));
+	CHECK_EQ(guest->stops, 1);
+	ft_echo_stop(e);
+	ft_guard_end(come());
+}
+
+TEST(a_guest_that_left_under_a_living_ft_protect_is_its_business)
+{
+	struct ft_guard *g;
+	struct ft_echo *e;
+
+	start();
+	g = come();
+	e = session(g);
+	guest->leaving = guest->gone = true;
+	CHECK(takes_over_within(e, 15000));     /* it would tell the backup; this one does not */
+	ft_guard_end(g);
+	ft_guard_free(g);
+	ft_echo_stop(e);
+}
