@@ -354,6 +354,12 @@ static int enter(struct ft_vm *vm, enum ft_fake_op op)
 	return rc ? rc : g->gone ? -EPIPE : 0;
 }
 
+static int not_robbed(struct ft_vm *vm)
+{
+	vm->contended = ft_container_of(vm, struct fake_vm, vm)->robbed ? CONTENDED : NULL;
+	return vm->contended ? -EBUSY : 0;
+}
+
 static int fake_track(struct ft_vm *vm)
 {
 	struct fake_vm *v = ft_container_of(vm, struct fake_vm, vm);
@@ -362,14 +368,8 @@ static int fake_track(struct ft_vm *vm)
 	if (!rc)
 		v->tracking = true;
 	v->robbed |= v->guest->contended;
-	vm->contended = v->robbed ? CONTENDED : NULL;
+	(void)not_robbed(vm);           /* it is said, and no fault of this op's */
 	return rc;
-}
-
-static int not_robbed(struct ft_vm *vm)
-{
-	vm->contended = ft_container_of(vm, struct fake_vm, vm)->robbed ? CONTENDED : NULL;
-	return vm->contended ? -EBUSY : 0;
 }
 
 static int fake_pause(struct ft_vm *vm)

@@ -28,8 +28,8 @@ int ft_hv_find(const struct ft_spec *spec, struct ft_attach *out)
 	if (spec->hypervisor == FT_HYPERVISOR_QEMU)
 		return rc;
 	/*
-	 * Of a domain that has been found before, memory and devices are known; to look anew takes seconds that a guard may
-	 * not wait. But for what it got since.
+	 * Of a domain that has been found before the memory is known: to look for it takes seconds that a guard may not wait.
+	 * Its network cards may be others since.
 	 */
 	if (!rc && on_xen(out) && out->nr_disks == spec->nr_disks) {
 		rc = ft_xen_find_nics(out);

@@ -43,6 +43,8 @@ int xen_dom_find(struct xs_handle *xs, const char *name, uint32_t *domid) FT_MUS
 /* A node below /local/domain/DOMID (@dom) or at @fmt; NULL when there is none. The caller frees. */
 char *xen_read(struct xs_handle *xs, const char *fmt, ...) FT_PRINTF(2, 3);
 int xen_write(struct xs_handle *xs, const char *value, const char *fmt, ...) FT_PRINTF(3, 4) FT_MUST_CHECK;
+/* Of its memory, as its toolstack has it: "target", "static-max", ... 0: not there. */
+uint64_t xen_dom_kb(const struct xen_dom *d, const char *node);
 /* xen_find.c: why a PV domain is not protected, as Xen has it. */
 void xen_pv_check(const struct xen_dom *d, struct ft_obstacles *o);
 #define XEN_EMULATED "-emu"             /* how the name of an emulated interface's tap ends */

@@ -135,6 +135,15 @@ int xen_write(struct xs_handle *xs, const char *value, const char *fmt, ...)
 	return xs_write(xs, XBT_NULL, path, value, (unsigned)strlen(value)) ? 0 : -errno;
 }
 
+uint64_t xen_dom_kb(const struct xen_dom *d, const char *node)
+{
+	char *text = xen_read(d->xs, "/local/domain/%u/memory/%s", d->domid, node);
+	uint64_t kb = text ? strtoull(text, NULL, 10) : 0;
+
+	free(text);
+	return kb;
+}
+
 /* --- network interfaces --- */
 
 static bool parse_mac(const char *text, uint8_t mac[6])

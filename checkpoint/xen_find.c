@@ -208,11 +208,8 @@ static bool is_emulated(const char *tap)
 /* The replica is built from the guest file: does the domain look as if it had been, too? */
 static void check_spec(struct check *c, const struct xen_dom *d, const xc_domaininfo_t *info)
 {
-	char *text = xen_read(d->xs, "/local/domain/%u/memory/static-max", d->domid);
-	uint64_t most = text ? strtoull(text, NULL, 10) << 10 : 0;
+	uint64_t most = xen_dom_kb(d, "static-max") << 10;
 	unsigned nr_nics = c->at->nr_nics;
-
-	free(text);
 
 	while (nr_nics && is_emulated(c->at->nic[nr_nics - 1].tap))
 		ft_obstacle(&c->o, "it has an emulated network card (%s): give it type=vif in the domain's own file",

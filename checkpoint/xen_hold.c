@@ -44,11 +44,21 @@ static bool xen_paused(struct ft_hold *hold)
 	return suspended(xen_of(hold));
 }
 
+/* Somebody else may have let it run since. */
+static bool still_stopped(struct xen_hold *h)
+{
+	xc_domaininfo_t info;
+
+	if (h->stopped && !xen_dom_info(&h->dom, &info))
+		h->stopped = info.flags & XEN_DOMINF_paused;
+	return h->stopped;
+}
+
 static bool xen_ask_paused(struct ft_hold *hold)
 {
 	struct xen_hold *h = xen_of(hold);
 
-	return h->stopped || suspended(h);
+	return still_stopped(h) || suspended(h);
 }
 
 /* What ft-protect asked for last has been taken by the guest, or the node would still say so: it suspends, maybe now.
@@ -64,16 +74,6 @@ static bool taken_back(const struct xen_hold *h)
 	ours = now && !strcmp(now, "suspend");
 	free(now);
 	return ours && xs_write(h->dom.xs, XBT_NULL, path, "", 0);
-}
-
-/* Somebody else may have let it run since. */
-static bool still_stopped(struct xen_hold *h)
-{
-	xc_domaininfo_t info;
-
-	if (h->stopped && !xen_dom_info(&h->dom, &info))
-		h->stopped = info.flags & XEN_DOMINF_paused;
-	return h->stopped;
 }
 
 static int unpause(struct xen_hold *h, char *why, size_t size)

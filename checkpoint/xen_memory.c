@@ -261,15 +261,6 @@ static int find(struct finder *f, uint64_t nr_gfns)
 	return rc ? rc : probe_down(f, ft_bitmap_count(&f->there), xen_has_model(f->d) ? FIRMWARE : low, low);
 }
 
-static uint64_t read_kb(const struct xen_dom *d, const char *node)
-{
-	char *text = xen_read(d->xs, "/local/domain/%u/memory/%s", d->domid, node);
-	uint64_t kb = text ? strtoull(text, NULL, 10) : 0;
-
-	free(text);
-	return kb;
-}
-
 static void add_range(struct finder *f, uint64_t first, uint64_t end)
 {
 	if (end > f->there.nr_bits)
@@ -281,7 +272,7 @@ static void add_range(struct finder *f, uint64_t first, uint64_t end)
 /* What a balloon has taken may come back: all that the domain was built with, as toolstacks lay it out. */
 static void add_ballooned(struct finder *f)
 {
-	uint64_t most = read_kb(f->d, "static-max"), video = read_kb(f->d, "videoram");
+	uint64_t most = xen_dom_kb(f->d, "static-max"), video = xen_dom_kb(f->d, "videoram");
 	uint64_t nr = most > video ? (most - video) / 4 : 0;
 
 	add_range(f, xen_has_model(f->d) ? LOW_HVM : 0, nr < MMIO ? nr : MMIO);

@@ -203,15 +203,6 @@ static enum ft_vm_event xen_next_event(struct ft_vm *vm)
 
 /* --- pause and resume --- */
 
-static uint64_t read_target_kb(const struct xen_vm *v)
-{
-	char *text = xen_read(v->dom.xs, "/local/domain/%u/memory/target", v->dom.domid);
-	uint64_t kb = text ? strtoull(text, NULL, 10) : 0;
-
-	free(text);
-	return kb;
-}
-
 /*
  * Frames that came since would still be zeros here, and those that went would still be theirs. Our mapping keeps what its
  * balloon gives back from being freed, so the number of its pages alone does not tell: from a new target on until it has
@@ -220,7 +211,7 @@ static uint64_t read_target_kb(const struct xen_vm *v)
  */
 static int map_again(struct xen_vm *v)
 {
-	uint64_t target_kb = read_target_kb(v), nr_moved = ft_bitmap_count(&v->moved);
+	uint64_t target_kb = xen_dom_kb(&v->dom, "target"), nr_moved = ft_bitmap_count(&v->moved);
 	xc_domaininfo_t info;
 	bool told;
 	int rc = xen_dom_info(&v->dom, &info);
@@ -241,7 +232,7 @@ static int map_again(struct xen_vm *v)
 	if (nr_moved)
 		ft_info("%s: its memory has changed: %" PRIu64 " of its pages came or went, it has %" PRIu64, v->at.guest,
 			nr_moved, (uint64_t)info.tot_pages);
-	if (told && v->read_running)
+	if (told && (!v->paused || v->read_running))
 		ft_bitmap_fill(&v->moved);
 	v->tot_pages = info.tot_pages;
 	v->target_kb = target_kb;
@@ -370,7 +361,6 @@ static int xen_take_dirty(struct ft_vm *vm, struct ft_bitmap *dirty)
 
 	if (v->paused && v->taken)
 		return 0;
-	v->read_running |= !v->paused;
 	rc = v->paused ? 0 : map_again(v);
 	if (rc)
 		return rc;
@@ -381,7 +371,7 @@ static int xen_take_dirty(struct ft_vm *vm, struct ft_bitmap *dirty)
 		return rc;
 	}
 	v->taken = v->paused;
-	v->read_running &= !v->paused;
+	v->read_running = !v->paused;
 	ft_bitmap_or(dirty, &v->moved);
 	ft_bitmap_zero(&v->moved);
 	xen_pages_fold(&v->map, v->log.taken.bit, v->log.nr_gfns, dirty);
@@ -506,7 +496,7 @@ static int map_memory(struct xen_vm *v)
 	if (rc)
 		return rc;
 	v->tot_pages = info.tot_pages;
-	v->target_kb = read_target_kb(v);
+	v->target_kb = xen_dom_kb(&v->dom, "target");
 	v->reserve = (int64_t)info.tot_pages - (int64_t)(v->target_kb / 4);
 	v->vm.nr_pages = v->map.total;
 	rc = ft_bitmap_init(&v->there, v->map.total);

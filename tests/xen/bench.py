@@ -143,10 +143,11 @@ def takeover_rows():
     yield f'cut to first frame, {waited:.0f} s of them detection, s', ours, theirs, None
     yield 'of that resume, s', ours - waited, theirs - waited, 0.5
     try:
-        yield f'cut to first frame, ft with silence-ms = {SILENCE_MS}, s', takeover(Ft, SILENCE_MS), theirs, 0.4
+        quick = takeover(Ft, SILENCE_MS)
     except Failure as e:
         print(f'not measured: {e}')
-        yield f'cut to first frame, ft with silence-ms = {SILENCE_MS}, s', float('nan'), theirs, 0.4
+        quick = float('nan')
+    yield f'cut to first frame, ft with silence-ms = {SILENCE_MS}, s', quick, theirs, 0.4
 
 
 def table(rows):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the tests on Xen hosts have in common: a lab that those of a file share, and a power cut."""
+import collections
 import os
 import socket
 import subprocess
@@ -149,6 +150,15 @@ def begin_migration(lab):
     lab.beta.begin("socat TCP-LISTEN:7000,reuseaddr EXEC:'xl migrate-receive',nofork >/ft/log/receive.log 2>&1")
     time.sleep(2)
     return lab.alpha.begin("xl migrate -s '' vm1 'socat -b 262144 - TCP:10.78.0.2:7000' >/ft/log/migrate.log 2>&1")
+
+
+Listed = collections.namedtuple('Listed', 'name domid memory vcpus state seconds')
+
+
+def listed(host, name='vm1'):
+    """A line of xl list. No domain has such a name: an error."""
+    row = host.run(f'xl list {name}').splitlines()[-1].split()
+    return Listed(row[0], int(row[1]), int(row[2]), int(row[3]), row[4], float(row[5]))
 
 
 def said(lab, text):

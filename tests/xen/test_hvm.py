@@ -9,7 +9,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import xenlab                                                           # noqa: E402  pylint: disable=C0413
 from lab import check, soak, test                                       # noqa: E402  pylint: disable=C0413
-from shared import Shared, begin_migration, compare_epochs, cut_and_go_on, hold_back_and_release, run, said   # noqa: E402  pylint: disable=C0413
+from shared import Shared, begin_migration, compare_epochs, cut_and_go_on, hold_back_and_release, listed, run, said   # noqa: E402  pylint: disable=C0413
 from world import IncrClient, wait_for                                  # noqa: E402  pylint: disable=C0413
 
 EPOCHS = soak('XEN_EPOCHS', 5)
@@ -31,12 +31,11 @@ def a_guest_that_ballooned_before_it_is_protected_may_grow_again(shared):
     """What its balloon holds when it is found is of its memory, too."""
     shared.close()
     lab = shared.open('hvm')
-    memory = lambda: int(lab.alpha.run('xl list vm1').splitlines()[-1].split()[2])      # noqa: E731
     lab.alpha.run(f'xl mem-set vm1 {xenlab.MEMORY - 24}m', 120)
-    wait_for('a smaller guest', lambda: memory() < xenlab.MEMORY - 22, 120, 1)
+    wait_for('a smaller guest', lambda: listed(lab.alpha).memory < xenlab.MEMORY - 22, 120, 1)
     shared.job = lab.protect()
     lab.alpha.run(f'xl mem-set vm1 {xenlab.MEMORY}m', 120)
-    wait_for('the guest to have grown', lambda: memory() > xenlab.MEMORY - 2, 120, 1)
+    wait_for('the guest to have grown', lambda: listed(lab.alpha).memory > xenlab.MEMORY - 2, 120, 1)
     check(lab.ask('dirty 32 1000', 60) is not None, 'the guest does not answer')
     done = lab.alpha.call('ft-ctl verify vm1', 300)
     pages = int((re.findall(r'all (\d+) pages', done.stdout) or ['0'])[0])
@@ -67,7 +66,7 @@ def a_killed_ft_protect_does_not_leave_an_hvm_guest_without_devices(shared):
         inside += 'suspended' in lab.alpha.run(f'kill_suspended {domid} {pid} {delay}')
         check(lab.ask('stat', 5) is None, 'output flows without ft-protect')
         wait_for('the device model to run', lambda: 'VM status: running' in monitor(lab.alpha, domid, 'info status'), 60, 1)
-        wait_for('the guest to run', lambda: 's' not in lab.alpha.run('xl list vm1').splitlines()[-1].split()[-2], 60, 1)
+        wait_for('the guest to run', lambda: 's' not in listed(lab.alpha).state, 60, 1)
         shared.job = lab.protect()
     check(inside, 'no kill hit a suspended guest')
     check(lab.ask('stat', 240) is not None, 'the guest does not answer')

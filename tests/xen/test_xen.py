@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import xenlab                                                           # noqa: E402  pylint: disable=C0413
 from lab import check, soak, test                                       # noqa: E402  pylint: disable=C0413
-from shared import Shared, begin_migration, compare_epochs, cut_and_go_on, hold_back_and_release, run, said   # noqa: E402  pylint: disable=C0413
+from shared import Shared, begin_migration, compare_epochs, cut_and_go_on, hold_back_and_release, listed, run, said   # noqa: E402  pylint: disable=C0413
 from world import IncrClient, wait_for                                  # noqa: E402  pylint: disable=C0413
 
 EPOCHS = soak('XEN_EPOCHS', 20)
@@ -34,18 +34,14 @@ def a_killed_ft_protect_does_not_leave_the_guest_suspended(shared):
     for delay in (0, 2000, 20000):
         pid = lab.alpha.run('pidof ft-protect').split()[0]
         inside += 'suspended' in lab.alpha.run(f'kill_suspended {domid} {pid} {delay}')
-        before = cpu_seconds(lab.alpha)
-        wait_for('the guest to run on', lambda: cpu_seconds(lab.alpha) > before, 60, 0.5)
-        states = lab.alpha.run('xl list vm1').splitlines()[-1].split()[-2]
+        before = listed(lab.alpha).seconds
+        wait_for('the guest to run on', lambda: listed(lab.alpha).seconds > before, 60, 0.5)        # noqa: B023  pylint: disable=W0640
+        state = listed(lab.alpha).state
         shared.job = lab.protect()
     check(inside, 'no kill hit a suspended guest')
-    check('s' not in states, f'the guest is {states}')
+    check('s' not in state, f'the guest is {state}')
     check(lab.ask('stat', 120) is not None, 'the guest does not answer')
     print(f'# {inside} of 3 kills hit the suspended guest')
-
-
-def cpu_seconds(host):
-    return float(host.run('xl list vm1').splitlines()[-1].split()[-1])
 
 
 @test(limit=600)
@@ -157,10 +153,9 @@ def a_guest_that_balloons_stays_equal_and_can_be_taken_over(shared):
     """Frames go and come while it is protected, and while it writes."""
     lab = shared.protected()
     check(lab.ask('dirty 4 300', 60) is not None, 'the guest does not answer')
-    memory = lambda: int(lab.alpha.run('xl list vm1').splitlines()[-1].split()[2])      # noqa: E731
     for target in (xenlab.MEMORY - 8, xenlab.MEMORY):
         lab.alpha.run(f'xl mem-set vm1 {target}m', 120)
-        wait_for(f'{target} MB', lambda: abs(memory() - target) < 2, 120, 1)        # noqa: B023  pylint: disable=W0640
+        wait_for(f'{target} MB', lambda: abs(listed(lab.alpha).memory - target) < 2, 120, 1)        # noqa: B023  pylint: disable=W0640
         for n in range(1):
             done = lab.alpha.call('ft-ctl verify vm1', 300)
             check(done.returncode == 0, f'comparison {n + 1} with {target} MB: {done.stdout.strip()}')
@@ -178,7 +173,7 @@ def a_domain_that_the_guard_has_stopped_runs_on_for_the_next_ft_protect(shared):
     lab = shared.open()
     lab.alpha.run("sed -i 's/^grace-ms.*/grace-ms = 12000/' /etc/ft/ft.conf")
     shared.job = lab.protect()
-    stopped = lambda: 'p' in lab.alpha.run('xl list vm1').splitlines()[-1].split()[-2]  # noqa: E731
+    stopped = lambda: 'p' in listed(lab.alpha).state            # noqa: E731
     lab.beta.run('kill -9 $(pidof ftd)')
     lab.alpha.run('kill -9 $(pidof ft-protect)')
     wait_for('the guard to stop it', stopped, 120, 1)
@@ -252,11 +247,10 @@ def a_card_that_is_attached_later_stops_releases_until_it_is_gone(shared):
     lab.alpha.run('xl network-attach vm1 bridge=xenbr0', 120)
     wait_for('ft to notice', lambda: said(lab, 'it has other devices than when protection began'), 60, 1)
     wait_for('the status to say so', lambda: 'other devices' in json.dumps(lab.status()), 60, 1)
-    first = lab.status().get('epoch')
+    first = lab.status().get('epoch', 0)
     lab.alpha.run('sleep 3', 120)
-    check(lab.status().get('epoch') == first, 'epochs go on')
+    check(lab.status().get('epoch', 0) == first, 'epochs go on')
     lab.alpha.run('xl network-detach vm1 1', 120)
-    first = first or 0
     wait_for('more epochs', lambda: lab.state() == 'PROTECTED' and lab.status()['epoch'] > first + 3, 180, 1)
     lab.alpha.run('ft-ctl unprotect vm1', 120)
     wait_for('ft-protect to end', lambda: lab.alpha.status(shared.job) is not None, 60, 1)
@@ -285,7 +279,7 @@ def a_guest_that_does_not_answer_the_request_to_suspend_runs_on(shared):
     node = f'/local/domain/{domid}/control/shutdown'
     lab.alpha.run(f'xenstore chmod {node} n0')
     wait_for('ft-protect to say so', lambda: 'does not answer the request to suspend' in lab.alpha.run('cat /ft/log/protect.log'), 120, 1)
-    check('s' not in lab.alpha.run('xl list vm1').splitlines()[-1].split()[-2], 'the guest is suspended')
+    check('s' not in listed(lab.alpha).state, 'the guest is suspended')
     lab.alpha.run(f'xenstore chmod {node} n{domid}')
     first = lab.status()['epoch']
     wait_for('more epochs', lambda: lab.state() == 'PROTECTED' and lab.status()['epoch'] > first + 3, 180, 1)
@@ -332,7 +326,7 @@ def a_pv_domain_is_refused_for_what_xen_says_of_itself(shared):
     print('# ' + [line for line in done.stdout.splitlines() if 'PV domain' in line][0])
     done = lab.alpha.call('ft-protect vm1 beta', 120)
     check(done.returncode == 3 and why in done.stdout, f'status {done.returncode}: {done.stdout}')
-    check('s' not in lab.alpha.run('xl list vm1').splitlines()[-1].split()[-2], 'the guest does not run')
+    check('s' not in listed(lab.alpha).state, 'the guest does not run')
     shared.close()
 
 
@@ -356,7 +350,7 @@ def a_backup_without_room_or_with_a_domain_of_that_name_refuses(shared):
     done = lab.alpha.call('ft-protect vm1 beta', 120)
     check(done.returncode and 'no room for its memory' in done.stdout, done.stdout)
     lab.beta.run('xl destroy big')
-    check(lab.alpha.run('xl list vm1').splitlines()[-1].split()[-2].count('s') == 0, 'the guest does not run')
+    check('s' not in listed(lab.alpha).state, 'the guest does not run')
 
 
 if __name__ == '__main__':

@@ -403,7 +403,9 @@ class Lab:
                 self.hosts.append(host)
                 host.start(state)
                 if name == guest_on:
-                    host.run(f'[ {CPUS} = 1 ] || xl vcpu-pin vm1 all 1-{CPUS - 1}; xl unpause vm1')
+                    if CPUS > 1:
+                        host.run(f'xl vcpu-pin vm1 all 1-{CPUS - 1}')
+                    host.run('xl unpause vm1')
                 elif kind in HVM:
                     host.give_model()
             if software:
