@@ -11,6 +11,7 @@ A test that fails takes the shared world with it: the next one starts from nothi
 import contextlib
 import glob
 import os
+import re
 import shutil
 import signal
 import sys
@@ -134,6 +135,9 @@ class Lab:
                 lines += [f'{process.name}: {t:.3f} {line}' for t, line in process.lines[-15:]]
         for console in sorted(glob.glob(os.path.join(directory, '*-console.txt'))):
             lines += [f'{os.path.basename(console)[:-12]}: {line}' for line in world.read_file(console).splitlines()[-5:]]
+        for registers in sorted(glob.glob(os.path.join(directory, '*-registers.txt'))):
+            text = world.read_file(registers)
+            lines += [f'{os.path.basename(registers)[:-14]}: {text.splitlines()[0]} {" ".join(re.findall("RIP=[0-9a-f]+", text))}']
         return lines
 
 

@@ -548,6 +548,26 @@ class World:
     def log_path(self, kind):
         return os.path.join(self.dir, 'logs', f'{len(self.processes)}-{kind}.log')
 
+    @staticmethod
+    def _registers(host, guest):
+        """Where the processors of a guest are: what one that hangs does. Nothing when QEMU has gone, or has another client."""
+        words = ['qmp_capabilities', 'query-status', 'human-monitor-command']
+        said = []
+        try:
+            with socket.socket(socket.AF_UNIX) as s:
+                s.settimeout(2)
+                s.connect(host.path(f'/run/ft/guests/{guest}/qmp.sock'))
+                lines = s.makefile()
+                lines.readline()
+                for word in words:
+                    arguments = {'arguments': {'command-line': 'info registers -a'}} if word == words[-1] else {}
+                    s.send(json.dumps({'execute': word, **arguments}).encode())
+                    answer = next(a for a in map(json.loads, lines) if 'event' not in a).get('return')
+                    said.append(answer if isinstance(answer, str) else json.dumps(answer))
+        except (OSError, ValueError, StopIteration):
+            pass
+        return '\n'.join(said[1:])
+
     def save_logs(self, directory):
         """What every program said and saw, for people."""
         shutil.copytree(os.path.join(self.dir, 'logs'), directory, dirs_exist_ok=True)
@@ -557,8 +577,9 @@ class World:
                     f.writelines(f'{t:.4f} {line}\n' for t, line in list(process.lines))
         for host in [n for n in self.nodes if isinstance(n, Host) and n.init]:
             for guest in self.guests:
-                for log in ('console', 'qemu'):
-                    text = read_file(host.path(f'/run/ft/guests/{guest}/{log}.log'))
+                texts = {log: read_file(host.path(f'/run/ft/guests/{guest}/{log}.log')) for log in ('console', 'qemu')}
+                texts['registers'] = self._registers(host, guest)
+                for log, text in texts.items():
                     if text:
                         with open(os.path.join(directory, f'{host.name}-{guest}-{log}.txt'), 'w', encoding='utf-8') as f:
                             f.write(text)
