@@ -14,6 +14,7 @@
 #include "ft/wire.h"
 
 #include <signal.h>
+#include <stdatomic.h>
 #include <xxhash.h>
 
 #define EPOCHS_MAX 64u          /* ends queued */
@@ -59,6 +60,7 @@ struct ft_encoder {
 	uint64_t batch_epoch;
 	uint32_t batch;
 	int failed;                     /* of emit: nothing more is emitted until reset */
+	atomic_bool resetting;
 	bool stop;
 	struct ft_codec_stats stats;
 
@@ -120,9 +122,11 @@ static int emit_disks(struct ft_encoder *en, emit_fn *emit, const struct item *i
 	for (;;) {
 		size_t len = 0;
 
-		rc = en->cfg.disks(en->cfg.ctx, it->upto, body, &len);
+		do
+			rc = en->cfg.disks(en->cfg.ctx, it->upto, body, &len);
+		while (rc == -EAGAIN && !atomic_load(&en->resetting));
 		if (rc != 1)
-			return rc;
+			return rc == -EAGAIN ? -ECANCELED : rc;
 		en->batches++;
 		XXH3_64bits_update(en->sum, body, len);
 		rc = emit(en->cfg.ctx, FT_REC_DISK, body, len);
@@ -410,8 +414,10 @@ void ft_encoder_reset(struct ft_encoder *en)
 {
 	pthread_mutex_lock(&en->lock);
 	drop_queue(en);
+	atomic_store(&en->resetting, true);
 	while (en->next_emit != en->next_take)
 		pthread_cond_wait(&en->turn, &en->lock);
+	atomic_store(&en->resetting, false);
 	en->failed = 0;
 	en->begun = false;
 	if (en->shadow)

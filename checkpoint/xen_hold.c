@@ -86,16 +86,24 @@ static int unpause(struct xen_hold *h, char *why, size_t size)
 	return 0;
 }
 
-static bool xen_leaving(struct ft_hold *hold)
+/* Was one seen within the time that a saved domain takes to end? Looks for it when the last look is @old_ns ago. */
+static bool saver_seen(struct xen_hold *h, uint64_t old_ns)
 {
-	struct xen_hold *h = xen_of(hold);
 	uint64_t now = ft_now_ns();
 
-	if (now - h->look_ns >= SAVER_LOOK_NS) {
+	if (now - h->look_ns >= old_ns) {
 		h->look_ns = now;
 		h->saver_ns = xen_saver_runs(h->dom.domid) ? now : h->saver_ns;
 	}
 	return h->saver_ns && now - h->saver_ns < LEAVING_NS;
+}
+
+/* The other end of a migration may take longer to answer, but then the domain stands still. */
+static bool xen_leaving(struct ft_hold *hold)
+{
+	struct xen_hold *h = xen_of(hold);
+
+	return saver_seen(h, SAVER_LOOK_NS) || (h->saver_ns && suspended(h));
 }
 
 static int xen_run(struct ft_hold *hold, char *why, size_t size)
@@ -109,7 +117,7 @@ static int xen_run(struct ft_hold *hold, char *why, size_t size)
 	if (!h->run_since_ns)
 		h->run_since_ns = now;
 	if (suspended(h)) {
-		if (xen_leaving(hold)) {        /* it stands still for somebody who reads its memory */
+		if (saver_seen(h, 0)) {         /* it stands still for somebody who reads its memory */
 			snprintf(why, size, "it is being saved or migrated");
 			return -EAGAIN;
 		}

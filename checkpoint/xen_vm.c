@@ -472,7 +472,10 @@ static int end_old_suspend(struct xen_vm *v)
 	xc_domaininfo_t info;
 	int rc = xen_dom_info(&v->dom, &info);
 
-	if (!rc && mark && xen_is_shut_down(&info, SHUTDOWN_suspend) && !xen_saver_runs(v->dom.domid)) {
+	bool stands = !rc && mark && xen_is_shut_down(&info, SHUTDOWN_suspend);
+
+	v->foreign = stands && xen_saver_runs(v->dom.domid);
+	if (stands && !v->foreign) {
 		char why[400];
 
 		ft_info("%s: was left suspended: it runs on", v->at.guest);

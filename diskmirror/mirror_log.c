@@ -624,13 +624,10 @@ int ft_dlog_take(struct ft_dlog *l, uint64_t upto, unsigned wait_ms, unsigned *d
 		rc = l->open ? take_any(l, upto, disk, raw, len, nr_ops, &missing) : -EIO;
 		if (rc || !missing)
 			break;
-		if (!ft_cond_wait(&l->moved, &l->lock, until))
-			continue;
-		if (!l->spilling) {
-			rc = -ETIMEDOUT;
+		if (ft_cond_wait(&l->moved, &l->lock, until)) {
+			rc = l->spilling ? -EAGAIN : -ETIMEDOUT;        /* a slow file is no fault of the export's */
 			break;
 		}
-		until = ft_now_ns() + wait_ms * FT_MS_NS;       /* a slow file is no fault of the export's */
 	}
 	pthread_mutex_unlock(&l->lock);
 	return rc;

@@ -956,6 +956,21 @@ int ft_backup_force(struct ft_backup *b, ft_backup_done *done, void *ctx)
 	return 0;
 }
 
+int ft_backup_give_up(struct ft_backup *b)
+{
+	int rc;
+
+	if (b->link || b->force_ns)
+		return -EBUSY;
+	if (!usable(b))
+		return -ENODATA;
+	leave_disks_whole(b);
+	rc = void_replica(b, "given up by the operator");
+	if (!rc)
+		b->ops->echo_stop(b->cfg.ctx);
+	return rc;
+}
+
 static void forced(struct ft_backup *b)
 {
 	int rc = usable(b) ? take_over(b, "forced by the operator") : -ENODATA;

@@ -271,6 +271,11 @@ void ft_guard_held(struct ft_guard *g, bool held)
 	atomic_store(&g->page->held, held);
 }
 
+void ft_guard_whole(struct ft_guard *g, bool whole)
+{
+	atomic_store(&g->page->whole, whole);
+}
+
 void ft_guard_tick(struct ft_guard *g)
 {
 	atomic_fetch_add(&g->page->ticks, 1);

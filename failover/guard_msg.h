@@ -30,6 +30,7 @@ struct guard_page {                     /* a memfd, made by the guard */
 	_Atomic uint64_t pause;         /* enum guard_pause, and since when (ft_now_ns) in the bits above two */
 	_Atomic uint64_t ticks;         /* turns of ft-protect's loop */
 	_Atomic uint32_t held;          /* output is held */
+	_Atomic uint32_t whole;         /* the backup has an epoch of this ft-protect's */
 };
 
 static inline uint64_t guard_word(enum guard_pause state, uint64_t since_ns)
@@ -48,7 +49,7 @@ static inline uint64_t guard_word_since(uint64_t word)
 }
 
 #define GUARD_MAGIC 0x64674654u
-#define GUARD_ABI 1u                    /* grows with any change of what follows, or of ft_beat_config */
+#define GUARD_ABI 2u                    /* grows with any change of what follows, or of ft_beat_config */
 
 enum guard_type {
 	GUARD_ATTACH = 1,               /* become its ft-protect; answered with guard_reply, the page, and the held fd */

@@ -36,8 +36,9 @@ struct guard {
 	int lock_fd, listen_fd;
 	struct ft_hold *hold;
 	bool gone;                              /* QEMU, or the domain */
-	bool leaving;                           /* without an owner: somebody saves or migrates it */
-	bool left;                              /* it was, and what the backup holds is older: until there is a session again */
+	bool leaving;                           /* somebody saves or migrates it */
+	bool left;                              /* it was, and what the backup holds is older: until that has a new epoch */
+	bool session;                           /* the owner's own: it can tell the backup what becomes of the guest */
 	int pending_fd;                         /* connected, has not said anything yet */
 	int page_fd, held_fd;                   /* held_fd: the gate's socket */
 	struct guard_page *page;
@@ -150,6 +151,7 @@ static void owner_lost(struct guard *g, const char *how)
 {
 	close_fd(&g->owner.fd);
 	close_fd(&g->owner.pidfd);
+	g->session = false;
 	g->lost_ns = ft_now_ns();
 	if (g->gone) {
 		g->end = !g->left;
@@ -217,8 +219,10 @@ static void attach(struct guard *g, int fd, const struct guard_msg *msg)
 		reply.rc = find_again(g);
 	if (!reply.rc && g->had_owner)
 		take_over_pause(g);
-	if (!reply.rc)
+	if (!reply.rc) {
 		atomic_store(&g->page->ticks, 0);
+		atomic_store(&g->page->whole, 0);
+	}
 	if (guard_send(fd, &reply, sizeof(reply), fds, reply.rc ? 0 : g->held_fd >= 0 ? 2 : 1) || reply.rc) {
 		close(fd);
 		return;
@@ -240,7 +244,7 @@ static void begin_beating(struct guard *g, const struct ft_beat_config *cfg)
 	if (ft_beat_start(cfg, &g->beat))
 		g->beat = NULL;                 /* said why; ft-protect's own go on */
 	g->grace_left_ns = g->grace_ns;         /* a session stands: whoever made it was of use */
-	g->left = g->gone;
+	g->session = true;
 }
 
 static void obey(struct guard *g, const struct guard_msg *msg, int fd)
@@ -347,12 +351,13 @@ static void give_up(struct guard *g)
 	g->gave_up = true;
 }
 
-/* While ft-protect lives it sees that itself. */
+/* While ft-protect has a session it sees that itself, and says so. */
 static void watch_leaving(struct guard *g)
 {
 	bool was = g->leaving;
 
-	g->leaving = g->owner.fd < 0 && g->hold->ops->leaving && g->hold->ops->leaving(g->hold);
+	g->left &= !atomic_load(&g->page->whole);
+	g->leaving = !g->session && g->hold->ops->leaving && g->hold->ops->leaving(g->hold);
 	if (g->leaving && !was)
 		ft_warn("%s: somebody saves or migrates the guest, and there is no ft-protect to tell the backup: do that after "
 			"'ft-ctl unprotect'", g->guest);
@@ -391,7 +396,7 @@ static void watch_loop(struct guard *g)
 static void guest_left(struct guard *g)
 {
 	ft_err("%s: the guest was saved or migrated without ft-protect: the backup is told that this host lives, or it would start "
-	       "its own. Bring the guest back here and protect it; or restart ftd on the backup, then end this guard (pid %d)",
+	       "its own. Bring the guest back here and protect it; or there 'ft-ctl unprotect --force', then end this guard (pid %d)",
 	       g->guest, (int)getpid());
 	g->gone = g->left = true;
 	atomic_store(&g->page->pause, guard_word(GUARD_RUNNING, ft_now_ns()));  /* nothing is left to be let run */
@@ -399,10 +404,11 @@ static void guest_left(struct guard *g)
 
 static void guest_gone(struct guard *g)
 {
-	if (g->leaving && g->beat && g->owner.fd < 0) {
+	if ((g->leaving || g->left) && g->beat && !g->session) {
 		guest_left(g);
 		return;
 	}
+	g->left = false;
 	ft_info("%s: the guest has ended; no more heartbeats from here", g->guest);
 	g->gone = true;
 	stop_beating(g);                        /* a crash, and nobody else to say so: silence does */

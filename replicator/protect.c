@@ -465,8 +465,10 @@ static void tell_guard(struct protect *pr)
 	struct ft_primary_status s;
 
 	ft_primary_get_status(pr->primary, &s);
-	if (pr->guard)
-		ft_guard_held(pr->guard, s.holding && pr->policy.on_peer_loss != FT_LOSS_CONTINUE);
+	if (!pr->guard)
+		return;
+	ft_guard_held(pr->guard, s.holding && pr->policy.on_peer_loss != FT_LOSS_CONTINUE);
+	ft_guard_whole(pr->guard, s.state == FT_PRIMARY_PROTECTED);
 }
 
 static void on_alive(struct ev_loop *loop, ev_timer *w, int revents)

@@ -666,6 +666,21 @@ static void force(struct standby *sb, struct ft_control_req *req)
 		ft_control_fail(req, "it is being started already");
 }
 
+static void give_up(struct standby *sb, struct ft_control_req *req)
+{
+	int rc = ft_backup_give_up(sb->backup);
+
+	if (!rc)
+		ft_control_reply(req, json_pack("{s:b, s:s}", "ok", 1, "text", "the replica is given up: it is not started any more"));
+	else if (rc == -EBUSY)
+		ft_control_fail(req, "the primary of %s is connected, or the replica is being started: run ft-ctl unprotect on the "
+				"primary", sb->guest);
+	else if (rc == -ENODATA)
+		ft_control_fail(req, "there is no whole epoch of %s here to give up", sb->guest);
+	else
+		ft_control_fail(req, "that could not be recorded: %s", strerror(-rc));
+}
+
 static void on_request(void *ctx, struct ft_control_req *req, const char *cmd, const json_t *args)
 {
 	struct standby *sb = ctx;
@@ -674,6 +689,8 @@ static void on_request(void *ctx, struct ft_control_req *req, const char *cmd, c
 		ft_control_reply(req, status_json(sb));
 	else if (!strcmp(cmd, "failover") && json_is_true(json_object_get(args, "force")))
 		force(sb, req);
+	else if (!strcmp(cmd, "unprotect") && json_is_true(json_object_get(args, "force")))
+		give_up(sb, req);
 	else if (!strcmp(cmd, "failover"))
 		ft_control_fail(req, "this host is the backup: run ft-ctl failover on the primary, or, if that is dead for "
 				"certain, ft-ctl failover --force %s here", sb->guest);

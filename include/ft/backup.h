@@ -106,6 +106,11 @@ void ft_backup_store_event(struct ft_backup *b);
  */
 typedef void ft_backup_done(void *ctx, int rc);
 int ft_backup_force(struct ft_backup *b, ft_backup_done *done, void *ctx) FT_MUST_CHECK;
+/*
+ * The guest lives elsewhere: what is here is never started any more, durably. -EBUSY: the primary is connected (it must end the
+ * protection) or the replica is being started; -ENODATA: there is nothing.
+ */
+int ft_backup_give_up(struct ft_backup *b) FT_MUST_CHECK;
 
 struct ft_backup_status {
 	enum ft_backup_state state;

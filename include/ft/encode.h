@@ -30,7 +30,7 @@ struct ft_encoder_config {
 	 * NULL: only workers emit.
 	 */
 	int (*emit_nowait)(void *ctx, uint32_t type, const void *body, size_t len);
-	/* The next body of a DISK record into @body [FT_DISK_BODY_MAX]: 1, or 0: no more (mirror.h). NULL: no disks. */
+	/* The next body of a DISK record into @body [FT_DISK_BODY_MAX]: 1, 0: no more, -EAGAIN: ask again (mirror.h). NULL: no disks. */
 	int (*disks)(void *ctx, uint64_t upto, uint8_t *body, size_t *len);
 	/* EPOCH_END of @epoch was emitted (any thread) - statistics only. May be NULL. */
 	void (*epoch_done)(void *ctx, uint64_t epoch, const struct ft_codec_stats *st);

@@ -6,7 +6,9 @@
  *   - keeps the gate table's socket open, so that the guest's output stays shut without ft-protect;
  *   - sends heartbeats of its own, so that a stall of ft-protect is not taken for a dead host;
  *   - lets a guest run on (mute) that ft-protect left paused;
- *   - gives up after a grace time without ft-protect: pauses the guest, falls silent, and the backup takes over.
+ *   - gives up after a grace time without ft-protect: pauses the guest, falls silent, and the backup takes over;
+ *   - but not when somebody saves or migrates the guest meanwhile: then it beats on, also when the guest is gone from
+ *     here, since it lives elsewhere; until it is back and the backup has an epoch of it, or the guard is ended by hand.
  * They share one page, in which the pause word decides to whom a pause belongs. A guard outlives ft-protect and is
  * found again through RUN_DIR/guests/NAME/guard.sock. Nothing here opens an output: a guest that the guard lets
  * run stays mute until ft-protect has asked the peer.
@@ -50,6 +52,8 @@ void ft_guard_pause(struct ft_guard *g);
 int ft_guard_resume(struct ft_guard *g) FT_MUST_CHECK;
 /* Is output held, so that a backup may take over? Only then the guard pauses the guest when it gives up. */
 void ft_guard_held(struct ft_guard *g, bool held);
+/* Has the backup a whole epoch of ours? What it has before that may be older than a guest that was saved and restored. */
+void ft_guard_whole(struct ft_guard *g, bool whole);
 /*
  * The loop turns: call it each second or so. From the first call on, a loop that stands still for the grace time
  * is taken for hung, and ft-protect is killed (a restarted one finds its way; a hung one would keep the guest mute).

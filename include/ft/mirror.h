@@ -67,7 +67,8 @@ struct ft_mirror_ops {
 	/*
 	 * Encoder's thread. The next DISK record body (disk.h) of an op of an epoch <= @upto that was not taken yet;
 	 * @upto 0: of whatever is in the log now, sealed or not. 1: there is one, *len is its length in @body
-	 * [FT_DISK_BODY_MAX]. 0: that was all. Waits for ops that were sealed but are still in the stream; -ETIMEDOUT.
+	 * [FT_DISK_BODY_MAX]. 0: that was all. Waits for ops that were sealed but are still in the stream: -ETIMEDOUT.
+	 * -EAGAIN: not yet, because the log's own file is slow; ask again.
 	 */
 	int (*next)(struct ft_mirror *m, uint64_t upto, uint8_t *body, size_t *len);
 	bool (*pending)(struct ft_mirror *m, uint64_t upto);    /* would next have one? */

@@ -208,6 +208,22 @@ def a_backup_that_is_dead_for_good_can_be_left_behind(lab):
 
 
 @test(limit=240)
+def a_replica_that_is_given_up_is_not_started(lab):
+    """The guest is said to live elsewhere; it may be protected again."""
+    lab.protected()
+    refused = lab.backup.call('ft-ctl unprotect --force vm1', 30)
+    check(refused.returncode == 1 and 'is connected' in refused.stdout, f'the replica of a connected primary is given up: {refused.stdout}')
+    lab.ft_protect.kill(signal.SIGKILL)
+    lab.ft_protect.wait(10)
+    wait_for('the replica to be given up', lambda: lab.backup.call('ft-ctl unprotect --force vm1', 30).returncode == 0, 30)
+    os.kill(lab.primary.pids('ft-guard')[0], signal.SIGKILL)
+    time.sleep(3)                       # longer than the silence after which a backup takes over
+    check(lab.backup.state('vm1') != 'RUNNING', 'the backup took over')
+    lab.ft_protect = lab.w.protect(lab.primary, 'vm1', lab.backup)
+    lab.check_goes_on()
+
+
+@test(limit=240)
 def alone_without_its_backup_the_guest_goes_on_at_once(lab):
     """Policy continue: the guest goes on unprotected, and is protected again when the backup is back."""
     lab.close()

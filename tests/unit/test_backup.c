@@ -422,6 +422,24 @@ TEST(it_takes_over_with_what_was_acknowledged)
 	world_free(w);
 }
 
+TEST(what_was_given_up_is_not_started_any_more)
+{
+	struct world *w = armed_world(FT_DURABILITY_MEMORY);
+	struct ft_record r;
+
+	CHECK_EQ(ft_backup_give_up(w->b), -EBUSY);              /* the primary is connected */
+	ft_backup_link_down(w->b, "cut");
+	CHECK_OK(ft_backup_give_up(w->b));
+	CHECK_OK(ft_record_load(NULL, ft_test_dir(), "vm1", &r));
+	CHECK_EQ(r.role, FT_ROLE_DISARMED);
+	w->silent = true;
+	ft_backup_tick(w->b);
+	CHECK(!w->took_over);
+	CHECK_EQ(status(w).state, FT_BACKUP_EMPTY);
+	CHECK_EQ(ft_backup_give_up(w->b), -ENODATA);
+	world_free(w);
+}
+
 /* Waiting would not bring back what is lost, and nobody would hear of it. */
 TEST(a_takeover_whose_disk_has_lost_what_was_written_fails_and_says_so)
 {

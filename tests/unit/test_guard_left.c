@@ -11,6 +11,7 @@
 
 #include <arpa/inet.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -23,6 +24,7 @@
 static struct guest {
 	_Atomic bool gone, leaving;
 	_Atomic unsigned looks, stops, holds;
+	_Atomic pid_t guard;
 } *guest;
 
 static bool is_gone(struct ft_hold *h)
@@ -71,6 +73,7 @@ int ft_hv_hold(const struct ft_attach *at, struct ft_hold **out)
 	};
 
 	(void)at;
+	guest->guard = getpid();
 	alarm(60);                              /* of a test that fails nobody ends the guard */
 	if (guest->gone)
 		return -ESRCH;
@@ -153,6 +156,11 @@ static void guard_turns(void)
 		poll(NULL, 0, 2);
 }
 
+static void kill_guard(void)
+{
+	CHECK_OK(kill(guest->guard, SIGKILL));
+}
+
 TEST(a_guest_that_leaves_without_ft_protect_is_not_taken_over)
 {
 	struct ft_guard *g;
@@ -179,10 +187,59 @@ TEST(a_guest_that_leaves_without_ft_protect_is_not_taken_over)
 	ft_echo_stop(e);
 	e = session(g);
 	ft_guard_free(g);
+	CHECK(!takes_over_within(e, LONG_MS));
+	g = come();
+	ft_guard_whole(g, true);
+	guard_turns();
+	ft_guard_free(g);
 	CHECK(takes_over_within(e, 15000));
 	CHECK_EQ(guest->stops, 1);
 	ft_echo_stop(e);
 	ft_guard_end(come());
+}
+
+TEST(one_that_has_come_back_and_is_gone_again_is_not_taken_over)
+{
+	struct ft_guard *g;
+	struct ft_echo *e;
+
+	start();
+	g = come();
+	e = session(g);
+	ft_guard_free(g);
+	guest->leaving = true;
+	guard_turns();
+	guest->gone = true;
+	CHECK(!takes_over_within(e, LONG_MS));
+	guest->gone = guest->leaving = false;
+	g = come();
+	guest->gone = true;                     /* and this ft-protect has no session in which it could say so */
+	CHECK(!takes_over_within(e, LONG_MS));
+	ft_guard_end(g);
+	ft_guard_free(g);
+	CHECK(takes_over_within(e, 15000));
+	ft_echo_stop(e);
+}
+
+TEST(an_ft_protect_without_a_session_cannot_tell_that_a_guest_left)
+{
+	struct ft_guard *g;
+	struct ft_echo *e;
+
+	start();
+	g = come();
+	e = session(g);
+	ft_guard_free(g);
+	g = come();
+	guest->leaving = true;
+	guard_turns();
+	guest->gone = true;
+	CHECK(!takes_over_within(e, LONG_MS));
+	ft_guard_free(g);
+	CHECK(!takes_over_within(e, LONG_MS));
+	kill_guard();
+	CHECK(takes_over_within(e, 15000));
+	ft_echo_stop(e);
 }
 
 TEST(a_save_that_has_failed_is_forgotten)
@@ -204,7 +261,7 @@ TEST(a_save_that_has_failed_is_forgotten)
 	ft_guard_end(come());
 }
 
-TEST(a_guest_that_left_under_a_living_ft_protect_is_its_business)
+TEST(a_guest_that_left_in_a_session_is_that_ft_protects_business)
 {
 	struct ft_guard *g;
 	struct ft_echo *e;

@@ -296,8 +296,11 @@ static void apply(struct rig *r, const uint8_t *body, size_t len)
 static int take_one(struct rig *r, uint64_t upto)
 {
 	size_t len;
-	int rc = r->m->ops->next(r->m, upto, r->body, &len);
+	int rc;
 
+	do
+		rc = r->m->ops->next(r->m, upto, r->body, &len);
+	while (rc == -EAGAIN);
 	if (rc != 1)
 		return rc;
 	struct staged *s = calloc(1, sizeof(*s));
