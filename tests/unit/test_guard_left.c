@@ -156,6 +156,19 @@ static void guard_turns(void)
 		poll(NULL, 0, 2);
 }
 
+/* There was a session, and ft-protect has died. */
+static struct ft_echo *abandoned(void)
+{
+	struct ft_guard *g;
+	struct ft_echo *e;
+
+	start();
+	g = come();
+	e = session(g);
+	ft_guard_free(g);
+	return e;
+}
+
 static void kill_guard(void)
 {
 	CHECK_OK(kill(guest->guard, SIGKILL));
@@ -200,13 +213,9 @@ TEST(a_guest_that_leaves_without_ft_protect_is_not_taken_over)
 
 TEST(one_that_has_come_back_and_is_gone_again_is_not_taken_over)
 {
+	struct ft_echo *e = abandoned();
 	struct ft_guard *g;
-	struct ft_echo *e;
 
-	start();
-	g = come();
-	e = session(g);
-	ft_guard_free(g);
 	guest->leaving = true;
 	guard_turns();
 	guest->gone = true;
@@ -223,14 +232,9 @@ TEST(one_that_has_come_back_and_is_gone_again_is_not_taken_over)
 
 TEST(an_ft_protect_without_a_session_cannot_tell_that_a_guest_left)
 {
-	struct ft_guard *g;
-	struct ft_echo *e;
+	struct ft_echo *e = abandoned();
+	struct ft_guard *g = come();
 
-	start();
-	g = come();
-	e = session(g);
-	ft_guard_free(g);
-	g = come();
 	guest->leaving = true;
 	guard_turns();
 	guest->gone = true;
@@ -244,14 +248,9 @@ TEST(an_ft_protect_without_a_session_cannot_tell_that_a_guest_left)
 
 TEST(a_save_that_has_failed_is_forgotten)
 {
-	struct ft_guard *g;
-	struct ft_echo *e;
+	struct ft_echo *e = abandoned();
 
-	start();
-	g = come();
-	e = session(g);
 	guest->leaving = true;
-	ft_guard_free(g);
 	guard_turns();
 	CHECK(!takes_over_within(e, LONG_MS));
 	guest->leaving = false;
