@@ -396,8 +396,8 @@ static void watch_loop(struct guard *g)
 static void guest_left(struct guard *g)
 {
 	ft_err("%s: the guest was saved or migrated without ft-protect: the backup is told that this host lives, or it would start "
-	       "its own. Bring the guest back here and protect it; or there 'ft-ctl unprotect --force', then end this guard (pid %d)",
-	       g->guest, (int)getpid());
+	       "its own, older one. Give that up with 'ft-ctl unprotect --force %s' there; then bring the guest back here and protect "
+	       "it, or end this guard (pid %d)", g->guest, g->guest, (int)getpid());
 	g->gone = g->left = true;
 	atomic_store(&g->page->pause, guard_word(GUARD_RUNNING, ft_now_ns()));  /* nothing is left to be let run */
 }

@@ -214,6 +214,7 @@ def a_save_while_ft_protect_is_dead_is_not_taken_over(shared):
     wait_for('the guard to say so', lambda: said(lab, 'was saved or migrated without ft-protect'), 60, 0.5)
     time.sleep(8)                       # longer than the silence after which a backup takes over
     check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup started its replica')
+    lab.beta.run('ft-ctl unprotect --force vm1', 60)
     lab.alpha.run('xl restore /ft/vm1.save', 120)
     shared.job = lab.protect()
     check(lab.ask('stat', 60) is not None, 'the guest that was restored does not answer')
