@@ -129,7 +129,8 @@ static _Atomic uint64_t told_until;
 static uint64_t on_lease(void *ctx, uint64_t until_ns)
 {
 	CHECK(until_ns > told_until);
-	return told_until = until_ns;
+	told_until = until_ns;
+	return until_ns;
 }
 
 #define SILENCE_MS 300
