@@ -42,6 +42,8 @@ void xen_dom_uuid(const xc_domaininfo_t *info, char uuid[37]);
 int xen_dom_find(struct xs_handle *xs, const char *name, uint32_t *domid) FT_MUST_CHECK;
 /* A node below /local/domain/DOMID (@dom) or at @fmt; NULL when there is none. The caller frees. */
 char *xen_read(struct xs_handle *xs, const char *fmt, ...) FT_PRINTF(2, 3);
+/* What is listed below @fmt, *@nr of them. NULL with errno; ENOENT: there is no such node. The caller frees. */
+char **xen_list(struct xs_handle *xs, unsigned *nr, const char *fmt, ...) FT_PRINTF(3, 4);
 int xen_write(struct xs_handle *xs, const char *value, const char *fmt, ...) FT_PRINTF(3, 4) FT_MUST_CHECK;
 /* Of its memory, as its toolstack has it: "target", "static-max", ... 0: not there. */
 uint64_t xen_dom_kb(const struct xen_dom *d, const char *node);

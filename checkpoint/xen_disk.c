@@ -189,13 +189,12 @@ static void check_unexpected(const char *id, const struct ft_spec *spec, struct 
 
 void xen_disks_check(const struct xen_dom *d, const struct ft_spec *spec, struct ft_obstacles *o)
 {
-	char path[64], **id;
-	unsigned nr = 0;
+	unsigned nr;
+	char **id;
 
 	for (unsigned i = 0; i < spec->nr_disks; i++)
 		check_one(d, spec, i, o);
-	snprintf(path, sizeof(path), "/local/domain/%u/device/vbd", d->domid);
-	id = xs_directory(d->xs, XBT_NULL, path, &nr);
+	id = xen_list(d->xs, &nr, "/local/domain/%u/device/vbd", d->domid);
 	for (unsigned i = 0; i < nr; i++)
 		check_unexpected(id[i], spec, o);
 	free(id);

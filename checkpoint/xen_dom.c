@@ -83,8 +83,8 @@ void xen_dom_uuid(const xc_domaininfo_t *info, char uuid[37])
 
 int xen_dom_find(struct xs_handle *xs, const char *name, uint32_t *domid)
 {
-	unsigned nr = 0;
-	char **ids = xs_directory(xs, XBT_NULL, "/local/domain", &nr);
+	unsigned nr;
+	char **ids = xen_list(xs, &nr, "/local/domain");
 	int rc = ids ? -ENOENT : -errno;
 
 	for (unsigned i = 0; i < nr && rc == -ENOENT; i++) {
@@ -122,6 +122,18 @@ char *xen_read(struct xs_handle *xs, const char *fmt, ...)
 	vsnprintf(path, sizeof(path), fmt, ap);
 	va_end(ap);
 	return xs_read(xs, XBT_NULL, path, &len);
+}
+
+char **xen_list(struct xs_handle *xs, unsigned *nr, const char *fmt, ...)
+{
+	char path[256];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(path, sizeof(path), fmt, ap);
+	va_end(ap);
+	*nr = 0;
+	return xs_directory(xs, XBT_NULL, path, nr);
 }
 
 int xen_write(struct xs_handle *xs, const char *value, const char *fmt, ...)
@@ -213,13 +225,10 @@ static int add_emulated(struct ft_attach *at)
 
 int xen_dom_nics(const struct xen_dom *d, struct ft_attach *at)
 {
-	char path[64];
-	unsigned nr = 0;
-	char **ids;
+	unsigned nr;
+	char **ids = xen_list(d->xs, &nr, "/local/domain/%u/device/vif", d->domid);
 	int rc = 0;
 
-	snprintf(path, sizeof(path), "/local/domain/%u/device/vif", d->domid);
-	ids = xs_directory(d->xs, XBT_NULL, path, &nr);
 	at->nr_nics = 0;
 	for (unsigned i = 0; i < nr && !rc; i++) {
 		rc = i == FT_SPEC_NICS_MAX ? -E2BIG : read_nic(d, ids[i], at) ? 0 : -ENODEV;
@@ -238,11 +247,10 @@ int xen_dom_nics(const struct xen_dom *d, struct ft_attach *at)
 /* In whatever order they are listed. */
 static void add_kind(const struct xen_dom *d, const char *kind, uint64_t *sum)
 {
-	char path[128], **ids;
-	unsigned nr = 0;
+	char path[128];
+	unsigned nr;
+	char **ids = xen_list(d->xs, &nr, "/local/domain/%u/device/%s", d->domid, kind);
 
-	snprintf(path, sizeof(path), "/local/domain/%u/device/%s", d->domid, kind);
-	ids = xs_directory(d->xs, XBT_NULL, path, &nr);
 	for (unsigned i = 0; i < nr; i++) {
 		int n = snprintf(path, sizeof(path), "%s/%s", kind, ids[i]);
 
@@ -253,11 +261,9 @@ static void add_kind(const struct xen_dom *d, const char *kind, uint64_t *sum)
 
 int xen_dom_devices(const struct xen_dom *d, uint64_t *sum)
 {
-	char path[64], **kind;
-	unsigned nr = 0;
+	unsigned nr;
+	char **kind = xen_list(d->xs, &nr, "/local/domain/%u/device", d->domid);
 
-	snprintf(path, sizeof(path), "/local/domain/%u/device", d->domid);
-	kind = xs_directory(d->xs, XBT_NULL, path, &nr);
 	if (!kind && errno != ENOENT)
 		return -errno;
 	*sum = 0;

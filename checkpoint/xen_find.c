@@ -186,11 +186,9 @@ static void check_type(struct check *c, const struct xen_dom *d, const xc_domain
 
 static void check_devices(struct check *c, const struct xen_dom *d)
 {
-	char path[64], **kind;
-	unsigned nr = 0;
+	unsigned nr;
+	char **kind = xen_list(d->xs, &nr, "/local/domain/%u/device", d->domid);
 
-	snprintf(path, sizeof(path), "/local/domain/%u/device", d->domid);
-	kind = xs_directory(d->xs, XBT_NULL, path, &nr);
 	for (unsigned i = 0; i < nr; i++)
 		if (strcmp(kind[i], "vif") && strcmp(kind[i], "vbd") && strcmp(kind[i], "suspend"))
 			ft_obstacle(&c->o, "it has a device of kind '%s': only network interfaces and disks are protected", kind[i]);

@@ -471,7 +471,6 @@ static int end_old_suspend(struct xen_vm *v)
 	char *mark = xen_read(v->dom.xs, MARK, v->dom.domid);
 	xc_domaininfo_t info;
 	int rc = xen_dom_info(&v->dom, &info);
-
 	bool stands = !rc && mark && xen_is_shut_down(&info, SHUTDOWN_suspend);
 
 	v->foreign = stands && xen_saver_runs(v->dom.domid);

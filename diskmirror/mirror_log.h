@@ -51,7 +51,8 @@ bool ft_dlog_resumable(struct ft_dlog *l);
 
 /*
  * A batch of ops of one disk, as ft_mirror_ops.next wants them. 1, 0: that was all, -EIO: shut, -ETIMEDOUT: sealed
- * ops did not come; -EAGAIN: nor could they, the reader is at the file; -ECANCELED: restarted meanwhile. @raw has FT_DISK_BATCH_MAX bytes.
+ * ops did not come, -EAGAIN: nor could they, the reader is at the file, -ECANCELED: restarted meanwhile. @raw has
+ * FT_DISK_BATCH_MAX bytes.
  */
 int ft_dlog_take(struct ft_dlog *l, uint64_t upto, unsigned wait_ms, unsigned *disk, uint8_t *raw, size_t *len, uint32_t *nr_ops);
 bool ft_dlog_pending(struct ft_dlog *l, uint64_t upto);

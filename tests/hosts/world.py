@@ -551,7 +551,8 @@ class World:
     @staticmethod
     def _registers(host, guest):
         """Where the processors of a guest are: what one that hangs does. Nothing when QEMU has gone, or has another client."""
-        words = ['qmp_capabilities', 'query-status', 'human-monitor-command']
+        commands = [{'execute': 'qmp_capabilities'}, {'execute': 'query-status'},
+                    {'execute': 'human-monitor-command', 'arguments': {'command-line': 'info registers -a'}}]
         said = []
         try:
             with socket.socket(socket.AF_UNIX) as s:
@@ -559,9 +560,8 @@ class World:
                 s.connect(host.path(f'/run/ft/guests/{guest}/qmp.sock'))
                 lines = s.makefile()
                 lines.readline()
-                for word in words:
-                    arguments = {'arguments': {'command-line': 'info registers -a'}} if word == words[-1] else {}
-                    s.send(json.dumps({'execute': word, **arguments}).encode())
+                for command in commands:
+                    s.send(json.dumps(command).encode())
                     answer = next(a for a in map(json.loads, lines) if 'event' not in a).get('return')
                     said.append(answer if isinstance(answer, str) else json.dumps(answer))
         except (OSError, ValueError, StopIteration):

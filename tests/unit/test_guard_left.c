@@ -156,32 +156,28 @@ static void guard_turns(void)
 		poll(NULL, 0, 2);
 }
 
+static struct ft_echo *protected(struct ft_guard **g)
+{
+	start();
+	*g = come();
+	return session(*g);
+}
+
 /* There was a session, and ft-protect has died. */
 static struct ft_echo *abandoned(void)
 {
 	struct ft_guard *g;
-	struct ft_echo *e;
+	struct ft_echo *e = protected(&g);
 
-	start();
-	g = come();
-	e = session(g);
 	ft_guard_free(g);
 	return e;
-}
-
-static void kill_guard(void)
-{
-	CHECK_OK(kill(guest->guard, SIGKILL));
 }
 
 TEST(a_guest_that_leaves_without_ft_protect_is_not_taken_over)
 {
 	struct ft_guard *g;
-	struct ft_echo *e;
+	struct ft_echo *e = protected(&g);
 
-	start();
-	g = come();
-	e = session(g);
 	guest->leaving = true;
 	ft_guard_free(g);
 	CHECK(!takes_over_within(e, LONG_MS));  /* the grace is over, but somebody reads its memory */
@@ -189,7 +185,7 @@ TEST(a_guest_that_leaves_without_ft_protect_is_not_taken_over)
 	guest->gone = true;
 	CHECK(!takes_over_within(e, LONG_MS));
 
-	/* Restored here: what the backup holds is older, until there is a session. */
+	/* Restored here: what the backup holds is older, until it has an epoch of this one. */
 	guest->gone = guest->leaving = false;
 	g = come();
 	CHECK_EQ(guest->holds, 2);
@@ -241,7 +237,7 @@ TEST(an_ft_protect_without_a_session_cannot_tell_that_a_guest_left)
 	CHECK(!takes_over_within(e, LONG_MS));
 	ft_guard_free(g);
 	CHECK(!takes_over_within(e, LONG_MS));
-	kill_guard();
+	CHECK_OK(kill(guest->guard, SIGKILL));
 	CHECK(takes_over_within(e, 15000));
 	ft_echo_stop(e);
 }
@@ -263,11 +259,8 @@ TEST(a_save_that_has_failed_is_forgotten)
 TEST(a_guest_that_left_in_a_session_is_that_ft_protects_business)
 {
 	struct ft_guard *g;
-	struct ft_echo *e;
+	struct ft_echo *e = protected(&g);
 
-	start();
-	g = come();
-	e = session(g);
 	guest->leaving = guest->gone = true;
 	CHECK(takes_over_within(e, 15000));     /* it would tell the backup; this one does not */
 	ft_guard_end(g);

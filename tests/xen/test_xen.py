@@ -183,13 +183,26 @@ def a_domain_that_the_guard_has_stopped_runs_on_for_the_next_ft_protect(shared):
     shared.close()
 
 
+def without_ft_protect(shared):
+    """A protected guest whose ft-protect is dead, and whose guard knows it."""
+    lab = shared.protected()
+    lab.alpha.run('kill -9 $(pidof ft-protect)')
+    wait_for('the guard to notice', lambda: said(lab, 'ft-protect has gone'), 60, 0.5)
+    return lab
+
+
+def saved_without_ft_protect(shared, says):
+    lab = without_ft_protect(shared)
+    lab.alpha.run('xl save vm1 /ft/vm1.save', 300)
+    wait_for('the guard to say so', lambda: said(lab, says), 60, 0.5)
+    return lab
+
+
 @test(limit=900)
 def a_save_that_began_while_ft_protect_was_dead_is_let_be(shared):
     """The domain is suspended, has our mark, and is not ours: what was saved is whole."""
-    lab = shared.protected()
-    check(lab.ask('dirty 16 300', 60) is not None, 'the guest does not answer')
-    lab.alpha.run('kill -9 $(pidof ft-protect)')
-    wait_for('the guard to notice', lambda: said(lab, 'ft-protect has gone'), 60, 0.5)
+    check(shared.protected().ask('dirty 16 300', 60) is not None, 'the guest does not answer')
+    lab = without_ft_protect(shared)
     lab.alpha.begin('mkfifo /ft/pipe; exec </ft/pipe; until [ -e /ft/go ]; do sleep 0.1; done; cat >/ft/vm1.save')
     saving = lab.alpha.begin('xl save vm1 /ft/pipe')
     wait_for('the saver', lambda: lab.alpha.call('pidof libxl-save-helper').returncode == 0, 60, 0.1)
@@ -207,11 +220,7 @@ def a_save_that_began_while_ft_protect_was_dead_is_let_be(shared):
 @test(limit=900)
 def a_save_while_ft_protect_is_dead_is_not_taken_over(shared):
     """The guard knows that somebody reads its memory, and beats on; what was saved is restored, and protected again."""
-    lab = shared.protected()
-    lab.alpha.run('kill -9 $(pidof ft-protect)')
-    wait_for('the guard to notice', lambda: said(lab, 'ft-protect has gone'), 60, 0.5)
-    lab.alpha.run('xl save vm1 /ft/vm1.save', 300)
-    wait_for('the guard to say so', lambda: said(lab, 'was saved or migrated without ft-protect'), 60, 0.5)
+    lab = saved_without_ft_protect(shared, 'was saved or migrated without ft-protect')
     time.sleep(8)                       # longer than the silence after which a backup takes over
     check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup started its replica')
     lab.beta.run('ft-ctl unprotect --force vm1', 60)
@@ -227,11 +236,7 @@ def a_save_while_ft_protect_is_dead_is_not_taken_over(shared):
 
 @test(limit=900)
 def a_backup_can_be_told_that_a_guest_left_while_ft_protect_was_dead(shared):
-    lab = shared.protected()
-    lab.alpha.run('kill -9 $(pidof ft-protect)')
-    wait_for('the guard to notice', lambda: said(lab, 'ft-protect has gone'), 60, 0.5)
-    lab.alpha.run('xl save vm1 /ft/vm1.save', 300)
-    wait_for('the guard to say so', lambda: said(lab, 'end this guard (pid '), 60, 0.5)
+    lab = saved_without_ft_protect(shared, 'end this guard (pid ')
     lab.beta.run('ft-ctl unprotect --force vm1', 60)
     lab.alpha.run('kill $(pidof ft-guard)')
     time.sleep(8)
