@@ -303,10 +303,22 @@ static void go_alone(struct ft_primary *p)
 	set_state(p, FT_PRIMARY_ALONE, "peer lost, policy is `continue`: the guest runs UNPROTECTED");
 }
 
+static bool serving(const struct ft_primary *p)
+{
+	return p->standing && (p->state == FT_PRIMARY_PROTECTED || p->state == FT_PRIMARY_DRILLING);
+}
+
 static bool was_whole(const struct ft_primary *p)
 {
 	return p->state == FT_PRIMARY_PROTECTED || p->state == FT_PRIMARY_DISARMING || p->state == FT_PRIMARY_HANDING_OVER ||
 	       ft_primary_first_acked(p);
+}
+
+/* What was written is not known any more, also when that is over: what the backup holds is no base for a delta. */
+static void forget_if_contended(struct ft_primary *p)
+{
+	if (p->vm->contended)
+		memset(p->session, 0, sizeof(p->session));
 }
 
 static void lost(struct ft_primary *p, const char *why)
@@ -318,8 +330,7 @@ static void lost(struct ft_primary *p, const char *why)
 	ft_encoder_reset(p->cfg.encoder);
 	fail_requests(p, why);
 	p->disarm_sent = false;
-	if (p->vm->contended)           /* what was written is not known any more */
-		memset(p->session, 0, sizeof(p->session));
+	forget_if_contended(p);
 	p->reconnect_ns = now + p->reconnect_delay_ns;
 	p->reconnect_delay_ns = p->reconnect_delay_ns * 2 < RECONNECT_MAX_NS ? p->reconnect_delay_ns * 2 : RECONNECT_MAX_NS;
 	if (p->state == FT_PRIMARY_ALONE)
@@ -776,7 +787,7 @@ static void on_verified(struct ft_primary *p, const uint8_t *body, size_t len)
 		return;
 	}
 	p->verify_epoch = 0;
-	/* What a back end wrote in the pause is gone with it; a page that was missed differs each time. */
+	/* What a back end wrote in the pause is gone with it; a page that was missed differs until it is written again. */
 	if (v.differing && p->vm->served_paused && ++p->verify_tries < VERIFY_TRIES) {
 		ft_debug("%s: verify: epoch %llu differs in %llu blocks, the first at page %llu: once more", p->cfg.guest,
 			 (unsigned long long)v.epoch, (unsigned long long)v.differing, (unsigned long long)v.first_page);
@@ -949,8 +960,15 @@ static void guest_off(struct ft_primary *p)
 	/* Cut off: the promise is asked for as soon as the peer answers. */
 }
 
+/* The guest became somebody else's, or got a device, while we had it: what is under way cannot be ended. */
+static bool spoils(const struct ft_primary *p)
+{
+	return (p->state == FT_PRIMARY_SYNCING || serving(p)) && p->standing && !p->unprotect.done && !p->failover.done;
+}
+
 void ft_primary_guest_event(struct ft_primary *p)
 {
+	bool was = p->vm->contended;
 	enum ft_vm_event ev;
 
 	while (p->state != FT_PRIMARY_ENDED && !p->leaving && (ev = p->vm->ops->next_event(p->vm)) != FT_VM_NONE) {
@@ -967,6 +985,9 @@ void ft_primary_guest_event(struct ft_primary *p)
 		else if (ev == FT_VM_TROUBLE)
 			ft_info("%s: the guest goes on", p->cfg.guest);
 	}
+	forget_if_contended(p);
+	if (p->vm->contended && !was && spoils(p))
+		ft_primary_drop_link(p, "no epoch can be taken");
 	arm(p);
 }
 
@@ -1041,6 +1062,7 @@ void ft_primary_tick(struct ft_primary *p)
 	}
 	if (p->state == FT_PRIMARY_CUT_OFF)
 		cut_off_tick(p, now);
+	forget_if_contended(p);                 /* to freeze the guest may have told */
 	if (p->vm->contended)
 		ft_primary_guest_event(p);      /* is it over? */
 	ready = !p->vm->contended && !ft_primary_backlog(p);    /* backlog: the link is slower than the guest */
@@ -1052,11 +1074,6 @@ void ft_primary_tick(struct ft_primary *p)
 }
 
 /* --- requests --- */
-
-static bool serving(const struct ft_primary *p)
-{
-	return p->standing && (p->state == FT_PRIMARY_PROTECTED || p->state == FT_PRIMARY_DRILLING);
-}
 
 static int request(struct ft_primary *p, struct pending *rq, ft_primary_done *done, void *ctx)
 {

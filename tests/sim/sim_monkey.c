@@ -196,7 +196,7 @@ static void fault_alpha_power(struct sim *s)
 static void fault_guest_crashes(struct sim *s)
 {
 	s->excuse = true;
-	s->crashed |= !s->ever_armed;   /* nobody had promised anything yet */
+	s->crashed |= !s->ever_armed || s->promised;    /* beta owes nothing, yet or any more */
 	ft_fake_event(s->guest, FT_VM_GONE);
 	if (s->go_on)
 		sim_after(s, 2 * FT_S_NS, operator_forces, 0);
@@ -223,6 +223,23 @@ static void fault_log_is_read(struct sim *s)
 {
 	ft_fake_contend(s->guest, true);
 	sim_after(s, sim_rnd(s, 3 * FT_S_NS), log_is_ours, 0);
+}
+
+static void read_shortly(struct sim *s, uint64_t unused)
+{
+	(void)unused;
+	ft_fake_contend(s->guest, true);
+	sim_after(s, sim_rnd(s, FT_S_NS), log_is_ours, 0);
+}
+
+/* Alpha is left without an answer until it freezes its guest, which may be when it sees it; then the old session goes on. */
+static void fault_read_when_cut_off(struct sim *s)
+{
+	uint64_t ns = 300 * FT_MS_NS + sim_rnd(s, 2 * FT_S_NS);
+
+	s->b.stalled_until = s->now + ns;
+	sim_conn_break(s, sim_delay(s), sim_delay(s));
+	sim_after(s, sim_rnd(s, ns), read_shortly, 0);
 }
 
 /* The operator's socket is served by the same thread as all the rest. */
@@ -284,14 +301,15 @@ static const struct fault {
 	{ "planned failover", 3, request_failover }, { "verify", 3, request_verify }, { "drill", 3, request_drill },
 	{ "unprotect", 1, request_unprotect }, { "the child hangs", 1, fault_child_hangs },
 	{ "others read the dirty log", 3, fault_log_is_read },
+	{ "others read the dirty log and the backup does not answer", 3, fault_read_when_cut_off },
 };
 
 static bool settled(struct sim *s)
 {
 	struct ft_primary_status st;
 
-	if (s->b_guest || s->b_ended || s->ended || !s->a_host_up || !s->a.up || s->a.stalled_until > s->now || s->a.doom ||
-	    s->b.stalled_until > s->now || s->b.doom || s->g.stalled_until > s->now || !s->g.up || s->cut_ab || s->cut_ba)
+	if (s->b_guest || s->b_ended || s->ended || !s->a_host_up || !s->a.up || s->a.stalled_until > s->now || s->a_in_stall ||
+	    s->a.doom || !s->b.up || s->b.stalled_until > s->now || s->b.doom || s->g.stalled_until > s->now || !s->g.up || s->cut_ab || s->cut_ba)
 		return false;
 	ft_primary_get_status(s->primary, &st);
 	return st.state == FT_PRIMARY_PROTECTED;
@@ -306,7 +324,7 @@ void sim_monkey(struct sim *s, uint64_t unused)
 		return;
 	sim_after(s, 20 * FT_MS_NS + sim_rnd(s, 400) * FT_MS_NS, sim_monkey, 0);
 	/* Mostly out of calm water; now and then in the middle of setting up, when nothing else is broken. */
-	if (!settled(s) && (s->res->faults || sim_rnd(s, 12)))
+	if (!settled(s) && (s->res->faults || s->a_in_stall || sim_rnd(s, 12)))
 		return;
 	for (size_t i = 0; i < FT_ARRAY_LEN(faults); i++)
 		total += faults[i].weight;
