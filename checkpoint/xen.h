@@ -24,18 +24,19 @@ struct xen_dom {
 	xc_interface *xc;
 	struct xs_handle *xs;
 	struct xs_handle *ends;         /* NULL, or told when any domain ends or suspends: apart, see xen_dom_watch */
+	bool devices_touched;           /* xen_dom_drain: by its guest, or one came or went; the owner makes it false */
 	xenforeignmemory_handle *mem;
 };
 
 int xen_dom_open(struct xen_dom *d, const char *guest, uint32_t domid) FT_MUST_CHECK;
 void xen_dom_close(struct xen_dom *d);                                  /* takes half-opened ones */
 /*
- * From here on xen_dom_fd is readable when any domain may have ended or suspended: drain, then look. On a connection of
- * its own: libxenstore gives one with watches a thread that reads, and each answer would have to come past it.
+ * From here on xen_dom_fd is readable when any domain may have ended or suspended, or the devices of this one may be
+ * others: drain, then look. On a connection of its own: libxenstore gives one with watches a thread that reads, and each answer would have to come past it.
  */
 int xen_dom_watch(struct xen_dom *d) FT_MUST_CHECK;
 int xen_dom_fd(const struct xen_dom *d);
-void xen_dom_drain(const struct xen_dom *d);
+void xen_dom_drain(struct xen_dom *d);
 int xen_dom_info(const struct xen_dom *d, xc_domaininfo_t *info);       /* -ESRCH: there is none */
 void xen_dom_uuid(const xc_domaininfo_t *info, char uuid[37]);
 /* The domain called @name. -ENOENT. */
@@ -105,7 +106,7 @@ void xen_disks_close(struct xen_disks *d);
 bool xen_has_drivers(const struct xen_dom *d);
 
 struct xen_suspend {
-	const struct xen_dom *dom;      /* borrowed; to ask a guest, it needs xen_dom_watch */
+	struct xen_dom *dom;            /* borrowed; to ask a guest, it needs xen_dom_watch */
 	const struct ft_vm *vm;         /* borrowed; likewise: who is told of a long wait */
 	bool late;                      /* asked, and then not waited for any longer: it may suspend yet */
 };
@@ -114,6 +115,8 @@ struct xen_suspend {
  * last three. */
 int xen_suspend_begin(struct xen_suspend *s) FT_MUST_CHECK;
 int xen_suspend_end(struct xen_suspend *s) FT_MUST_CHECK;
+/* Before nobody is there any more to let it run on: a late suspend is waited for, some seconds, and ended. */
+void xen_suspend_late(struct xen_suspend *s);
 
 /* --- xen_state.c: all of a domain but its memory --- */
 
@@ -125,13 +128,25 @@ int xen_state_init(const struct xen_dom *d, struct xen_state_buf *b) FT_MUST_CHE
 int xen_state_save(const struct xen_dom *d, struct xen_state_buf *b, struct ft_blob *out) FT_MUST_CHECK;
 /* @state comes from the peer. Nothing is changed when it does not fit. */
 int xen_state_load(const struct xen_dom *d, const struct ft_blob *state) FT_MUST_CHECK;
-/* What must be equal on both sides, once a session. */
+/* What must be equal on both sides, once a session; the processor is behind it, see xen_cpu.c. */
 int xen_params_save(const struct xen_dom *d, struct ft_blob *out) FT_MUST_CHECK;
 int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs) FT_MUST_CHECK;
+/* After the check. */
+struct ft_blob xen_params_cpu(const struct ft_blob *theirs);            /* borrows */
 /* Those that the firmware of an HVM guest has set, which has not run here. After the check. */
 int xen_params_take(const struct xen_dom *d, const struct ft_blob *theirs) FT_MUST_CHECK;
 /* Has it run? */
 bool xen_params_booted(const struct xen_dom *d);
+
+/* --- xen_cpu.c: what a guest sees of its processor --- */
+
+/* The caller frees @out. */
+int xen_cpu_save(const struct xen_dom *d, struct ft_blob *out) FT_MUST_CHECK;
+/*
+ * The domain, which has not run yet, shows @theirs to its guest from here on. -ENOEXEC: it is none, or this host's
+ * processor or Xen cannot show it. @theirs comes from the peer.
+ */
+int xen_cpu_take(const struct xen_dom *d, const struct ft_blob *theirs) FT_MUST_CHECK;
 
 /* --- xen_memory.c --- */
 
@@ -186,7 +201,9 @@ int xen_log_take(struct xen_log *l, bool suspended) FT_MUST_CHECK;
 bool xen_log_ours_again(struct xen_log *l);
 /* Does xl save or migrate the domain @domid, or (0) any? A saver in its long first pass does not touch the log. */
 bool xen_saver_runs(uint32_t domid);
-void xen_log_stop(struct xen_log *l);
+/* It is on, and nobody else has read it to this moment. */
+bool xen_log_is_ours(struct xen_log *l);
+void xen_log_stop(struct xen_log *l);           /* unless it is somebody else's */
 void xen_log_close(struct xen_log *l);          /* takes half-opened ones */
 
 #endif

@@ -8,6 +8,8 @@
 #include <xen/hvm/params.h>
 #include <xxhash.h>
 
+#define DEVICES "devices"               /* the token of that watch */
+
 /* --- handles --- */
 
 int xen_dom_open(struct xen_dom *d, const char *guest, uint32_t domid)
@@ -40,8 +42,11 @@ void xen_dom_close(struct xen_dom *d)
 
 int xen_dom_watch(struct xen_dom *d)
 {
+	char devices[64];
+
+	snprintf(devices, sizeof(devices), "/local/domain/%u/device", d->domid);
 	d->ends = xs_open(0);
-	if (d->ends && xs_watch(d->ends, "@releaseDomain", "ft"))
+	if (d->ends && xs_watch(d->ends, "@releaseDomain", "ends") && xs_watch(d->ends, devices, DEVICES))
 		return 0;
 	ft_err("%s: xenstore cannot be watched: %s", d->guest, strerror(errno));
 	return -ENOTCONN;
@@ -53,13 +58,15 @@ int xen_dom_fd(const struct xen_dom *d)
 	return xs_fileno(d->ends);
 }
 
-void xen_dom_drain(const struct xen_dom *d)
+void xen_dom_drain(struct xen_dom *d)
 {
 	char **event;
 
 	assert(d->ends);
-	while ((event = xs_check_watch(d->ends)))
+	while ((event = xs_check_watch(d->ends))) {
+		d->devices_touched |= !strcmp(event[XS_WATCH_TOKEN], DEVICES);
 		free(event);
+	}
 }
 
 /* --- domains --- */

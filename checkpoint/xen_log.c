@@ -263,9 +263,15 @@ int xen_log_take(struct xen_log *l, bool suspended)
 	return 0;
 }
 
+/* Whoever began a migration since the last look copies nothing but what his log says. */
+bool xen_log_is_ours(struct xen_log *l)
+{
+	return l->on && !l->shared && !peek(l);
+}
+
 void xen_log_stop(struct xen_log *l)
 {
-	if (l->on && !l->shared)
+	if (xen_log_is_ours(l))
 		(void)shadow_op(l, XEN_DOMCTL_SHADOW_OP_OFF);
 	l->on = false;
 }

@@ -92,12 +92,25 @@ static int wait_suspended(struct xen_suspend *s, uint64_t until)
 	}
 }
 
+/*
+ * It was asked once more when it had not answered the request before for long: the one that it has answered now may be
+ * that, and then it would suspend again for the other.
+ */
+static void take_back_second(struct xen_suspend *s)
+{
+	if (s->late)
+		ft_ignore(swap_request(s, "suspend", ""));      /* -EBUSY: it has taken this one, and there is no other */
+	s->late = false;
+}
+
 static int begin(struct xen_suspend *s)
 {
 	uint64_t start = ft_now_ns();
 	int rc;
 
 	rc = wait_suspended(s, start + ACK_NS);
+	if (!rc)
+		take_back_second(s);
 	if (rc != -ETIMEDOUT)
 		return rc;
 	if (!swap_request(s, "suspend", "")) {          /* else it has taken it, at the last moment, and will suspend */
@@ -106,7 +119,7 @@ static int begin(struct xen_suspend *s)
 		return rc;
 	}
 	rc = wait_suspended(s, start + SUSPEND_NS);
-	s->late = rc == -ETIMEDOUT;
+	s->late = rc == -ETIMEDOUT;     /* a Linux gives up after 20 s, and then it has to be asked once more */
 	if (rc == -ETIMEDOUT)
 		ft_err("%s: the guest took the request to suspend and does not suspend: look at its console",
 		       s->dom->guest);
@@ -150,6 +163,13 @@ int xen_suspend_begin(struct xen_suspend *s)
 	if (!rc)
 		rc = request(s);
 	return rc ? rc : begin(s);
+}
+
+void xen_suspend_late(struct xen_suspend *s)
+{
+	if (s->late && !wait_suspended(s, ft_now_ns() + ACK_NS))
+		ft_ignore(xen_suspend_end(s));          /* logged */
+	s->late = false;
 }
 
 int xen_suspend_end(struct xen_suspend *s)

@@ -12,7 +12,7 @@
 #include <xen/sched.h>
 
 #define EVENTS_MAX 4u
-#define DEVICES_LOOK_NS (500 * FT_MS_NS)
+#define DEVICES_LOOK_NS (100 * FT_MS_NS)        /* at most so often: a guest writes there, too */
 #define LOG_SHARED "somebody else reads the log of written pages (is it being saved or migrated?): no epoch can be taken"
 #define UNKNOWN_DEVICE "it has other devices than when protection began ('xl network-list', 'xl block-list'), of which nobody holds what \
 they send: detach what was attached, or end ft-protect and start it again with a guest file that has them: no epoch can be taken"
@@ -151,11 +151,12 @@ static int look_at_devices(struct xen_vm *v)
 	uint64_t now = ft_now_ns(), sum;
 	bool differ;
 
-	if (now - v->devices_look_ns < DEVICES_LOOK_NS)
+	if (!v->dom.devices_touched || now - v->devices_look_ns < DEVICES_LOOK_NS)
 		return v->devices_differ ? -EBUSY : 0;
 	v->devices_look_ns = now;
 	if (xen_dom_devices(&v->dom, &sum))
 		return 0;               /* a xenstored that does not answer, or a domain that goes: seen elsewhere */
+	v->dom.devices_touched = false;
 	differ = sum != v->devices;
 	if (differ && !v->devices_differ)
 		ft_err("%s: %s", v->at.guest, UNKNOWN_DEVICE);
@@ -175,12 +176,14 @@ static void take_log_again(struct xen_vm *v)
 		v->vm.contended = LOG_SHARED;
 }
 
-static void end_contention(struct xen_vm *v)
+static void look_at_contention(struct xen_vm *v)
 {
-	if (v->log.shared)
+	if (v->log.shared) {
 		take_log_again(v);
-	else if (!look_at_devices(v))
-		say_contended(v);
+		return;
+	}
+	ft_ignore(look_at_devices(v));
+	say_contended(v);
 }
 
 static enum ft_vm_event xen_next_event(struct ft_vm *vm)
@@ -191,8 +194,8 @@ static enum ft_vm_event xen_next_event(struct ft_vm *vm)
 	if (!v->nr_events) {
 		xen_dom_drain(&v->dom);
 		look(v);
-		if (v->vm.contended && !v->foreign && !v->gone && !v->off)
-			end_contention(v);
+		if (!v->foreign && !v->gone && !v->off)
+			look_at_contention(v);
 	}
 	if (!v->nr_events)
 		return FT_VM_NONE;
@@ -414,7 +417,8 @@ static void release_domain(struct xen_vm *v)
 {
 	if (v->paused)
 		ft_ignore(xen_resume(&v->vm));          /* logged */
-	if (v->log.on && v->model && !v->log.shared)
+	xen_suspend_late(&v->suspend);
+	if (v->model && xen_log_is_ours(&v->log))
 		ft_ignore(xen_model_log_writes(v->model, false));       /* logged */
 	xen_log_stop(&v->log);
 	if (v->marked) {
