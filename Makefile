@@ -147,9 +147,9 @@ $(B)/tools/eio.so: tests/hosts/eio.c
 	@mkdir -p $(@D)
 	$(say) $(CC) $(filter-out -fsanitize=%,$(CFLAGS)) -fPIC -shared -o $@ $< -ldl
 
-$(B)/xen/%: tests/xen/%.c
+$(B)/xen/%: tests/xen/%.c $(B)/libft.a
 	@mkdir -p $(@D)
-	$(say) $(CC) $(CFLAGS) -o $@ $< $(LDFLAGS) $(LDLIBS)
+	$(say) $(CC) $(CFLAGS) -o $@ $< $(B)/libft.a $(LDFLAGS) $(LDLIBS)
 
 $(B)/bench/%: tests/bench/%.c $(B)/libft.a
 	@mkdir -p $(@D)

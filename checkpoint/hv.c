@@ -21,7 +21,7 @@ static int save_found(const struct ft_attach *at)
 	return rc ? rc : ft_attach_save(at);
 }
 
-int ft_hv_find(const struct ft_spec *spec, struct ft_attach *out)
+int ft_hv_find(const struct ft_spec *spec, bool keep, struct ft_attach *out)
 {
 	int rc = ft_attach_load(spec->name, out);
 
@@ -31,12 +31,11 @@ int ft_hv_find(const struct ft_spec *spec, struct ft_attach *out)
 	 * Of a domain that has been found before the memory is known: to look for it takes seconds that a guard may not wait.
 	 * Its network cards may be others since.
 	 */
-	if (!rc && on_xen(out) && out->nr_disks == spec->nr_disks) {
+	if (!rc && on_xen(out) && out->nr_disks == spec->nr_disks)
 		rc = ft_xen_find_nics(out);
-		return rc ? rc : save_found(out);
-	}
-	rc = ft_xen_find(spec, out);
-	return rc || out->early ? rc : save_found(out);
+	else
+		rc = ft_xen_find(spec, out);
+	return rc || out->early || !keep ? rc : save_found(out);
 }
 
 int ft_hv_open(const struct ft_attach *at, const char *tracker, struct ft_vm **out)

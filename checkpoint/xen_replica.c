@@ -198,8 +198,17 @@ static void xen_replica_destroy(struct ft_replica *r)
 
 static int xen_fits(struct ft_replica *r, const struct ft_blob *firmware, char *why, size_t size)
 {
+	const struct xen_dom *d = &xen_of(r)->dom;
+	int rc;
+
 	ft_log_keep(why, size);
-	return told(xen_params_check(&xen_of(r)->dom, firmware), why, size);
+	rc = xen_params_check(d, firmware);
+	if (!rc) {
+		struct ft_blob cpu = xen_params_cpu(firmware);
+
+		rc = xen_cpu_take(d, &cpu);
+	}
+	return told(rc, why, size);
 }
 
 static const struct ft_replica_ops xen_replica_ops = {

@@ -3,7 +3,7 @@
  * xen_state.c - all of a domain but its memory, as one blob. See checkpoint/xen.h.
  *
  * The state of an epoch:  "ftxs" version32 tsc_mode32 tsc_khz32 tsc_incarnation32 tsc_elapsed64 context_len32 context
- * What is compared once:  "ftxp" version32 vcpus32 n32 { index32 value64 }...
+ * What is compared once:  "ftxp" version32 vcpus32 n32 { index32 value64 }... and what xen_cpu.c has
  * All little-endian. The context is Xen's own: vCPUs, local APICs, timers, MTRRs.
  */
 #include "checkpoint/xen.h"
@@ -102,17 +102,23 @@ static const uint32_t firmware_params[] = {
 };
 #define PARAMS_HEADER 16u
 #define PARAM_LEN 12u
+#define PARAMS_LEN (PARAMS_HEADER + FT_ARRAY_LEN(params) * PARAM_LEN)
 
 int xen_params_save(const struct xen_dom *d, struct ft_blob *out)
 {
-	size_t len = PARAMS_HEADER + FT_ARRAY_LEN(params) * PARAM_LEN;
+	struct ft_blob cpu = { 0 };
 	xc_domaininfo_t info;
 	int rc = xen_dom_info(d, &info);
 
 	*out = (struct ft_blob){ 0 };
+	if (!rc)
+		rc = xen_cpu_save(d, &cpu);
 	if (rc)
 		return rc;
-	*out = (struct ft_blob){ .data = malloc(len), .len = len };
+	*out = (struct ft_blob){ .data = malloc(PARAMS_LEN + cpu.len), .len = PARAMS_LEN + cpu.len };
+	if (out->data)
+		memcpy(out->data + PARAMS_LEN, cpu.data, cpu.len);
+	ft_blob_free(&cpu);
 	if (!out->data)
 		return -ENOMEM;
 	ft_put32(out->data, PARAMS_MAGIC);
@@ -146,7 +152,7 @@ int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs)
 
 	if (rc)
 		return rc;
-	if (theirs->len != ours.len || memcmp(theirs->data, ours.data, PARAMS_HEADER)) {
+	if (theirs->len < PARAMS_LEN || memcmp(theirs->data, ours.data, PARAMS_HEADER)) {
 		ft_err("%s: the domain here and the guest's are not built alike: both hosts need the same Xen and the same ft",
 		       d->guest);
 		rc = -ENOEXEC;
@@ -164,6 +170,11 @@ int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs)
 	}
 	ft_blob_free(&ours);
 	return rc;
+}
+
+struct ft_blob xen_params_cpu(const struct ft_blob *theirs)
+{
+	return (struct ft_blob){ .data = theirs->data + PARAMS_LEN, .len = theirs->len - PARAMS_LEN };
 }
 
 int xen_params_take(const struct xen_dom *d, const struct ft_blob *theirs)

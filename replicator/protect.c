@@ -611,7 +611,7 @@ static int take_lock(struct protect *pr)
 	return rc;
 }
 
-static int load_guest(struct protect *pr)
+static int load_guest(struct protect *pr, bool keep)
 {
 	const struct ft_peer *peer = ft_conf_peer(ft_conf(), pr->peer);
 	bool xen;
@@ -620,7 +620,7 @@ static int load_guest(struct protect *pr)
 	if (rc)                         /* logged, with file and line */
 		return rc;
 	xen = pr->spec.hypervisor == FT_HYPERVISOR_XEN;
-	rc = ft_hv_find(&pr->spec, &pr->attach);
+	rc = ft_hv_find(&pr->spec, keep, &pr->attach);
 	if (rc) {
 		if (rc == -ENOENT || rc == -ESRCH)
 			ft_err("%s does not run here: start it with '%s %s'", pr->guest, xen ? "xl create" : "ft-guest start",
@@ -841,7 +841,7 @@ int protect_open(struct protect *pr, const char *guest, const char *peer, const 
 	*pr = (struct protect){
 		.guest = guest, .peer = peer, .policy = *policy, .lock_fd = -1, .owner_fd = -1, .loop = ev_default_loop(0),
 	};
-	if (load_guest(pr) || take_lock(pr) || check_record(pr, log_obstacle, pr) || adopt_guard(pr) || ft_tls_check(&tls))
+	if (load_guest(pr, true) || take_lock(pr) || check_record(pr, log_obstacle, pr) || adopt_guard(pr) || ft_tls_check(&tls))
 		return FT_END_OBSTACLE;
 	serve_again(pr);                /* a server that died is none of the guest's faults */
 	if (ft_hv_check(&pr->spec, &pr->attach, log_obstacle, pr) || check_disks(pr))
@@ -878,7 +878,6 @@ void protect_close(struct protect *pr)
 {
 	bool over = pr->ended && (pr->end == FT_END_OK || pr->end == FT_END_REFUSED || pr->end == FT_END_TAKEN_OVER);
 
-	ft_control_free(pr->control);
 	if (pr->encoder)
 		op_disconnect(pr);
 	ft_link_free(pr->dead_link);
@@ -898,6 +897,7 @@ void protect_close(struct protect *pr)
 	}
 	if (pr->vm)
 		pr->vm->ops->close(pr->vm);
+	ft_control_free(pr->control);   /* answers last: who has asked for the end may migrate the guest at once */
 	if (pr->owner_fd >= 0)
 		close(pr->owner_fd);
 	if (pr->lock_fd >= 0)
@@ -1048,7 +1048,7 @@ int protect_check(struct protect *pr, const char *guest, const char *peer)
 	};
 	if (ft_tls_check(&tls))
 		count_obstacle(&ck, "this host's certificate files cannot be used (see the line above)");
-	if (load_guest(pr)) {
+	if (load_guest(pr, false)) {
 		count_obstacle(&ck, "the guest cannot be reached (see the line above)");
 		return ck.count;
 	}

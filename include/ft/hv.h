@@ -49,8 +49,8 @@ struct ft_vm {
 	bool no_drill;          /* a replica of this kind cannot be rehearsed: protection begins without */
 	/*
 	 * Why no epoch can be taken, with the remedy: somebody else reads which pages are written (a migration that is not
-	 * ours), or the guest has a device that nobody holds. Set by an op that failed because of it, or by track; next_event
-	 * makes it NULL when that is over, and then all may have been written.
+	 * ours), or the guest has a device that nobody holds. Set by an op that failed because of it, by track, or by
+	 * next_event, which makes it NULL when that is over, and then all may have been written.
 	 */
 	const char *contended;
 	/* The owner's, set before track; called through ft_vm_busy. NULL: not wanted. */
@@ -140,7 +140,7 @@ struct ft_replica {
  * detach after a start that succeeded, or destroy. Loop thread only.
  */
 struct ft_replica_ops {
-	/* Can it be started with this @firmware? 0, or -ENOEXEC: logged, and the same line in @why. */
+	/* Can it be started with this @firmware? May make it ready for that. 0, or -ENOEXEC: logged, and the same line in @why. */
 	int (*fits)(struct ft_replica *r, const struct ft_blob *firmware, char *why, size_t size);
 	/*
 	 * Load @state (RAM is in place; images, too, and let go of by who wrote them) and run. Once in a life. Returns when
@@ -193,8 +193,8 @@ int ft_xen_replica_prepare(const struct ft_spec *spec, const struct ft_attach *t
 
 /* --- whichever the guest runs on --- */
 
-/* The attach record of the running guest: QEMU's is on disk, a domain's is made now, and saved. As ft_attach_load. */
-int ft_hv_find(const struct ft_spec *spec, struct ft_attach *out) FT_MUST_CHECK;
+/* The attach record of the running guest: QEMU's is on disk, a domain's is made now, and saved if @keep. As ft_attach_load. */
+int ft_hv_find(const struct ft_spec *spec, bool keep, struct ft_attach *out) FT_MUST_CHECK;
 int ft_hv_open(const struct ft_attach *at, const char *tracker, struct ft_vm **out) FT_MUST_CHECK;
 int ft_hv_check(const struct ft_spec *spec, const struct ft_attach *at, void (*obstacle)(void *ctx, const char *line), void *ctx);
 int ft_hv_replica_check(const struct ft_spec *spec, const struct ft_attach *theirs, char *why, size_t size) FT_MUST_CHECK;

@@ -6,6 +6,7 @@
  *
  * UDP port 7001, one command a datagram, answered with one line "ok ..." or "error ...":
  *	dirty MB RATE       keep writing RATE pages a second, all over MB megabytes (0 0 stops)
+ *	cpuid LEAF          what the processor says of itself: eax ebx ecx edx
  *	whole               is each of these pages as it was written last?
  *	burn N              N CPU-bound threads
  *	frames N MS [FROM]  send N sets of frames, one every MS ms, numbered from FROM: UDP over IPv4 and IPv6, a
@@ -18,6 +19,7 @@
  * memory that went backwards.
  */
 #include <arpa/inet.h>
+#include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_ether.h>
@@ -354,6 +356,14 @@ static void status(char *out, size_t size)
 		 (unsigned long long)total_burnt(), (unsigned long long)echoes, id);
 }
 
+static void cpuid_answer(unsigned leaf, char *out, size_t size)
+{
+	unsigned a = 0, b = 0, c = 0, d = 0;
+
+	__cpuid_count(leaf, 0, a, b, c, d);
+	snprintf(out, size, "ok %x %x %x %x", a, b, c, d);
+}
+
 static void command(const char *line, char *out, size_t size)
 {
 	unsigned long a = 0, b = 0, c = 0;
@@ -362,6 +372,8 @@ static void command(const char *line, char *out, size_t size)
 
 	if (!strcmp(verb, "dirty") && n == 3)
 		answer(out, size, dirty_set(a, (unsigned)b));
+	else if (!strcmp(verb, "cpuid") && n == 2)
+		cpuid_answer((unsigned)a, out, size);
 	else if (!strcmp(verb, "whole"))
 		answer(out, size, dirty_check());
 	else if (!strcmp(verb, "burn") && n == 2)

@@ -27,8 +27,8 @@ WRITES = int(os.environ.get('XEN_WRITES', 1000))
 INTERVAL_MS = 500
 FASTEST_MS = 5
 SILENCE_MS = 300                        # ft's default
-KEEPALIVE_MS = 5000                     # the least that TCP's keepalive of whole seconds can do: 2 + 3 x 1 s
-REMUS_RECEIVE = ('socat TCP-LISTEN:7000,reuseaddr,keepalive,keepidle=2,keepintvl=1,keepcnt=3 '
+KEEPALIVE_MS = 2000                     # the least that TCP's keepalive of whole seconds can do: 1 + 1 x 1 s
+REMUS_RECEIVE = ('socat TCP-LISTEN:7000,reuseaddr,keepalive,keepidle=1,keepintvl=1,keepcnt=1 '
                  'EXEC:"xl migrate-receive -r -e",nofork >/ft/log/receive.log 2>&1 &')
 REMUS_SEND = "xl remus -F -n -d -e -i {} -s '' vm1 'socat -b 262144 - TCP:10.78.0.2:7000' >/ft/log/remus.log 2>&1"
 

@@ -80,14 +80,17 @@ def an_epoch(lab):
 def compare_epochs(lab, epochs, limit=120):
     """The replica's memory is compared with the suspended guest's, all of it, in so many epochs of a guest that writes."""
     check(lab.ask('dirty 16 300', limit // 2) is not None, 'the guest does not answer')
+    xenlab.sh('ip', 'link', 'set', 'alpha1', 'nomaster')    # no frame comes in a pause, to be written and be in no epoch
     first, again = an_epoch(lab)['epoch'], said(lab, 'once more')
     for n in range(epochs):
         done = lab.alpha.call('ft-ctl verify vm1', limit)
         check(done.returncode == 0, f'comparison {n + 1}: {done.stdout.strip()}')
     status = an_epoch(lab)
     check(status['epoch'] >= first + epochs, f'only {status["epoch"] - first} epochs')
-    again = said(lab, 'once more') - again      # a frame that came in the pause differs, too, but nothing is sent here
-    check(again <= max(1, epochs // 10), f'{again} times an epoch differed, and a later one did not')
+    again, few = said(lab, 'once more') - again, said(lab, 'differs in [12] blocks')
+    xenlab.sh('ip', 'link', 'set', 'alpha1', 'master', 'lan')
+    # An event in the pause: Xen sets its bits in two of the guest's pages, and does not log that.
+    check(again <= max(1, epochs // 10) and few >= again, f'{again} times an epoch differed, {few} times by little, and a later one did not')
     print(f'# {epochs} comparisons in epochs {first} to {status["epoch"]}; last: {done.stdout.strip()}; '
           f'{status["dirty_pages"]} pages written in the last epoch, pause {status["pause_us"]["p50"] / 1000:.0f} ms')
     lab.ask('dirty 0 0', 60)
@@ -124,11 +127,16 @@ def link_address(name):
     return xenlab.sh('ip', '-o', 'link', 'show', name).split('link/ether ')[1].split()[0]
 
 
+def backup_child(lab):
+    """The pid of the process that takes in epochs."""
+    return lab.beta.run('ps | grep "[f]td --guest"').split()[0]
+
+
 def hold_back_and_release(lab, limit=120):
     """IPv4, IPv6, ARP, VLAN and an ethertype that nobody knows, with the backup's acknowledgements withheld."""
     check(lab.ask('stat', limit // 2) is not None, 'the guest does not answer')
     watch = FrameWatch(lab, lab.client, xenlab.GUEST_MAC, ['alpha1'])
-    child = lab.beta.run('ps | grep "[f]td --guest"').split()[0]
+    child = backup_child(lab)
     lab.beta.run(f'kill -STOP {child}')
     time.sleep(1.5)                     # acknowledgements that were on their way have come
     begin = now()

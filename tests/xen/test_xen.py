@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import xenlab                                                           # noqa: E402  pylint: disable=C0413
 from lab import check, soak, test                                       # noqa: E402  pylint: disable=C0413
-from shared import Shared, begin_migration, compare_epochs, cut_and_go_on, hold_back_and_release, listed, run, said   # noqa: E402  pylint: disable=C0413
+from shared import Shared, backup_child, begin_migration, compare_epochs, cut_and_go_on, hold_back_and_release, listed, run, said   # noqa: E402  pylint: disable=C0413
 from world import IncrClient, wait_for                                  # noqa: E402  pylint: disable=C0413
 
 EPOCHS = soak('XEN_EPOCHS', 20)
@@ -132,6 +132,23 @@ def protection_can_be_ended_while_somebody_else_reads_the_log(shared):
     check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup started its replica')
 
 
+@test(limit=900)
+def a_migration_that_begins_as_protection_ends_keeps_its_log(shared):
+    """Its pages would be missing there: ft has not looked at the log since, and is to leave it on."""
+    lab = shared.protected()
+    domid = lab.alpha.run('xl domid vm1').strip()
+    child = backup_child(lab)
+    lab.beta.run(f'kill -STOP {child}; sleep 1')
+    asked = lab.alpha.begin('ft-ctl unprotect vm1')
+    lab.alpha.run(f'sleep 1; take_log {domid}')
+    lab.beta.run(f'kill -CONT {child}')
+    rc = wait_for('unprotect', lambda: lab.alpha.status(asked) is not None and (lab.alpha.status(asked),), 120, 0.2)[0]
+    check(rc == 0, f'unprotect: {lab.alpha.output(asked)}')
+    check(not said(lab, 'somebody else reads the log'), 'ft noticed before: nothing was shown')
+    check(lab.alpha.call(f'take_log {domid} is-on').returncode == 0, 'the log that is somebody else\'s is off')
+    shared.close()
+
+
 @test(limit=1800)
 def a_domain_that_the_toolstack_migrates_lives_there_and_is_whole(shared):
     """xl's copy of a guest that writes lacks nothing, though ft reads the same log of written pages."""
@@ -247,16 +264,23 @@ def a_backup_can_be_told_that_a_guest_left_while_ft_protect_was_dead(shared):
 
 @test(limit=900)
 def a_card_that_is_attached_later_stops_releases_until_it_is_gone(shared):
+    """It is noticed also while no epoch is taken, here because the backup does not acknowledge any."""
     lab = shared.protected()
+    child = backup_child(lab)
+    lab.beta.run(f'kill -STOP {child}; sleep 1')
     lab.alpha.run('xl network-attach vm1 bridge=xenbr0', 120)
-    wait_for('ft to notice', lambda: said(lab, 'it has other devices than when protection began'), 60, 1)
+    wait_for('ft to notice', lambda: said(lab, 'it has other devices than when protection began'), 60, 0.2)
+    check(not said(lab, 'is connected but does not answer'), 'it was noticed no earlier than by the next pause')
+    lab.beta.run(f'kill -CONT {child}')
     wait_for('the status to say so', lambda: 'other devices' in json.dumps(lab.status()), 60, 1)
     first = lab.status().get('epoch', 0)
     lab.alpha.run('sleep 3', 120)
     check(lab.status().get('epoch', 0) == first, 'epochs go on')
     lab.alpha.run('xl network-detach vm1 1', 120)
     wait_for('more epochs', lambda: lab.state() == 'PROTECTED' and lab.status()['epoch'] > first + 3, 180, 1)
-    lab.alpha.run('ft-ctl unprotect vm1', 120)
+    domid = lab.alpha.run('xl domid vm1').strip()
+    done = lab.alpha.call(f'ft-ctl unprotect vm1 && take_log {domid} is-on', 120)
+    check(done.returncode == 1, f'status {done.returncode}: the guest is not let go before unprotect is answered: {done.stdout}')
     wait_for('ft-protect to end', lambda: lab.alpha.status(shared.job) is not None, 60, 1)
     lab.alpha.run('xl network-attach vm1 bridge=xenbr0', 120)
     done = lab.alpha.call('ft-protect --check vm1 beta', 120)
@@ -302,6 +326,7 @@ def a_guest_with_two_processors_is_replicated_and_taken_over(shared):
     lab.alpha.cut()
     wait_for('the takeover', lambda: 'RUNNING here' in lab.beta.run('cat /ft/log/ftd.log'), 120, 1)
     check(lab.ask('stat', 120) is not None, 'the guest does not answer')
+    check(lab.ask('whole', 120) == 'ok', 'a page that the guest has written is not as it was written last')
     seen = lab.beta.run('xl vcpu-list vm1').count('vm1')
     check(seen == 2, f'{seen} processors run here')
     shared.close()
@@ -309,6 +334,25 @@ def a_guest_with_two_processors_is_replicated_and_taken_over(shared):
 
 def guest_state(host):
     return json.loads(host.call('ft-guest status vm1 --json').stdout)['state']
+
+
+@test(limit=900)
+def a_guest_sees_the_same_processor_after_a_takeover(shared):
+    """Not the one that xl gives each domain there: its own file leaves out POPCNT (leaf 1, ECX bit 23)."""
+    lab = shared.boot(xenlab.XL_CFG + 'cpuid = "host,popcnt=0"\n', xenlab.GUEST_FILE)
+    shared.job = lab.protect()
+    before = lab.ask('cpuid 1', 60)
+    check(before and not int(before.split()[3], 16) >> 23 & 1, f'before: {before}')
+    lab.beta.write('/ft/other.cfg', xenlab.XL_CFG.replace('"vm1"', '"other"'))
+    lab.beta.run('xl create -p /ft/other.cfg', 120)
+    other = lab.beta.run('xl domid other').strip()
+    check(lab.beta.run(f'show_cpu {other}').strip().endswith('taken'), 'its own processor is refused')
+    check(lab.beta.run(f'show_cpu {other} 1 2 23').strip().endswith('taken'), 'one that can less is refused')
+    check(lab.beta.run(f'show_cpu {other} 7 1 16').strip().endswith('refused'), 'one with AVX-512, which this host has not, is taken')
+    lab.alpha.cut()
+    after = wait_for('the takeover', lambda: lab.ask('cpuid 1', 60), 180, 1)
+    check(after.split()[3:] == before.split()[3:], f'before: {before}; after: {after}')
+    shared.close()
 
 
 @test(limit=400)
