@@ -75,6 +75,11 @@ int xen_xl(const char *guest, unsigned timeout_s, const char *const *arg) FT_MUS
 /* The same; @turn is called now and then while it runs. */
 int xen_xl_meanwhile(const char *guest, unsigned timeout_s, const char *const *arg, void (*turn)(void *ctx), void *ctx)
 	FT_MUST_CHECK;
+/*
+ * @job in a process of its own: libxenstore waits for xenstored without an end. @job opens its own connection, for the rest
+ * of one that was given up would be read by the next. -EIO: it has failed; -ETIMEDOUT.
+ */
+int xen_apart(unsigned timeout_s, int (*job)(void *ctx), void *ctx) FT_MUST_CHECK;
 /* Dead at once, then cleaned up. Idempotent. */
 int xen_destroy(const struct xen_dom *d) FT_MUST_CHECK;
 
@@ -108,6 +113,7 @@ bool xen_has_drivers(const struct xen_dom *d);
 struct xen_suspend {
 	struct xen_dom *dom;            /* borrowed; to ask a guest, it needs xen_dom_watch */
 	const struct ft_vm *vm;         /* borrowed; likewise: who is told of a long wait */
+	bool apart;                     /* no word with xenstore takes longer than two seconds: a guard's */
 	bool late;                      /* asked, and then not waited for any longer: it may suspend yet */
 };
 
@@ -115,6 +121,8 @@ struct xen_suspend {
  * last three. */
 int xen_suspend_begin(struct xen_suspend *s) FT_MUST_CHECK;
 int xen_suspend_end(struct xen_suspend *s) FT_MUST_CHECK;
+/* 0: the guest had not taken the request, and it stands no more. Else it may have, or there was none. */
+int xen_suspend_take_back(struct xen_suspend *s) FT_MUST_CHECK;
 /* Before nobody is there any more to let it run on: a late suspend is waited for, some seconds, and ended. */
 void xen_suspend_late(struct xen_suspend *s);
 

@@ -16,35 +16,23 @@
 #define HEADER 16u
 #define LEAF_LEN 24u
 #define MSR_LEN 16u
-#define NR_MAX 4096u                    /* of either; Xen 4.17 has some 200 leaves and 2 MSRs */
+#define NR_MAX 512u                     /* of either; Xen has room for a good hundred leaves, and a few MSRs */
 
 struct cpu {
 	uint32_t nr_leaves, nr_msrs;
-	xen_cpuid_leaf_t *leaf;
-	xen_msr_entry_t *msr;
+	xen_cpuid_leaf_t leaf[NR_MAX];
+	xen_msr_entry_t msr[NR_MAX];
 };
-
-static int alloc_cpu(struct cpu *c)
-{
-	c->leaf = calloc(c->nr_leaves + 1, sizeof(*c->leaf));
-	c->msr = calloc(c->nr_msrs + 1, sizeof(*c->msr));
-	return c->leaf && c->msr ? 0 : -ENOMEM;
-}
-
-static void free_cpu(struct cpu *c)
-{
-	free(c->leaf);
-	free(c->msr);
-}
 
 static int read_cpu(const struct xen_dom *d, struct cpu *c)
 {
 	xc_cpu_policy_t *policy = xc_cpu_policy_init();
-	int rc = !policy || xc_cpu_policy_get_size(d->xc, &c->nr_leaves, &c->nr_msrs) ? -errno : alloc_cpu(c);
+	int rc = 0;
 
-	if (!rc && (xc_cpu_policy_get_domain(d->xc, d->domid, policy) ||
-		    xc_cpu_policy_serialise(d->xc, policy, c->leaf, &c->nr_leaves, c->msr, &c->nr_msrs)))
-		rc = -errno;
+	c->nr_leaves = c->nr_msrs = NR_MAX;
+	if (!policy || xc_cpu_policy_get_domain(d->xc, d->domid, policy) ||
+	    xc_cpu_policy_serialise(d->xc, policy, c->leaf, &c->nr_leaves, c->msr, &c->nr_msrs))
+		rc = errno ? -errno : -EIO;
 	if (policy)
 		xc_cpu_policy_destroy(policy);
 	if (rc)
@@ -54,7 +42,7 @@ static int read_cpu(const struct xen_dom *d, struct cpu *c)
 
 int xen_cpu_save(const struct xen_dom *d, struct ft_blob *out)
 {
-	struct cpu c = { 0 };
+	struct cpu c;
 	int rc = read_cpu(d, &c);
 	uint8_t *p;
 
@@ -64,10 +52,8 @@ int xen_cpu_save(const struct xen_dom *d, struct ft_blob *out)
 		out->data = malloc(out->len);
 		rc = out->data ? 0 : -ENOMEM;
 	}
-	if (rc) {
-		free_cpu(&c);
+	if (rc)
 		return rc;
-	}
 	p = out->data;
 	ft_put32(p, MAGIC);
 	ft_put32(p + 4, VERSION);
@@ -85,7 +71,6 @@ int xen_cpu_save(const struct xen_dom *d, struct ft_blob *out)
 		ft_put32(p + 4, c.msr[i].flags);
 		ft_put64(p + 8, c.msr[i].val);
 	}
-	free_cpu(&c);
 	return 0;
 }
 
@@ -99,8 +84,6 @@ static int parse(const struct ft_blob *b, struct cpu *c)
 	c->nr_msrs = ft_le32(p + 12);
 	if (c->nr_leaves > NR_MAX || c->nr_msrs > NR_MAX || b->len != HEADER + c->nr_leaves * LEAF_LEN + c->nr_msrs * MSR_LEN)
 		return -EPROTO;
-	if (alloc_cpu(c))
-		return -ENOMEM;
 	p += HEADER;
 	for (uint32_t i = 0; i < c->nr_leaves; i++, p += LEAF_LEN)
 		c->leaf[i] = (xen_cpuid_leaf_t){ ft_le32(p), ft_le32(p + 4), ft_le32(p + 8), ft_le32(p + 12), ft_le32(p + 16), ft_le32(p + 20) };
@@ -134,7 +117,7 @@ static int compare(const struct xen_dom *d, const struct cpu *theirs, const stru
 int xen_cpu_take(const struct xen_dom *d, const struct ft_blob *theirs)
 {
 	uint32_t leaf = 0, subleaf = 0, msr = 0;
-	struct cpu there = { 0 }, here = { 0 };
+	struct cpu there, here;
 	int rc = parse(theirs, &there);
 
 	if (rc) {
@@ -148,9 +131,5 @@ int xen_cpu_take(const struct xen_dom *d, const struct ft_blob *theirs)
 	}
 	if (!rc)
 		rc = read_cpu(d, &here);
-	if (!rc)
-		rc = compare(d, &there, &here);
-	free_cpu(&there);
-	free_cpu(&here);
-	return rc;
+	return rc ? rc : compare(d, &there, &here);
 }

@@ -61,21 +61,6 @@ static bool xen_ask_paused(struct ft_hold *hold)
 	return still_stopped(h) || suspended(h);
 }
 
-/* What ft-protect asked for last has been taken by the guest, or the node would still say so: it suspends, maybe now.
- */
-static bool taken_back(const struct xen_hold *h)
-{
-	char path[64], *now;
-	unsigned len;
-	bool ours;
-
-	snprintf(path, sizeof(path), "/local/domain/%u/control/shutdown", h->dom.domid);
-	now = xs_read(h->dom.xs, XBT_NULL, path, &len);
-	ours = now && !strcmp(now, "suspend");
-	free(now);
-	return ours && xs_write(h->dom.xs, XBT_NULL, path, "", 0);
-}
-
 static int unpause(struct xen_hold *h, char *why, size_t size)
 {
 	if (still_stopped(h) && xc_domain_unpause(h->dom.xc, h->dom.domid)) {
@@ -128,7 +113,8 @@ static int xen_run(struct ft_hold *hold, char *why, size_t size)
 		rc = xen_suspend_end(&h->suspend);
 		if (rc)
 			snprintf(why, size, "Xen does not resume it: %s", strerror(-rc));
-	} else if (!taken_back(h) && now - h->run_since_ns < LATE_NS && !xen_gone(hold)) {
+	} else if (xen_suspend_take_back(&h->suspend) && now - h->run_since_ns < LATE_NS && !xen_gone(hold)) {
+		/* What ft-protect asked for last has been taken by the guest, or the node would still say so. */
 		snprintf(why, size, "it may suspend yet");
 		return -EAGAIN;
 	}
@@ -176,7 +162,7 @@ int ft_xen_hold(const struct ft_attach *at, struct ft_hold **out)
 		return -ENOMEM;
 	h->hold.ops = &xen_hold_ops;
 	rc = xen_dom_open(&h->dom, at->guest, at->domid);
-	h->suspend.dom = &h->dom;
+	h->suspend = (struct xen_suspend){ .dom = &h->dom, .apart = true };
 	if (rc) {
 		xen_hold_close(&h->hold);
 		return rc;

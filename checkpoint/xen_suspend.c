@@ -17,6 +17,7 @@
 #define ACK_NS (10 * FT_S_NS)           /* until the guest has taken the request */
 #define SUSPEND_NS (30 * FT_S_NS)       /* ... and until it stands still; it has promised by then */
 #define TURN_MS 50
+#define STORE_S 2                       /* of a word apart */
 
 static void control_path(const struct xen_suspend *s, char path[64])
 {
@@ -27,9 +28,8 @@ static void control_path(const struct xen_suspend *s, char path[64])
  * Make @to of a node that says @from, or do nothing; nobody's word in between is overwritten. -EBUSY: it says something
  * else.
  */
-static int swap_request(struct xen_suspend *s, const char *from, const char *to)
+static int swap_request(const struct xen_suspend *s, struct xs_handle *xs, const char *from, const char *to)
 {
-	struct xs_handle *xs = s->dom->xs;
 	char path[64], *now;
 	unsigned len;
 	int rc;
@@ -52,11 +52,32 @@ static int swap_request(struct xen_suspend *s, const char *from, const char *to)
 /* -EBUSY: somebody asked it to power off, or is about to save it: not now. */
 static int request(struct xen_suspend *s)
 {
-	int rc = swap_request(s, "", "suspend");
+	int rc = swap_request(s, s->dom->xs, "", "suspend");
 
 	if (rc && rc != -EBUSY)
 		ft_err("%s: xenstore cannot be told that it is to suspend: %s", s->dom->guest, strerror(-rc));
 	return rc;
+}
+
+static int take_back(void *ctx)
+{
+	const struct xen_suspend *s = ctx;
+	struct xs_handle *xs = s->apart ? xs_open(0) : s->dom->xs;
+
+	return xs ? swap_request(s, xs, "suspend", "") : -errno;
+}
+
+int xen_suspend_take_back(struct xen_suspend *s)
+{
+	return s->apart ? xen_apart(STORE_S, take_back, s) : take_back(s);
+}
+
+static int tell_resumed(void *ctx)
+{
+	const struct xen_suspend *s = ctx;
+	struct xs_handle *xs = s->apart ? xs_open(0) : s->dom->xs;
+
+	return xs && xs_resume_domain(xs, s->dom->domid) ? 0 : -errno;
 }
 
 static int look(const struct xen_suspend *s, bool *suspended)
@@ -99,7 +120,7 @@ static int wait_suspended(struct xen_suspend *s, uint64_t until)
 static void take_back_second(struct xen_suspend *s)
 {
 	if (s->late)
-		ft_ignore(swap_request(s, "suspend", ""));      /* -EBUSY: it has taken this one, and there is no other */
+		ft_ignore(xen_suspend_take_back(s));    /* -EBUSY: it has taken this one, and there is no other */
 	s->late = false;
 }
 
@@ -113,7 +134,7 @@ static int begin(struct xen_suspend *s)
 		take_back_second(s);
 	if (rc != -ETIMEDOUT)
 		return rc;
-	if (!swap_request(s, "suspend", "")) {          /* else it has taken it, at the last moment, and will suspend */
+	if (!xen_suspend_take_back(s)) {        /* else it has taken it, at the last moment, and will suspend */
 		ft_err("%s: the guest does not answer the request to suspend: has it a Linux with Xen's PV drivers, and does it run?",
 		       s->dom->guest);
 		return rc;
@@ -174,17 +195,20 @@ void xen_suspend_late(struct xen_suspend *s)
 
 int xen_suspend_end(struct xen_suspend *s)
 {
+	int rc;
+
 	s->late = false;
 	if (xc_domain_resume(s->dom->xc, s->dom->domid, 1)) {
-		int rc = -errno;
 		bool suspended;
 
+		rc = -errno;
 		if (look(s, &suspended))
 			return -ESRCH;
 		ft_err("%s: cannot be resumed: %s", s->dom->guest, strerror(-rc));
 		return rc ? rc : -EIO;
 	}
-	if (!xs_resume_domain(s->dom->xs, s->dom->domid))
-		ft_warn("%s: xenstored was not told that the domain goes on: %s", s->dom->guest, strerror(errno));
+	rc = s->apart ? xen_apart(STORE_S, tell_resumed, s) : tell_resumed(s);
+	if (rc)
+		ft_warn("%s: xenstored was not told that the domain goes on: %s", s->dom->guest, strerror(-rc));
 	return 0;
 }

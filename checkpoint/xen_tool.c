@@ -102,6 +102,15 @@ int xen_xl_meanwhile(const char *guest, unsigned timeout_s, const char *const *a
 	return rc;
 }
 
+int xen_apart(unsigned timeout_s, int (*job)(void *ctx), void *ctx)
+{
+	pid_t pid = fork();
+
+	if (pid == 0)
+		_exit(job(ctx) ? 1 : 0);
+	return pid < 0 ? -errno : wait_for(pid, timeout_s, NULL, NULL);
+}
+
 int xen_destroy(const struct xen_dom *d)
 {
 	char id[16];

@@ -11,7 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import xenlab                                                           # noqa: E402  pylint: disable=C0413
 from lab import check, soak, test                                       # noqa: E402  pylint: disable=C0413
 from shared import Shared, backup_child, begin_migration, compare_epochs, cut_and_go_on, hold_back_and_release, listed, run, said   # noqa: E402  pylint: disable=C0413
-from world import IncrClient, wait_for                                  # noqa: E402  pylint: disable=C0413
+from world import Failure, IncrClient, wait_for                         # noqa: E402  pylint: disable=C0413
 
 EPOCHS = soak('XEN_EPOCHS', 20)
 
@@ -296,6 +296,25 @@ def a_xenstored_that_stands_still_delays_the_guest_and_no_more(shared):
     first = wait_for('a status', lambda: lab.status().get('epoch'), 120, 1)
     wait_for('more epochs', lambda: lab.state() == 'PROTECTED' and lab.status()['epoch'] > first + 3, 120, 1)
     check('RUNNING here' not in lab.beta.run('cat /ft/log/ftd.log'), 'the backup took over')
+    check(lab.ask('stat', 60) is not None, 'the guest does not answer')
+
+
+@test(limit=900)
+def a_guard_does_not_wait_for_a_xenstored_that_hangs(shared):
+    """Its ft-protect does, and is killed then; the guard lets the guest run on and notices each."""
+    lab = shared.protected()
+    for _ in range(5):                  # until it hangs in a pause, not before one
+        lab.alpha.run('kill -STOP $(pidof xenstored); sleep 25')
+        if said(lab, 'by an ft-protect that does not move'):
+            break
+        print('#', lab.alpha.call('for t in /proc/$(pidof ft-protect)/task/*; do cat $t/wchan; echo; done').stdout.split())
+        lab.alpha.run('kill -CONT $(pidof xenstored); sleep 3')
+    else:
+        raise Failure('it never hung in a pause')
+    lab.alpha.run('kill -9 $(pidof ft-protect)')
+    wait_for('the guard to notice', lambda: said(lab, 'ft-protect has gone'), 60, 0.5)
+    lab.alpha.run('kill -CONT $(pidof xenstored)')
+    shared.job = lab.protect()
     check(lab.ask('stat', 60) is not None, 'the guest does not answer')
 
 
