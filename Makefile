@@ -27,7 +27,7 @@ PLUGIN  := $(if $(shell $(CC) -DNBDKIT_API_VERSION=2 -include nbdkit-plugin.h -x
 SCRIPTS := $(patsubst replicator/%.sh,$(B)/bin/%,$(wildcard replicator/ft-*.sh))
 LIB     := $(patsubst %.c,$(B)/%.o,$(filter-out $(MAINS) $(NBDKIT) $(NOT) checkpoint/preload.c,$(wildcard $(MODULES:%=%/*.c))))
 # The one that takes longest is begun first.
-TESTS   := $(patsubst tests/unit/%.c,$(B)/tests/%,tests/unit/test_sim.c $(filter-out %/test_sim.c $(if $(XEN),,%/test_xen_find.c %/test_xen_saver.c),$(wildcard tests/unit/test_*.c)))
+TESTS   := $(patsubst tests/unit/%.c,$(B)/tests/%,tests/unit/test_sim.c $(filter-out %/test_sim.c $(if $(XEN),,%/test_xen_cpu.c %/test_xen_find.c %/test_xen_saver.c %/test_xen_suspend.c),$(wildcard tests/unit/test_*.c)))
 TESTLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib/*.c))
 SIMLIB  := $(patsubst %.c,$(B)/%.o,$(wildcard tests/sim/*.c))
 HOSTC   := $(patsubst tests/hosts/%.c,$(B)/hosts/%,$(wildcard tests/hosts/test_*.c))
