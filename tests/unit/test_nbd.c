@@ -163,7 +163,7 @@ static void make_script(const char *ft_guest)
 	snprintf(command, sizeof(command), "sed s,@BIN@,%s, etc/xen/block-ft >%s && chmod 700 %s", d, script, script);
 	CHECK_OK(system(command));
 	snprintf(text, sizeof(text), "#!/bin/sh\ncase $1 in\n*/params) echo vm1:0:replica ;;\n/local/domain/7/name) echo vm1--replica ;;\n"
-		 "*) exit 1 ;;\nesac\n");
+		 "*) grep -s \"^${1##*/}=\" %s/store || exit 1 ;;\nesac\n", d);
 	make_program("xenstore-read", text);
 	snprintf(text, sizeof(text), "#!/bin/sh\nwhile [ $# -gt 0 ]; do echo \"${1##*/}=$2\" >>%s/store; shift 2; done\n", d);
 	make_program("xenstore-write", text);
@@ -213,9 +213,16 @@ TEST(the_hotplug_script_tells_xl_why_there_is_no_disk)
 	check_file("store", "hotplug-error=guest vm1 was handed over to beta\nhotplug-status=error\n");
 }
 
-TEST(the_hotplug_script_lets_go_of_the_device)
+/* libxl removes what it could not add. The disk is a replica's, say, and keeps its device. */
+TEST(the_hotplug_script_lets_go_of_its_own_disk_only)
 {
-	make_script("");
+	make_script("echo 'its disk is /dev/nbd0 already' >&2; exit 4");
+	CHECK_EQ(run_script("add"), 1);
 	CHECK_EQ(run_script("remove"), 0);
-	check_file("told", "disk-detach vm1:0:replica\n");
+	check_file("told", "disk-attach vm1:0:replica --domain vm1--replica\n");
+	make_script("echo /dev/null");
+	CHECK_EQ(run_script("add"), 0);
+	CHECK_EQ(run_script("remove"), 0);
+	check_file("told", "disk-attach vm1:0:replica --domain vm1--replica\ndisk-attach vm1:0:replica --domain vm1--replica\n"
+		   "disk-detach vm1:0:replica\n");
 }

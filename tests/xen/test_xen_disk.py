@@ -163,6 +163,9 @@ def written_is_there_after_a_power_cut(shared, kind, limit):
     mirrored = disk(lab)['mirrored_bytes']
     incr.wait_replies(10, limit)
     check(disk(lab)['mirrored_bytes'] > mirrored, 'nothing is mirrored')
+    lab.beta.write('/ft/again.cfg', xl_cfg(kind))
+    done = lab.beta.call('xl create -p /ft/again.cfg', 240)
+    check(done.returncode and ' already' in done.stdout, f'xl create on the backup, whose replica has the disk: {done.stdout}')
     v = cut_and_go_on(lab, incr, 20, limit)
     kept = on_disk(lab)
     check(v['last'] <= kept <= v['last'] + 1, f'the client was told of {v["last"]}, the append-only file has {kept}')
