@@ -108,6 +108,7 @@ int xen_params_save(const struct xen_dom *d, struct ft_blob *out)
 {
 	struct ft_blob cpu = { 0 };
 	xc_domaininfo_t info;
+	size_t len = PARAMS_LEN;
 	int rc = xen_dom_info(d, &info);
 
 	*out = (struct ft_blob){ 0 };
@@ -115,7 +116,8 @@ int xen_params_save(const struct xen_dom *d, struct ft_blob *out)
 		rc = xen_cpu_save(d, &cpu);
 	if (rc)
 		return rc;
-	*out = (struct ft_blob){ .data = malloc(PARAMS_LEN + cpu.len), .len = PARAMS_LEN + cpu.len };
+	len += cpu.len;
+	*out = (struct ft_blob){ .data = malloc(len), .len = len };
 	if (out->data)
 		memcpy(out->data + PARAMS_LEN, cpu.data, cpu.len);
 	ft_blob_free(&cpu);
