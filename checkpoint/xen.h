@@ -32,7 +32,8 @@ int xen_dom_open(struct xen_dom *d, const char *guest, uint32_t domid) FT_MUST_C
 void xen_dom_close(struct xen_dom *d);                                  /* takes half-opened ones */
 /*
  * From here on xen_dom_fd is readable when any domain may have ended or suspended, or the devices of this one may be
- * others: drain, then look. On a connection of its own: libxenstore gives one with watches a thread that reads, and each answer would have to come past it.
+ * others: drain, then look. On a connection of its own: libxenstore gives one with watches a thread that reads, and each
+ * answer would have to come past it.
  */
 int xen_dom_watch(struct xen_dom *d) FT_MUST_CHECK;
 int xen_dom_fd(const struct xen_dom *d);

@@ -104,31 +104,19 @@ static const uint32_t firmware_params[] = {
 #define PARAM_LEN 12u
 #define PARAMS_LEN (PARAMS_HEADER + FT_ARRAY_LEN(params) * PARAM_LEN)
 
-int xen_params_save(const struct xen_dom *d, struct ft_blob *out)
+static int own_params(const struct xen_dom *d, uint8_t out[PARAMS_LEN])
 {
-	struct ft_blob cpu = { 0 };
 	xc_domaininfo_t info;
-	size_t len = PARAMS_LEN;
 	int rc = xen_dom_info(d, &info);
 
-	*out = (struct ft_blob){ 0 };
-	if (!rc)
-		rc = xen_cpu_save(d, &cpu);
 	if (rc)
 		return rc;
-	len += cpu.len;
-	*out = (struct ft_blob){ .data = malloc(len), .len = len };
-	if (out->data)
-		memcpy(out->data + PARAMS_LEN, cpu.data, cpu.len);
-	ft_blob_free(&cpu);
-	if (!out->data)
-		return -ENOMEM;
-	ft_put32(out->data, PARAMS_MAGIC);
-	ft_put32(out->data + 4, VERSION);
-	ft_put32(out->data + 8, info.max_vcpu_id + 1);
-	ft_put32(out->data + 12, FT_ARRAY_LEN(params));
+	ft_put32(out, PARAMS_MAGIC);
+	ft_put32(out + 4, VERSION);
+	ft_put32(out + 8, info.max_vcpu_id + 1);
+	ft_put32(out + 12, FT_ARRAY_LEN(params));
 	for (size_t i = 0; i < FT_ARRAY_LEN(params); i++) {
-		uint8_t *at = out->data + PARAMS_HEADER + i * PARAM_LEN;
+		uint8_t *at = out + PARAMS_HEADER + i * PARAM_LEN;
 		uint64_t value = 0;
 
 		if (xc_hvm_param_get(d->xc, d->domid, params[i], &value))
@@ -137,6 +125,28 @@ int xen_params_save(const struct xen_dom *d, struct ft_blob *out)
 		ft_put64(at + 4, value);
 	}
 	return 0;
+}
+
+int xen_params_save(const struct xen_dom *d, struct ft_blob *out)
+{
+	uint8_t ours[PARAMS_LEN];
+	struct ft_blob cpu = { 0 };
+	size_t len = PARAMS_LEN;
+	int rc = own_params(d, ours);
+
+	*out = (struct ft_blob){ 0 };
+	if (!rc)
+		rc = xen_cpu_save(d, &cpu);
+	if (rc)
+		return rc;
+	len += cpu.len;
+	*out = (struct ft_blob){ .data = malloc(len), .len = len };
+	if (out->data) {
+		memcpy(out->data, ours, PARAMS_LEN);
+		memcpy(out->data + PARAMS_LEN, cpu.data, cpu.len);
+	}
+	ft_blob_free(&cpu);
+	return out->data ? 0 : -ENOMEM;
 }
 
 static bool is_firmwares(uint32_t param)
@@ -149,12 +159,12 @@ static bool is_firmwares(uint32_t param)
 
 int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs)
 {
-	struct ft_blob ours;
-	int rc = xen_params_save(d, &ours);
+	uint8_t ours[PARAMS_LEN];
+	int rc = own_params(d, ours);
 
 	if (rc)
 		return rc;
-	if (theirs->len < PARAMS_LEN || memcmp(theirs->data, ours.data, PARAMS_HEADER)) {
+	if (theirs->len < PARAMS_LEN || memcmp(theirs->data, ours, PARAMS_HEADER)) {
 		ft_err("%s: the domain here and the guest's are not built alike: both hosts need the same Xen and the same ft",
 		       d->guest);
 		rc = -ENOEXEC;
@@ -162,15 +172,14 @@ int xen_params_check(const struct xen_dom *d, const struct ft_blob *theirs)
 	for (size_t i = 0; i < FT_ARRAY_LEN(params) && !rc; i++) {
 		size_t at = PARAMS_HEADER + i * PARAM_LEN;
 
-		if (!memcmp(ours.data + at, theirs->data + at, PARAM_LEN))
+		if (!memcmp(ours + at, theirs->data + at, PARAM_LEN))
 			continue;
-		if (ft_le32(theirs->data + at) == params[i] && is_firmwares(params[i]) && !ft_le64(ours.data + at + 4))
+		if (ft_le32(theirs->data + at) == params[i] && is_firmwares(params[i]) && !ft_le64(ours + at + 4))
 			continue;
 		ft_err("%s: HVM parameter %u is %" PRIx64 " here and %" PRIx64 " there: both hosts need the same Xen",
-		       d->guest, params[i], ft_le64(ours.data + at + 4), ft_le64(theirs->data + at + 4));
+		       d->guest, params[i], ft_le64(ours + at + 4), ft_le64(theirs->data + at + 4));
 		rc = -ENOEXEC;
 	}
-	ft_blob_free(&ours);
 	return rc;
 }
 
