@@ -219,17 +219,15 @@ static void log_is_ours(struct sim *s, uint64_t unused)
 	ft_fake_contend(s->guest, false);
 }
 
-static void fault_log_is_read(struct sim *s)
+static void log_is_read(struct sim *s, uint64_t ns_max)
 {
 	ft_fake_contend(s->guest, true);
-	sim_after(s, sim_rnd(s, 3 * FT_S_NS), log_is_ours, 0);
+	sim_after(s, sim_rnd(s, ns_max), log_is_ours, 0);
 }
 
-static void read_shortly(struct sim *s, uint64_t unused)
+static void fault_log_is_read(struct sim *s)
 {
-	(void)unused;
-	ft_fake_contend(s->guest, true);
-	sim_after(s, sim_rnd(s, FT_S_NS), log_is_ours, 0);
+	log_is_read(s, 3 * FT_S_NS);
 }
 
 /* Alpha is left without an answer until it freezes its guest, which may be when it sees it; then the old session goes on. */
@@ -239,7 +237,7 @@ static void fault_read_when_cut_off(struct sim *s)
 
 	s->b.stalled_until = s->now + ns;
 	sim_conn_break(s, sim_delay(s), sim_delay(s));
-	sim_after(s, sim_rnd(s, ns), read_shortly, 0);
+	sim_after(s, sim_rnd(s, ns), log_is_read, FT_S_NS);
 }
 
 /* The operator's socket is served by the same thread as all the rest. */
