@@ -142,8 +142,8 @@ int xen_params_save(const struct xen_dom *d, struct ft_blob *out)
 	len += cpu.len;
 	*out = (struct ft_blob){ .data = malloc(len), .len = len };
 	if (out->data) {
-		memcpy(out->data, ours, PARAMS_LEN);
-		memcpy(out->data + PARAMS_LEN, cpu.data, cpu.len);
+		memcpy(out->data, ours, sizeof(ours));
+		memcpy(out->data + sizeof(ours), cpu.data, cpu.len);
 	}
 	ft_blob_free(&cpu);
 	return out->data ? 0 : -ENOMEM;
