@@ -11,7 +11,7 @@ build="gcc make pkg-config libc6-dev libev-dev libjansson-dev liblz4-dev libxxha
  libnetfilter-queue-dev libnftnl-dev libmnl-dev libnfnetlink-dev libnbd-dev nbdkit-plugin-dev"
 run="qemu-system-x86 iproute2 iptables nftables openssl nbdkit"
 check="$run qemu-utils redis-server redis-tools busybox-static cpio python3 procps kmod xz-utils util-linux ca-certificates e2fsprogs sqlite3
- fio binutils clang libclang-rt-dev"
+ fio binutils clang libclang-rt-dev libspice-server1"
 lint="clang-tidy cppcheck clang-format"
 debian13="debootstrap"
 xen="libxen-dev pkg-config zstd binutils"

@@ -60,6 +60,9 @@ PY
 
 # The libraries that $@ need, from the packages first.
 add_libraries() {
+	local missing
+	missing=$(LD_LIBRARY_PATH=$libs ldd "$@" 2>/dev/null | sed -n 's/ => not found//p' | sort -u)
+	[ -z "$missing" ] || { echo "mklab.sh: no package here has" $missing >&2; exit 1; }
 	LD_LIBRARY_PATH=$libs ldd "$@" 2>/dev/null | grep -o '/[^ ]*' | grep -v ':$' | sort -u | while read -r lib; do
 		case $lib in
 		*/ld-linux-x86-64.so.2) install -D "$lib" "$root/lib64/ld-linux-x86-64.so.2" ;;
@@ -111,16 +114,17 @@ make_dom0() {
 
 # Apart from dom0's image, which every host of the lab unpacks when it boots.
 make_model() {
-	local stage=$out/stage xen=usr/lib/xen-$version
+	local stage=$out/stage xen=usr/lib/xen-$version rom
 	root=$out/model
 	rm -rf "$root"
 	install -D "$stage/usr/libexec/xen-qemu-system-i386" "$root/usr/libexec/xen-qemu-system-i386"
 	install -D "$stage/$xen/boot/hvmloader" "$root/$xen/boot/hvmloader"
 	install -D "$stage/usr/share/seabios/bios-256k.bin" "$root/usr/share/seabios/bios-256k.bin"
-	mkdir -p "$root/usr/share/qemu/keymaps" "$root/usr/lib/ipxe/qemu"
+	mkdir -p "$root/usr/share/qemu/keymaps"
 	cp "$stage"/usr/share/qemu/linuxboot*.bin "$root/usr/share/qemu/"
 	cp "$stage"/usr/share/qemu/keymaps/en-us "$root/usr/share/qemu/keymaps/"
-	cp "$stage"/usr/lib/ipxe/qemu/efi-rtl8139.rom "$root/usr/lib/ipxe/qemu/"
+	rom=$(cd "$stage" && find usr -name efi-rtl8139.rom)    # releases differ in where
+	install -D "$stage/$rom" "$root/$rom"
 	add_libraries "$root/usr/libexec/xen-qemu-system-i386"
 	(cd "$out/dom0" && find . -type f) | (cd "$root" && xargs rm -f)
 	install -D "$kernel/vmlinuz" "$root/ft/guest/vmlinuz"
