@@ -126,7 +126,7 @@ no-plugin:
 
 $(B)/bin/ft-%: replicator/ft-%.sh
 	@mkdir -p $(@D)
-	install -m 755 $< $@
+	$(say) sed 's/@VERSION@/$(VERSION)/' $< >$@ && chmod 755 $@
 
 $(B)/tests/%: tests/unit/%.c $(TESTLIB) $(B)/libft.a
 	@mkdir -p $(@D)

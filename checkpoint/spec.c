@@ -374,23 +374,29 @@ int ft_spec_format(const struct ft_spec *s, char *buf, size_t size)
 	return t.len < size ? (int)t.len : -ENOSPC;
 }
 
-/* --- can mine go on where theirs stopped? --- */
+/* --- can mine, the backup's, go on where theirs stopped? --- */
 
 static int differs(char *why, size_t size, const char *key, const char *mine, const char *theirs)
 {
-	snprintf(why, size, "'%s' is '%s' here and '%s' there", key, mine, theirs);
+	snprintf(why, size, "'%s' is '%s' on the backup and '%s' on the primary", key, mine, theirs);
 	return -ENOEXEC;
 }
 
 static int numbers_differ(char *why, size_t size, const char *key, uint64_t mine, uint64_t theirs)
 {
-	snprintf(why, size, "'%s' is %" PRIu64 " here and %" PRIu64 " there", key, mine, theirs);
+	snprintf(why, size, "'%s' is %" PRIu64 " on the backup and %" PRIu64 " on the primary", key, mine, theirs);
+	return -ENOEXEC;
+}
+
+static int sizes_differ(char *why, size_t size, const char *key, uint64_t mine, uint64_t theirs)
+{
+	snprintf(why, size, "'%s' is %" PRIu64 " MiB on the backup and %" PRIu64 " MiB on the primary", key, mine >> 20, theirs >> 20);
 	return -ENOEXEC;
 }
 
 static int disk_differs(char *why, size_t size, unsigned disk, const char *key, const char *mine, const char *theirs)
 {
-	snprintf(why, size, "'%s' of [disk] number %u is '%s' here and '%s' there", key, disk + 1, mine, theirs);
+	snprintf(why, size, "'%s' of [disk] number %u is '%s' on the backup and '%s' on the primary", key, disk + 1, mine, theirs);
 	return -ENOEXEC;
 }
 
@@ -429,7 +435,7 @@ int ft_spec_compatible(const struct ft_spec *mine, const struct ft_spec *theirs,
 	if (strcmp(mine->name, theirs->name))
 		return differs(why, size, "name", mine->name, theirs->name);
 	if (mine->memory != theirs->memory)
-		return numbers_differ(why, size, "memory", mine->memory, theirs->memory);
+		return sizes_differ(why, size, "memory", mine->memory, theirs->memory);
 	if (mine->vcpus != theirs->vcpus)
 		return numbers_differ(why, size, "vcpus", mine->vcpus, theirs->vcpus);
 	if (mine->hypervisor != theirs->hypervisor)

@@ -17,6 +17,7 @@ usage() {
 	       ft-cert show [FILE|DIR]           say what certificates there are, and what is wrong with them
 	options: --days N   how long it is valid (CA $ca_days, host $host_days)
 	         --force    replace what is there
+	         --help, --version
 	Install on host NAME, in /etc/ft/tls: ca.pem, NAME.pem as cert.pem, NAME.key as key.pem (mode 0600).
 	END
 }
@@ -214,6 +215,7 @@ while [ $# -gt 0 ]; do
 		shift
 		;;
 	-h | --help) usage; exit 0 ;;
+	-V | --version) echo "ft-cert @VERSION@"; exit 0 ;;
 	-*) bad_usage "no option $1" ;;
 	*[!A-Za-z0-9._/@%+=:,-]*) die "'$1': no blanks or special characters in names and directories" ;;
 	*) words="$words $1" ;;

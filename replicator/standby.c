@@ -383,6 +383,10 @@ static enum ft_wire_reason store_reason(int rc)
 	case -ENOMEM:
 	case -ENOSPC:
 		return FT_REASON_NO_ROOM;
+	case -ENOENT:                   /* an image's directory */
+	case -ESTALE:                   /* an image that its map knows */
+	case -EBADMSG:                  /* a map that can be read */
+		return FT_REASON_NO_HYPERVISOR;
 	default:
 		return FT_REASON_INTERNAL;
 	}

@@ -106,7 +106,7 @@ TEST(a_xen_guest_may_have_a_device_model)
 	CHECK_OK(parse(hvm));
 	CHECK_EQ(s.type, FT_XEN_HVM);
 	CHECK_EQ(ft_spec_compatible(&first, &s, why, sizeof(why)), -ENOEXEC);
-	CHECK_STR(why, "'type' is 'pvh' here and 'hvm' there");
+	CHECK_STR(why, "'type' is 'pvh' on the backup and 'hvm' on the primary");
 	first = s;
 	CHECK(ft_spec_format(&first, text, sizeof(text)) > 0);
 	CHECK_OK(parse(text));
