@@ -2,6 +2,7 @@
 /*
  * ft-guest: starts, stops and lists guests under stock QEMU, from guest files; gives a Xen domain its disks. man ft-guest(8).
  */
+#include "checkpoint/guest.h"
 #include "checkpoint/qemu.h"
 #include "ft/conf.h"
 #include "ft/diskserver.h"
@@ -18,133 +19,9 @@
 #include <sys/pidfd.h>
 #include <unistd.h>
 
-/* Documented in ft-guest(8). */
-enum { DONE = 0, FAILED = 1, USAGE = 2, UNKNOWN = 3, REFUSED = 4 };
-
 #define QMP_TIMEOUT_MS 5000
 #define QMP_BRIEF_MS 500                /* somebody else may have the socket */
 #define STOP_TIMEOUT_S 60
-
-struct options {
-	bool force, kill, json;
-	unsigned timeout_s;             /* 0 with --kill */
-	const char *guest;              /* checked; NULL: none given */
-	const char *domain;             /* that gets the disk */
-	unsigned disk;                  /* of a target NAME:N */
-	bool replica;                   /* ... NAME:N:replica */
-};
-
-/* --- one command at a time works on a guest --- */
-
-/* A lock on the guest's run directory itself leaves no file behind. */
-static int lock_guest_when(const char *guest, int how)
-{
-	char dir[2 * FT_PATH_MAX];
-	int fd, rc = ft_run_path(dir, sizeof(dir), guest, "");
-
-	if (!rc)
-		rc = ft_mkdir_p(dir, 0700);
-	fd = rc ? -1 : open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0) {
-		rc = rc ? rc : -errno;
-		ft_err("guest %s: cannot make its directory %s: %s%s", guest, dir, strerror(-rc), rc == -EACCES ? ": run as root" : "");
-		return -1;
-	}
-	if (flock(fd, LOCK_EX | how) < 0) {
-		ft_err("guest %s: another ft-guest is at work on it", guest);
-		close(fd);
-		return -1;
-	}
-	return fd;
-}
-
-static int lock_guest(const char *guest)
-{
-	return lock_guest_when(guest, LOCK_NB);
-}
-
-static void unlock_guest(const char *guest, int fd)
-{
-	char dir[2 * FT_PATH_MAX];
-
-	if (!ft_run_path(dir, sizeof(dir), guest, ""))
-		rmdir(dir);             /* only if nothing is in it */
-	close(fd);
-}
-
-/* --- what the durable record allows --- */
-
-static int load_record(const char *guest, struct ft_record *r)
-{
-	return ft_record_load(NULL, ft_conf()->state_dir, guest, r);
-}
-
-/* NULL: it may start here. Else why not. */
-static const char *why_not_start(const struct ft_record *r)
-{
-	switch (r->role) {
-	case FT_ROLE_PRIMARY:
-		return "was protected here when it ended, and may have been taken over by";
-	case FT_ROLE_ARMED:
-		return "has its replica here and runs on";
-	case FT_ROLE_STOOD_DOWN:
-		return "was handed over to";
-	case FT_ROLE_NONE:
-	case FT_ROLE_DISARMED:
-	case FT_ROLE_RUNNING:
-		break;
-	}
-	return NULL;
-}
-
-/* @how: what makes it start all the same. */
-static int check_start(const char *guest, bool force, const char *how)
-{
-	struct ft_record r;
-	const char *why;
-	int rc = load_record(guest, &r);
-
-	if (rc == -EACCES)              /* logged, as all of them */
-		return FAILED;
-	if (rc) {
-		if (force)
-			return DONE;
-		ft_err("guest %s: make sure that it runs nowhere else, then start it with %s", guest, how);
-		return REFUSED;
-	}
-	why = why_not_start(&r);
-	if (!why)
-		return DONE;
-	if (force) {
-		ft_warn("guest %s %s %s (generation %" PRIu64 "): started all the same", guest, why, r.peer, r.generation);
-		r.role = FT_ROLE_NONE;          /* a new instance: what was promised was promised of the old one */
-		return ft_record_save(NULL, ft_conf()->state_dir, guest, &r) ? FAILED : DONE;
-	}
-	ft_err("guest %s %s %s (generation %" PRIu64 "): ask there with 'ft-ctl status %s'; only if it runs nowhere, start it "
-	       "with %s", guest, why, r.peer, r.generation, guest, how);
-	return REFUSED;
-}
-
-static int check_stop(const char *guest, bool force)
-{
-	struct ft_record r;
-	int rc = load_record(guest, &r);
-
-	if (rc == -EACCES)
-		return FAILED;
-	if (force || rc)
-		return DONE;
-	if (r.role == FT_ROLE_ARMED) {
-		ft_err("guest %s runs on %s; here is only its replica: stop the guest there, or end its protection there with "
-		       "'ft-ctl unprotect %s'", guest, r.peer, guest);
-		return REFUSED;
-	}
-	if (r.role != FT_ROLE_PRIMARY)
-		return DONE;
-	ft_err("guest %s is protected towards %s, which would take over: end that first with 'ft-ctl unprotect %s', or stop "
-	       "it with --force", guest, r.peer, guest);
-	return REFUSED;
-}
 
 /* --- start --- */
 
@@ -165,7 +42,7 @@ static int clear_dead(const char *guest, struct ft_attach *at)
 static int say_running(const struct ft_attach *at)
 {
 	ft_info("guest %s runs already (pid %d)", at->guest, (int)at->pid);
-	return DONE;
+	return GUEST_DONE;
 }
 
 /* A guest whose disk's server was killed waits for the next one. */
@@ -177,11 +54,11 @@ static int serve_again(struct ft_attach *at)
 		if (ft_disk_served(&at->disk[i]))
 			continue;
 		if (ft_disk_serve(at, i, false))
-			return FAILED;
+			return GUEST_FAILED;
 		ft_warn("guest %s: the server of its disk %s had died and is started again", at->guest, at->disk[i].image);
 		again = true;
 	}
-	return again && ft_attach_save(at) ? FAILED : DONE;
+	return again && ft_attach_save(at) ? GUEST_FAILED : GUEST_DONE;
 }
 
 /* Did QEMU stop it since a disk of it had no room? Nobody answers while it is protected: ft-protect sees to it then. */
@@ -218,7 +95,7 @@ static int start_locked(const struct ft_spec *spec, bool force)
 	int rc = clear_dead(spec->name, &at);
 
 	if (rc == -EEXIST && serve_again(&at))
-		return FAILED;
+		return GUEST_FAILED;
 	if (rc == -EEXIST) {
 		let_run(&at);
 		return say_running(&at);
@@ -226,175 +103,41 @@ static int start_locked(const struct ft_spec *spec, bool force)
 	if (!rc)
 		rc = ft_disk_recover(spec, force);
 	if (rc == -EUCLEAN)
-		return REFUSED;
+		return GUEST_REFUSED;
 	if (!rc)
 		rc = ft_qemu_start(&l, &at);
 	if (rc)
-		return FAILED;
+		return GUEST_FAILED;
 	rc = ft_attach_save(&at);
 	if (rc) {
 		ft_qemu_cleanup(&at);
-		return FAILED;
+		return GUEST_FAILED;
 	}
 	printf("%s runs: %s, %s, QEMU %s, pid %d\n", spec->name, ft_accel_name(at.accel), at.machine, at.qemu_version,
 	       (int)at.pid);
-	return DONE;
+	return GUEST_DONE;
 }
 
-/* Domains are the toolstack's: it starts them, and who stops one without it leaves half of it behind. */
-static int leave_to_xl(const char *guest, const char *verb)
-{
-	ft_err("guest %s is a Xen domain: 'xl %s' does that", guest, verb);
-	return REFUSED;
-}
-
-/* A domain that runs has its disks' servers again; starting one is xl's. */
-static int start_domain(const struct ft_spec *spec)
-{
-	struct ft_attach at;
-
-	if (ft_attach_load(spec->name, &at))
-		return leave_to_xl(spec->name, "create");
-	for (unsigned i = 0; i < at.nr_disks; i++) {
-		unsigned device;
-
-		if (!ft_disk_device(&at, i, &device) && ft_disk_serve(&at, i, false))
-			return FAILED;
-	}
-	ft_info("guest %s runs already (domain %u)", at.guest, at.domid);
-	return at.nr_disks && ft_attach_save(&at) ? FAILED : DONE;
-}
-
-static int load_spec(const char *guest, struct ft_spec *spec)
-{
-	int rc = ft_spec_load(guest, spec);
-
-	return !rc ? DONE : rc == -ENOENT ? UNKNOWN : rc == -EINVAL ? USAGE : FAILED;
-}
-
-static int cmd_start(const struct options *o)
+static int cmd_start(const struct guest_options *o)
 {
 	struct ft_spec spec;
 	struct ft_attach at;
-	int rc = load_spec(o->guest, &spec), fd;
+	int rc = guest_load_spec(o->guest, &spec), fd;
 
 	if (rc)
 		return rc;
 	if (spec.hypervisor == FT_HYPERVISOR_XEN)
-		return start_domain(&spec);
+		return domain_start(&spec, o->force);
 	/* What runs here is not started, so nothing forbids it. */
-	rc = ft_attach_load(o->guest, &at) ? check_start(o->guest, o->force, "--force") : DONE;
+	rc = ft_attach_load(o->guest, &at) ? guest_may_start(o->guest, o->force, "--force") : GUEST_DONE;
 	if (rc)
 		return rc;
-	fd = lock_guest(o->guest);
+	fd = guest_lock(o->guest, LOCK_NB);
 	if (fd < 0)
-		return FAILED;
+		return GUEST_FAILED;
 	rc = start_locked(&spec, o->force);
-	unlock_guest(o->guest, fd);
+	guest_unlock(o->guest, fd);
 	return rc;
-}
-
-/* --- a Xen domain's disks: what etc/xen/block-ft has us do --- */
-
-/* The domain is the guest itself, or its replica: a disk is not given to others, nor to a guest that arrives by migration. */
-static int check_domain(const struct options *o)
-{
-	char want[FT_NAME_MAX + 16];
-
-	snprintf(want, sizeof(want), "%s%s", o->guest, o->replica ? "--replica" : "");
-	if (!o->domain || !strcmp(o->domain, want))
-		return DONE;
-	ft_err("guest %s: domain %s is not %s, whose disk this is", o->guest, o->domain, want);
-	return REFUSED;
-}
-
-static int plan_disks(const struct options *o, struct ft_spec *spec, struct ft_attach *at)
-{
-	int rc = load_spec(o->guest, spec);
-
-	if (rc)
-		return rc;
-	if (spec->hypervisor != FT_HYPERVISOR_XEN || o->disk >= spec->nr_disks) {
-		ft_err("guest %s: its guest file has no [disk] number %u of a Xen guest", o->guest, o->disk + 1);
-		return UNKNOWN;
-	}
-	*at = (struct ft_attach){ .hypervisor = FT_HYPERVISOR_XEN };
-	snprintf(at->guest, sizeof(at->guest), "%s", o->guest);
-	return ft_disk_plan_here(spec, at) ? FAILED : DONE;
-}
-
-/* Once for all of a guest's disks: what is served is in use, and was looked at when it was not. */
-static int recover_disks(const struct options *o, const struct ft_spec *spec, const struct ft_attach *at)
-{
-	char how[FT_NAME_MAX + 64];
-	int rc;
-
-	snprintf(how, sizeof(how), "target=%s:%u:force in its xl file for this one start", o->guest, o->disk);
-	rc = check_start(o->guest, o->force, how);
-	for (unsigned i = 0; i < at->nr_disks; i++)
-		if (ft_disk_served(&at->disk[i]))
-			return rc;
-	if (!rc)
-		rc = ft_disk_recover(spec, o->force);
-	return rc == -EUCLEAN ? REFUSED : rc < 0 ? FAILED : rc;
-}
-
-static int attach_locked(const struct options *o)
-{
-	struct ft_attach at;
-	struct ft_spec spec;
-	unsigned device;
-	int rc = plan_disks(o, &spec, &at);
-
-	if (rc)
-		return rc;
-	if (!ft_disk_device(&at, o->disk, &device)) {
-		ft_err("guest %s: its disk %s is /dev/nbd%u already: if no domain has it, 'ft-guest disk-detach %s:%u' lets go of it",
-		       o->guest, at.disk[o->disk].image, device, o->guest, o->disk);
-		return REFUSED;
-	}
-	ft_disk_end_one(&at, o->disk);
-	if (!o->replica)
-		rc = recover_disks(o, &spec, &at);
-	if (rc)
-		return rc;
-	if (ft_disk_serve(&at, o->disk, o->replica) || ft_disk_device(&at, o->disk, &device))
-		return FAILED;
-	printf("/dev/nbd%u\n", device);
-	return DONE;
-}
-
-/* Hotplug scripts of several disks run at once, so here one waits for another. */
-static int locked(const struct options *o, int (*run)(const struct options *o))
-{
-	int fd = lock_guest_when(o->guest, 0), rc;
-
-	if (fd < 0)
-		return FAILED;
-	rc = run(o);
-	unlock_guest(o->guest, fd);
-	return rc;
-}
-
-static int cmd_disk_attach(const struct options *o)
-{
-	int rc = check_domain(o);
-
-	return rc ? rc : locked(o, attach_locked);
-}
-
-/* Also when the guest file is gone, or says something else by now. */
-static int detach_locked(const struct options *o)
-{
-	struct ft_attach at = { .hypervisor = FT_HYPERVISOR_XEN };
-
-	snprintf(at.guest, sizeof(at.guest), "%s", o->guest);
-	return ft_disk_detach(&at, o->disk) ? FAILED : DONE;
-}
-
-static int cmd_disk_detach(const struct options *o)
-{
-	return locked(o, detach_locked);
 }
 
 /* --- stop --- */
@@ -434,7 +177,7 @@ static int tell_qemu(const struct ft_attach *at, const char *command)
 }
 
 /* The guest's own shutdown, else QEMU's end in order; ft_qemu_cleanup kills what is still there. */
-static void shut_down(struct ft_attach *at, int pidfd, const struct options *o)
+static void shut_down(struct ft_attach *at, int pidfd, const struct guest_options *o)
 {
 	if (!o->kill) {
 		(void)serve_again(at);          /* it syncs its disks */
@@ -446,19 +189,19 @@ static void shut_down(struct ft_attach *at, int pidfd, const struct options *o)
 		wait_dead(pidfd, QMP_TIMEOUT_MS / 1000);
 }
 
-static int stop_locked(const struct options *o)
+static int stop_locked(const struct guest_options *o)
 {
 	struct ft_attach at;
 	int rc = ft_attach_load(o->guest, &at), pidfd;
 
 	if (rc == -EINVAL)
-		return FAILED;
+		return GUEST_FAILED;
+	if (rc == -ENOENT ? guest_is_domain(o->guest) : at.hypervisor == FT_HYPERVISOR_XEN)
+		return domain_stop(o);
 	if (rc == -ENOENT) {
 		ft_err("guest %s does not run here", o->guest);
-		return UNKNOWN;
+		return GUEST_UNKNOWN;
 	}
-	if (at.hypervisor == FT_HYPERVISOR_XEN)
-		return leave_to_xl(o->guest, o->kill ? "destroy" : "shutdown");
 	pidfd = rc ? -1 : ft_attach_pidfd(&at);
 	if (pidfd >= 0) {
 		shut_down(&at, pidfd, o);
@@ -467,20 +210,20 @@ static int stop_locked(const struct options *o)
 	ft_qemu_cleanup(&at);
 	ft_attach_remove(o->guest);
 	printf("%s stopped\n", o->guest);
-	return DONE;
+	return GUEST_DONE;
 }
 
-static int cmd_stop(const struct options *o)
+static int cmd_stop(const struct guest_options *o)
 {
-	int rc = check_stop(o->guest, o->force), fd;
+	int rc = guest_may_stop(o->guest, o->force), fd;
 
 	if (rc)
 		return rc;
-	fd = lock_guest(o->guest);
+	fd = guest_lock(o->guest, LOCK_NB);
 	if (fd < 0)
-		return FAILED;
+		return GUEST_FAILED;
 	rc = stop_locked(o);
-	unlock_guest(o->guest, fd);
+	guest_unlock(o->guest, fd);
 	return rc;
 }
 
@@ -492,30 +235,6 @@ struct guest_state {
 	struct ft_record record;
 };
 
-/* Is there a file that says so? One that is not there is nobody's fault here. */
-static bool is_domain(const char *guest)
-{
-	char path[2 * FT_PATH_MAX];
-	struct ft_spec spec;
-
-	snprintf(path, sizeof(path), "%s/%s.conf", ft_conf()->guests_dir, guest);
-	return !access(path, F_OK) && !ft_spec_load(guest, &spec) && spec.hypervisor == FT_HYPERVISOR_XEN;
-}
-
-/* xl starts and ends domains without us, so what we remember of one does not say whether it runs. */
-static const char *domain_state(const char *guest, struct ft_attach *at)
-{
-	struct ft_attach ignored;
-	char replica[FT_NAME_MAX + 16];
-	int rc = ft_xen_glance(guest, at);
-
-	snprintf(replica, sizeof(replica), "%s--replica", guest);
-	if (rc != -ENOENT)
-		return rc ? "unknown" : "running";
-	rc = ft_xen_glance(replica, &ignored);
-	return !rc ? "replica" : rc == -ENOENT ? "stopped" : "unknown";
-}
-
 static void look_at(const char *guest, struct guest_state *g)
 {
 	char path[2 * FT_PATH_MAX];
@@ -524,9 +243,9 @@ static void look_at(const char *guest, struct guest_state *g)
 	g->state = rc == 0 ? "running" : rc == -ESRCH ? "dead" : rc == -ENOENT ? "stopped" : "unknown";
 	if (rc == -ENOENT && !ft_run_path(path, sizeof(path), guest, "qmp.sock") && ft_qmp_listening(path))
 		g->state = "replica";
-	if ((rc == -ENOENT || rc == -ESRCH) && is_domain(guest))
+	if ((rc == -ENOENT || rc == -ESRCH) && guest_is_domain(guest))
 		g->state = domain_state(guest, &g->at);
-	if (load_record(guest, &g->record))
+	if (ft_record_load(NULL, ft_conf()->state_dir, guest, &g->record))
 		g->record = (struct ft_record){ 0 };
 }
 
@@ -571,7 +290,7 @@ static void print_json(json_t *j)
 	json_decref(j);
 }
 
-static int cmd_status(const struct options *o)
+static int cmd_status(const struct guest_options *o)
 {
 	struct guest_state g;
 
@@ -584,7 +303,7 @@ static int cmd_status(const struct options *o)
 	}
 	if (!strcmp(g.state, "running") && stands_still(&g.at, false))
 		ft_warn("guest %s stands still: a disk of it has no room: make some, and say 'ft-guest start %s'", o->guest, o->guest);
-	return !strcmp(g.state, "running") ? DONE : UNKNOWN;
+	return !strcmp(g.state, "running") ? GUEST_DONE : GUEST_UNKNOWN;
 }
 
 /* Add the guest names that are in @dir, with @suffix taken off, to the set @names. */
@@ -625,7 +344,7 @@ static const char **sorted(json_t *names, size_t *n)
 	return v;
 }
 
-static int cmd_list(const struct options *o)
+static int cmd_list(const struct guest_options *o)
 {
 	json_t *names = json_object(), *all = json_array();
 	char running[2 * FT_PATH_MAX];
@@ -652,14 +371,14 @@ static int cmd_list(const struct options *o)
 	json_decref(all);
 	free(v);
 	json_decref(names);
-	return DONE;
+	return GUEST_DONE;
 }
 
 /* --- command line --- */
 
 static const struct command {
 	const char *name;
-	int (*run)(const struct options *o);
+	int (*run)(const struct guest_options *o);
 	enum { NOTHING, GUEST, DISK } takes;
 	const char *allows;             /* short options */
 	const char *help;
@@ -668,8 +387,8 @@ static const struct command {
 	{ "stop", cmd_stop, GUEST, "fkt", "stop NAME [--timeout S] [--kill] [--force]     shut it down, or end it at once" },
 	{ "status", cmd_status, GUEST, "j", "status NAME [--json]                           does it run here?" },
 	{ "list", cmd_list, NOTHING, "j", "list [--json]                                  all guests of this host" },
-	{ "disk-attach", cmd_disk_attach, DISK, "fd", "disk-attach NAME:N[:replica|:force] [--domain D]  a Xen domain's disk: prints its device" },
-	{ "disk-detach", cmd_disk_detach, DISK, "", "disk-detach NAME:N                            the domain is gone, or was never made" },
+	{ "disk-attach", domain_disk_attach, DISK, "fd", "disk-attach NAME:N[:replica|:force] [--domain D]  a Xen domain's disk: prints its device" },
+	{ "disk-detach", domain_disk_detach, DISK, "f", "disk-detach NAME:N [--force]                  no domain has it any more (--force: nobody looks)" },
 };
 
 static int usage(FILE *to)
@@ -677,7 +396,8 @@ static int usage(FILE *to)
 	fprintf(to, "usage: ft-guest [--config FILE] COMMAND\n");
 	for (size_t i = 0; i < FT_ARRAY_LEN(commands); i++)
 		fprintf(to, "  %s\n", commands[i].help);
-	return to == stdout ? DONE : USAGE;
+	fprintf(to, "status: 0 done, 1 failed, 2 usage or configuration, 3 no such guest here, 4 refused\n");
+	return to == stdout ? GUEST_DONE : GUEST_USAGE;
 }
 
 static const struct option long_options[] = {
@@ -693,7 +413,7 @@ static const struct option long_options[] = {
 };
 
 struct parsed {
-	struct options o;
+	struct guest_options o;
 	const char *config;
 	char given[8];                  /* command options that were there */
 	bool help, version;
@@ -752,7 +472,7 @@ static const char *long_name(char c)
 }
 
 /* NAME:N, NAME:N:replica, NAME:N:force. @text is cut up. */
-static bool parse_disk(char *text, struct options *o)
+static bool parse_disk(char *text, struct guest_options *o)
 {
 	char *number = strchr(text, ':'), *word = number ? strchr(number + 1, ':') : NULL, rest;
 
@@ -805,7 +525,7 @@ int main(int argc, char **argv)
 		return usage(stdout);
 	if (p.version) {
 		printf("ft-guest %s\n", FT_VERSION);
-		return DONE;
+		return GUEST_DONE;
 	}
 	if (optind == argc)
 		return usage(stderr);
@@ -813,7 +533,7 @@ int main(int argc, char **argv)
 	if (!cmd || !fits(cmd, &p, argc, argv))
 		return usage(stderr);
 	if (ft_conf_load(p.config, &conf))
-		return USAGE;
+		return GUEST_USAGE;
 	ft_conf_set(&conf);
 	p.o.guest = cmd->takes != NOTHING ? argv[optind + 1] : NULL;
 	return cmd->run(&p.o);

@@ -32,6 +32,11 @@ int ft_xen_name(uint32_t domid, char name[FT_NAME_MAX + 1])
 	return -ENOENT;
 }
 
+int ft_xen_device_user(const char *guest, unsigned index, uint32_t *domid)
+{
+	return -ENOENT;
+}
+
 int ft_xen_find_nics(struct ft_attach *at)
 {
 	return say_absent(at->guest);

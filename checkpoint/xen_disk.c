@@ -200,6 +200,52 @@ void xen_disks_check(const struct xen_dom *d, const struct ft_spec *spec, struct
 	free(id);
 }
 
+/* --- whose is a device? --- */
+
+/* Entries of a domain that is gone do not count. */
+static bool has(const struct xen_dom *d, const char *vbd, const char *device)
+{
+	char *path = xen_read(d->xs, "/local/domain/0/backend/vbd/%u/%s/physical-device-path", d->domid, vbd);
+	xc_domaininfo_t info;
+	bool is = path && !strcmp(path, device) && !xen_dom_info(d, &info);
+
+	free(path);
+	return is;
+}
+
+static bool domain_has(const struct xen_dom *d, const char *device)
+{
+	unsigned nr;
+	char **vbd = xen_list(d->xs, &nr, "/local/domain/0/backend/vbd/%u", d->domid);
+	bool is = false;
+
+	for (unsigned i = 0; i < nr && !is; i++)
+		is = has(d, vbd[i], device);
+	free(vbd);
+	return is;
+}
+
+int ft_xen_device_user(const char *guest, unsigned index, uint32_t *domid)
+{
+	char device[24], **domain;
+	struct xen_dom d;
+	unsigned nr;
+	int rc = xen_dom_open(&d, guest, 0);
+
+	if (rc)
+		return -ENOENT;
+	snprintf(device, sizeof(device), "/dev/nbd%u", index);
+	domain = xen_list(d.xs, &nr, "/local/domain/0/backend/vbd");
+	rc = -ENOENT;
+	for (unsigned i = 0; i < nr && rc; i++)
+		if (sscanf(domain[i], "%u", &d.domid) == 1 && domain_has(&d, device))
+			rc = 0;
+	*domid = d.domid;
+	free(domain);
+	xen_dom_close(&d);
+	return rc;
+}
+
 /* --- the replica's --- */
 
 int xen_disks_config(const struct ft_spec *spec, char *buf, size_t size)

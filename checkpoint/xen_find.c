@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /* xen_find.c - which domain is the guest, and can it be protected? See ft/hv.h. */
 #include "checkpoint/xen_model.h"
+#include "ft/conf.h"
 #include "ft/diskserver.h"
+#include "ft/record.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -228,6 +230,18 @@ static void check_spec(struct check *c, const struct xen_dom *d, const xc_domain
 			    c->spec->memory >> 20);
 }
 
+/* Nobody is told to let run what may run elsewhere. */
+static void say_paused(struct check *c)
+{
+	struct ft_record r;
+	const char *why = ft_record_load(NULL, ft_conf()->state_dir, c->at->guest, &r) ? NULL : ft_record_forbids(&r);
+
+	if (why)
+		ft_obstacle(&c->o, "it is paused, and it %s %s: see 'ft-guest status %s' there", why, r.peer, c->at->guest);
+	else
+		ft_obstacle(&c->o, "it is paused: let it run with 'xl unpause %s'", c->at->guest);
+}
+
 int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*told)(void *ctx, const char *line),
 		 void *ctx)
 {
@@ -248,7 +262,7 @@ int ft_xen_check(const struct ft_spec *spec, const struct ft_attach *at, void (*
 		check_devices(&c, &d);
 		check_spec(&c, &d, &info);
 		if (info.flags & XEN_DOMINF_paused)
-			ft_obstacle(&c.o, "it is paused: let it run with 'xl unpause %s'", at->guest);
+			say_paused(&c);
 	}
 	xen_dom_close(&d);
 	return (int)c.o.nr;

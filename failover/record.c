@@ -87,6 +87,19 @@ bool ft_record_allowed(const struct ft_record *from, const struct ft_record *to)
 	}
 }
 
+const char *ft_record_forbids(const struct ft_record *r)
+{
+	switch (r->role) {
+	case FT_ROLE_PRIMARY: return "was protected here, and may have been taken over by";
+	case FT_ROLE_ARMED: return "has its replica here and runs on";
+	case FT_ROLE_DISARMED: return "was replicated to this host until that ended, and stayed with";
+	case FT_ROLE_STOOD_DOWN: return "was handed over to";
+	case FT_ROLE_NONE:
+	case FT_ROLE_RUNNING: break;
+	}
+	return NULL;
+}
+
 /* --- text --- */
 
 static uint32_t crc32_of(const char *data, size_t len)

@@ -165,6 +165,16 @@ static int open_outputs(struct ft_primary *p)
 	return rc;
 }
 
+/* What the peer had to know of us before a session that came to nothing, it has to know after it. */
+static int leave_role(struct ft_primary *p, enum ft_primary_end how)
+{
+	uint64_t generation = p->record.generation;
+
+	if (how == FT_END_REFUSED && p->survivor)
+		return save_role(p, generation + 1, FT_ROLE_RUNNING);
+	return save_role(p, generation, FT_ROLE_NONE);
+}
+
 /* Nothing of ours can be armed over there, or it has promised: the output may flow unprotected. */
 static void end_open(struct ft_primary *p, enum ft_primary_end how, const char *why)
 {
@@ -183,7 +193,7 @@ static void end_open(struct ft_primary *p, enum ft_primary_end how, const char *
 		end(p, FT_END_INTERNAL, "the output could not be opened");
 		return;
 	}
-	if (p->record.role == FT_ROLE_PRIMARY && save_role(p, p->record.generation, FT_ROLE_NONE))
+	if (p->record.role == FT_ROLE_PRIMARY && leave_role(p, how))
 		how = FT_END_INTERNAL;
 	answer(&p->unprotect, 0, "unprotected: output flows again");
 	end(p, how, why);
@@ -540,6 +550,7 @@ static void new_session(struct ft_primary *p, const struct ft_wire_welcome *w)
 		ft_primary_drop_link(p, "our own record knows a higher generation");
 		return;
 	}
+	p->survivor |= p->record.role == FT_ROLE_RUNNING;
 	if (save_role(p, p->generation, FT_ROLE_PRIMARY)) {
 		ft_primary_drop_link(p, "the generation could not be made durable");
 		return;

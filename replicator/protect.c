@@ -611,20 +611,31 @@ static int take_lock(struct protect *pr)
 	return rc;
 }
 
+/* Nobody is told to start what runs elsewhere. */
+static void say_not_here(const struct protect *pr)
+{
+	bool xen = pr->spec.hypervisor == FT_HYPERVISOR_XEN;
+	struct ft_record r;
+	const char *why = ft_record_load(NULL, ft_conf()->state_dir, pr->guest, &r) ? NULL : ft_record_forbids(&r);
+
+	if (why)
+		ft_err("%s does not run here: it %s %s: protect it there", pr->guest, why, r.peer);
+	else
+		ft_err("%s does not run here: start it with '%s %s'", pr->guest, xen ? "xl create" : "ft-guest start",
+		       xen ? "FILE" : pr->guest);
+}
+
 static int load_guest(struct protect *pr, bool keep)
 {
 	const struct ft_peer *peer = ft_conf_peer(ft_conf(), pr->peer);
-	bool xen;
 	int rc = ft_spec_load(pr->guest, &pr->spec);
 
 	if (rc)                         /* logged, with file and line */
 		return rc;
-	xen = pr->spec.hypervisor == FT_HYPERVISOR_XEN;
 	rc = ft_hv_find(&pr->spec, keep, &pr->attach);
 	if (rc) {
 		if (rc == -ENOENT || rc == -ESRCH)
-			ft_err("%s does not run here: start it with '%s %s'", pr->guest, xen ? "xl create" : "ft-guest start",
-			       xen ? "FILE" : pr->guest);
+			say_not_here(pr);
 		return rc;
 	}
 	rc = ft_spec_format(&pr->spec, pr->spec_text, sizeof(pr->spec_text));
@@ -910,7 +921,7 @@ struct check {
 	struct protect *pr;
 	struct ft_link *link;
 	int count;
-	bool done;
+	bool up, done;
 };
 
 static void count_obstacle(void *ctx, const char *line)
@@ -978,6 +989,7 @@ static void check_up(void *ctx, const char *peer_name)
 	struct ft_blob body = { 0 };
 
 	(void)peer_name;
+	ck->up = true;
 	if (ft_primary_hello(&cfg, &h, &body) ||
 	    ft_link_send(ck->link, FT_LANE_BULK_NOWAIT, FT_REC_HELLO, body.data, body.len))
 		check_done(ck, "the backup cannot be asked");
@@ -1009,8 +1021,11 @@ static void check_down(void *ctx, int rc, const char *why)
 
 static void check_late(struct ev_loop *loop, ev_timer *w, int revents)
 {
+	struct check *ck = w->data;
+
 	(void)loop, (void)revents;
-	check_done(w->data, "the backup takes the connection and does not answer: look at its ftd");
+	check_done(ck, ck->up ? "the backup takes the connection and does not answer: look at its ftd" :
+		   "the backup does not answer: is the host up, ftd running, and TCP to its port let through?");
 }
 
 static void check_peer(struct check *ck)

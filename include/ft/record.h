@@ -53,5 +53,7 @@ int ft_record_save(const struct ft_file_ops *ops, const char *dir, const char *g
 /* Would ft_record_save take @to after @from? */
 bool ft_record_allowed(const struct ft_record *from, const struct ft_record *to);
 const char *ft_role_name(enum ft_role role);
+/* Why a guest that does not run here must not be started here by hand, to go before the peer's name; NULL: nothing forbids it. */
+const char *ft_record_forbids(const struct ft_record *r);
 
 #endif

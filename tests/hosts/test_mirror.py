@@ -179,7 +179,7 @@ def two_sides_with_data_of_their_own_are_left_alone(lab):
     shell(lab, 'echo alpha >/data/side; sync')
     # Somebody starts the other copy as well, without network to the clients it would disturb.
     lab.backup.run(f'sed -i s/br0/lo/ /etc/ft/guests/vm1.conf && sed -i "/\\[nic\\]/,/bridge/d" /etc/ft/guests/vm1.conf')
-    lab.backup.run('ft-guest start vm1', 60)
+    lab.backup.run('ft-guest start vm1 --force', 60)
     console = lab.backup.path('/run/ft/guests/vm1/console.log')
     wait_for('that guest to write to its disk', lambda: 'guest: up after' in read_file(console), 90)
     lab.backup.run('ft-guest stop vm1 --force', 60)

@@ -7,7 +7,7 @@ SOAK_CUTS says how many (5).
 """
 import time
 
-from lab import check, main, soak, test
+from lab import check, main, soak, test, undone
 from world import random_wait, wait_for
 
 CUTS = soak('SOAK_CUTS', 5)
@@ -38,6 +38,29 @@ def a_host_that_comes_back_does_not_start_the_guest_again(lab):
     lab.w.power_on(lab.primary)
     done = lab.primary.call('ft-guest start vm1', 60)
     check(done.returncode != 0, f'{lab.primary.name} started vm1 although {lab.backup.name} runs it: {done.stdout}')
+    lab.check_goes_on()
+    lab.close()
+
+
+@test(limit=240)
+def what_a_survivor_is_and_whose_the_guest_is_outlives_what_came_of_protecting_it(lab):
+    lab.protected()
+    lab.cut_power_of_primary()
+    lab.w.power_on(lab.primary)
+    lab.ftd[lab.primary.name] = lab.w.start_ftd(lab.primary)
+    lab.primary, lab.backup = lab.backup, lab.primary
+    ram = '/dev/shm/ft/vm1.ram'
+    with undone(lab.backup, f'mkdir -p {ram}/in-the-way', f'rm -r {ram}'):
+        refused = lab.primary.call(f'ft-protect vm1 {lab.backup.name}', 60)
+    check(refused.returncode == 4 and ram in refused.stdout, f'{refused.returncode}: {refused.stdout}')
+    role = lab.primary.call('ft-guest status vm1').stdout
+    check('RUNNING' in role, f'a refusal made the host forget that it took over: {role}')
+    lab.ft_protect = lab.w.protect(lab.primary, 'vm1', lab.backup)
+    lab.primary.run('ft-ctl unprotect vm1', 60)
+    lab.ft_protect.wait(30)
+    second = lab.backup.call('ft-guest start vm1', 60)
+    check(second.returncode == 4 and f'stayed with {lab.primary.name}' in second.stdout,
+          f'{lab.backup.name} started vm1, which runs on {lab.primary.name}: {second.returncode}: {second.stdout}')
     lab.check_goes_on()
     lab.close()
 

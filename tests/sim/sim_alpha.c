@@ -274,6 +274,13 @@ static bool go_on(struct sim *s)
 	return s->go_on;
 }
 
+static enum ft_role alpha_role(void)
+{
+	struct ft_record r;
+
+	return ft_record_load(&sim_files_a, "/a", "vm1", &r) ? FT_NR_ROLES : r.role;
+}
+
 void sim_protect_start(struct sim *s, uint64_t unused)
 {
 	const struct ft_policy policy = { .interval_max_ms = 60, .dirty_max_mb = 32, .pause_budget_percent = 30,
@@ -310,6 +317,7 @@ void sim_protect_start(struct sim *s, uint64_t unused)
 	if (ft_primary_new(&cfg, &s->primary))
 		abort();
 	sim_guard_start(s, 0);
+	s->survivor = alpha_role() == FT_ROLE_RUNNING;
 	sim_trace(s, "ft-protect starts");
 	if (ft_primary_start(s->primary))
 		s->a.doomed = true;
@@ -344,6 +352,8 @@ void sim_alpha_settle(struct sim *s)
 		if (s->a_host_up)
 			sim_after(s, 50 * FT_MS_NS + sim_rnd(s, 500) * FT_MS_NS, sim_protect_start, 0);
 	} else if (s->a.up && s->ended) {
+		if (s->survivor && s->end == FT_END_REFUSED && alpha_role() != FT_ROLE_RUNNING)
+			sim_broken(s, "a session that came to nothing made alpha forget that it runs the guest on alone");
 		sim_protect_free(s, false);
 		sim_conn_break(s, FT_S_NS, sim_delay(s));
 		s->g.up = false;

@@ -147,6 +147,7 @@ struct sim {
 	bool forced;                    /* the operator forced beta: what he risked is his */
 	bool b_ended;                   /* beta's guest powered off after its takeover: the guest is no more */
 	bool crashed;                   /* the guest, before it was protected for the first time */
+	bool survivor;                  /* alpha's record said RUNNING when its ft-protect started */
 	bool promised;                  /* beta has promised to stay down: protection was ended in order */
 	bool ever_armed;                /* before that beta can promise nothing */
 	bool was_alone;                 /* ... was needed: what beta has is old, and nobody may force it */

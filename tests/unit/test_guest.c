@@ -135,6 +135,7 @@ TEST(a_guest_that_may_run_elsewhere_is_not_started)
 	static const struct { enum ft_role role; const char *why; } cases[] = {
 		{ FT_ROLE_PRIMARY, "may have been taken over by beta" },
 		{ FT_ROLE_ARMED, "has its replica here and runs on beta" },
+		{ FT_ROLE_DISARMED, "stayed with beta" },
 		{ FT_ROLE_STOOD_DOWN, "was handed over to beta" },
 	};
 	char path[2 * FT_PATH_MAX];

@@ -224,5 +224,5 @@ TEST(the_hotplug_script_lets_go_of_its_own_disk_only)
 	CHECK_EQ(run_script("add"), 0);
 	CHECK_EQ(run_script("remove"), 0);
 	check_file("told", "disk-attach vm1:0:replica --domain vm1--replica\ndisk-attach vm1:0:replica --domain vm1--replica\n"
-		   "disk-detach vm1:0:replica\n");
+		   "disk-detach --force vm1:0:replica\n");
 }
