@@ -90,6 +90,23 @@ def verify(lab, host):
     return done.stdout.strip().splitlines()[-1]
 
 
+def refuses(host, command, why):
+    done = host.call(command, 120)
+    check(done.returncode and why in done.stdout, f'{host.name}: {command}: {done.returncode}: {done.stdout}')
+    return done.returncode
+
+
+@test(limit=600)
+def what_is_the_toolstacks_is_left_to_it_and_a_disk_in_use_is_not_let_go_of(shared):
+    lab = shared.open()
+    check('runs already (domain' in lab.alpha.run('ft-guest start vm1'), 'ft-guest start says no word of the domain that runs')
+    check(refuses(lab.alpha, 'ft-guest stop vm1', "'xl shutdown' does that") == 4, 'status')
+    check(refuses(lab.alpha, 'ft-guest disk-detach vm1:0', 'has it: it is let go of when that domain ends') == 4, 'status')
+    check(refuses(lab.beta, 'ft-guest start vm1', "'xl create' does that") == 4, 'status')
+    check(refuses(lab.beta, 'ft-guest stop vm1', 'does not run here') == 3, 'status')
+    lab.shell('echo 3 >/proc/sys/vm/drop_caches; cat /data/appendonlydir/*.aof >/dev/null', 120)
+
+
 @test(limit=1200)
 def disks_that_would_not_be_there_after_a_takeover_are_refused_by_name(shared):
     lab = shared.open()
@@ -134,6 +151,12 @@ def a_server_that_is_killed_is_started_again_and_the_guest_sees_no_error(shared)
     print(f'# {verify(lab, lab.alpha)}')
 
 
+def protect_back(lab):
+    job = lab.beta.begin('export FT_DEBUG=1; ft-protect vm1 alpha >>/ft/log/protect.log 2>&1')
+    wait_for('PROTECTED', lambda: lab.beta.status(job) is not None or lab.state(lab.beta) == 'PROTECTED', 300, 1)
+    check(lab.beta.status(job) is None, f'ft-protect ended: {lab.beta.run("tail -5 /ft/log/protect.log")}')
+
+
 @test(limit=1200)
 def a_planned_failover_takes_the_disk_along_and_back(shared):
     lab = shared.protected()
@@ -142,11 +165,13 @@ def a_planned_failover_takes_the_disk_along_and_back(shared):
     wait_for('the takeover', lambda: 'RUNNING here' in lab.beta.run('cat /ft/log/ftd.log'), 120, 1)
     check(lab.shell('echo 3 >/proc/sys/vm/drop_caches; cat /data/there', 120).strip() == 'there', 'the file is not there')
     check(lab.alpha.call('pidof nbdkit').returncode, 'alpha still serves the disk')
-    done = lab.alpha.call('xl create /ft/guest/vm1.cfg', 120)
-    check(done.returncode and 'handed over to beta' in done.stdout, f'xl create on alpha: {done.stdout}')
-    job = lab.beta.begin('export FT_DEBUG=1; ft-protect vm1 alpha >>/ft/log/protect.log 2>&1')
-    wait_for('PROTECTED', lambda: lab.beta.status(job) is not None or lab.state(lab.beta) == 'PROTECTED', 300, 1)
-    check(lab.beta.status(job) is None, f'ft-protect ended: {lab.beta.run("tail -5 /ft/log/protect.log")}')
+    refuses(lab.alpha, 'xl create /ft/guest/vm1.cfg', 'was handed over to beta')
+    refuses(lab.alpha, 'ft-guest start vm1', 'was handed over to beta')
+    refuses(lab.alpha, 'ft-protect vm1 beta', 'does not run here: it was handed over to beta: protect it there')
+    protect_back(lab)
+    lab.beta.run('ft-ctl unprotect vm1', 120)
+    refuses(lab.alpha, 'xl create /ft/guest/vm1.cfg', 'stayed with beta')
+    protect_back(lab)
     lab.shell('echo back >/data/back; sync', 120)
     print(f'# back towards alpha: {verify(lab, lab.beta)}')
     lab.beta.run('ft-ctl failover vm1', 120)
@@ -164,8 +189,9 @@ def written_is_there_after_a_power_cut(shared, kind, limit):
     incr.wait_replies(10, limit)
     check(disk(lab)['mirrored_bytes'] > mirrored, 'nothing is mirrored')
     lab.beta.write('/ft/again.cfg', xl_cfg(kind))
-    done = lab.beta.call('xl create -p /ft/again.cfg', 240)
-    check(done.returncode and ' already' in done.stdout, f'xl create on the backup, whose replica has the disk: {done.stdout}')
+    refuses(lab.beta, 'xl create -p /ft/again.cfg', 'has its replica here and runs on alpha')
+    refuses(lab.beta, 'ft-guest start vm1', 'has its replica here and runs on alpha')
+    refuses(lab.beta, 'ft-guest disk-detach vm1:0', 'has it: it is let go of when that domain ends')
     v = cut_and_go_on(lab, incr, 20, limit)
     kept = on_disk(lab)
     check(v['last'] <= kept <= v['last'] + 1, f'the client was told of {v["last"]}, the append-only file has {kept}')
