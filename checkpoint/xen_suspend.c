@@ -59,26 +59,42 @@ static int request(struct xen_suspend *s)
 	return rc;
 }
 
-static int take_back(void *ctx)
-{
-	const struct xen_suspend *s = ctx;
-	struct xs_handle *xs = s->apart ? xs_open(0) : s->dom->xs;
+/* --- words with xenstore that a guard says, too, who does not wait for one that hangs --- */
 
-	return xs ? swap_request(s, xs, "suspend", "") : -errno;
+struct word {
+	const struct xen_suspend *s;
+	int (*say)(const struct xen_suspend *s, struct xs_handle *xs);
+};
+
+static int say_in_child(void *ctx)
+{
+	const struct word *w = ctx;
+	struct xs_handle *xs = xs_open(0);
+
+	return xs ? w->say(w->s, xs) : -errno;
+}
+
+static int say(struct word w)
+{
+	return w.s->apart ? xen_apart(STORE_S, say_in_child, &w) : w.say(w.s, w.s->dom->xs);
+}
+
+static int take_back(const struct xen_suspend *s, struct xs_handle *xs)
+{
+	return swap_request(s, xs, "suspend", "");
 }
 
 int xen_suspend_take_back(struct xen_suspend *s)
 {
-	return s->apart ? xen_apart(STORE_S, take_back, s) : take_back(s);
+	return say((struct word){ s, take_back });
 }
 
-static int tell_resumed(void *ctx)
+static int tell_resumed(const struct xen_suspend *s, struct xs_handle *xs)
 {
-	const struct xen_suspend *s = ctx;
-	struct xs_handle *xs = s->apart ? xs_open(0) : s->dom->xs;
-
-	return xs && xs_resume_domain(xs, s->dom->domid) ? 0 : -errno;
+	return xs_resume_domain(xs, s->dom->domid) ? 0 : -errno;
 }
+
+/* --- asking the domain to suspend, and letting it run --- */
 
 static int look(const struct xen_suspend *s, bool *suspended)
 {
@@ -207,7 +223,7 @@ int xen_suspend_end(struct xen_suspend *s)
 		ft_err("%s: cannot be resumed: %s", s->dom->guest, strerror(-rc));
 		return rc ? rc : -EIO;
 	}
-	rc = s->apart ? xen_apart(STORE_S, tell_resumed, s) : tell_resumed(s);
+	rc = say((struct word){ s, tell_resumed });
 	if (rc)
 		ft_warn("%s: xenstored was not told that the domain goes on: %s", s->dom->guest, strerror(-rc));
 	return 0;
