@@ -111,6 +111,8 @@ void xen_disks_close(struct xen_disks *d);
  */
 bool xen_has_drivers(const struct xen_dom *d);
 
+#define XEN_SUSPEND_NS (30 * FT_S_NS)   /* from the request until it stands still, at most: a Linux gives up after 20 s */
+
 struct xen_suspend {
 	struct xen_dom *dom;            /* borrowed; to ask a guest, it needs xen_dom_watch */
 	const struct ft_vm *vm;         /* borrowed; likewise: who is told of a long wait */
@@ -121,6 +123,7 @@ struct xen_suspend {
 /* -ETIMEDOUT; -ESRCH: gone; -ESHUTDOWN: ended otherwise; -EBUSY: somebody else holds or ends it. Logged, but for the
  * last three. */
 int xen_suspend_begin(struct xen_suspend *s) FT_MUST_CHECK;
+/* Let it run on. -ECANCELED: somebody has; -ESRCH: gone. Else logged. Of several that call it at once only one does it. */
 int xen_suspend_end(struct xen_suspend *s) FT_MUST_CHECK;
 /* 0: the guest had not taken the request, and it stands no more. Else it may have, or there was none. */
 int xen_suspend_take_back(struct xen_suspend *s) FT_MUST_CHECK;

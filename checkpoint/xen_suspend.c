@@ -7,16 +7,18 @@
  * it, as xl does, and the call returns 1 here (nothing has changed) and 0 on the host that takes over.
  */
 #include "checkpoint/xen.h"
+#include "ft/conf.h"
 
 #include <poll.h>
 #include <stdio.h>
+#include <unistd.h>
 #include <xen/hvm/params.h>
 #include <xen/sched.h>
 #include <xenguest.h>
 
 #define ACK_NS (10 * FT_S_NS)           /* until the guest has taken the request */
-#define SUSPEND_NS (30 * FT_S_NS)       /* ... and until it stands still; it has promised by then */
 #define TURN_MS 50
+#define LOCK_NS FT_S_NS
 #define STORE_S 2                       /* of a word apart */
 
 static void control_path(const struct xen_suspend *s, char path[64])
@@ -155,7 +157,7 @@ static int begin(struct xen_suspend *s)
 		       s->dom->guest);
 		return rc;
 	}
-	rc = wait_suspended(s, start + SUSPEND_NS);
+	rc = wait_suspended(s, start + XEN_SUSPEND_NS);
 	s->late = rc == -ETIMEDOUT;     /* a Linux gives up after 20 s, and then it has to be asked once more */
 	if (rc == -ETIMEDOUT)
 		ft_err("%s: the guest took the request to suspend and does not suspend: look at its console",
@@ -209,20 +211,58 @@ void xen_suspend_late(struct xen_suspend *s)
 	s->late = false;
 }
 
-int xen_suspend_end(struct xen_suspend *s)
+/*
+ * Let run by two at once, ft-protect and its guard, a domain would die: xc_domain_resume reads a vCPU's registers and
+ * writes them back, and meanwhile the other has let it run. The kernel ends this lock with the process that holds it.
+ */
+static int lock_resume(const struct xen_suspend *s, int *fd)
 {
+	uint64_t end = ft_now_ns() + LOCK_NS;
+	char path[FT_PATH_MAX];
+	int rc = ft_run_path(path, sizeof(path), s->dom->guest, "resume.lock");
+
+	if (!rc)
+		rc = ft_lock_file(path, false, fd);
+	while (rc == -EBUSY && ft_now_ns() < end) {
+		poll(NULL, 0, 1);
+		rc = ft_lock_file(path, false, fd);
+	}
+	if (rc)
+		ft_err("%s: cannot be resumed: %s: %s", s->dom->guest, path,
+		       rc == -EBUSY ? "another process is about to, and does not" : strerror(-rc));
+	return rc;
+}
+
+static int resume(const struct xen_suspend *s)
+{
+	bool suspended;
 	int rc;
 
-	s->late = false;
-	if (xc_domain_resume(s->dom->xc, s->dom->domid, 1)) {
-		bool suspended;
+	if (look(s, &suspended))
+		return -ESRCH;
+	if (!suspended)
+		return -ECANCELED;
+	if (!xc_domain_resume(s->dom->xc, s->dom->domid, 1))
+		return 0;
+	rc = errno ? -errno : -EIO;
+	if (look(s, &suspended))
+		return -ESRCH;
+	ft_err("%s: cannot be resumed: %s", s->dom->guest, strerror(-rc));
+	return rc;
+}
 
-		rc = -errno;
-		if (look(s, &suspended))
-			return -ESRCH;
-		ft_err("%s: cannot be resumed: %s", s->dom->guest, strerror(-rc));
-		return rc ? rc : -EIO;
-	}
+int xen_suspend_end(struct xen_suspend *s)
+{
+	int fd, rc;
+
+	s->late = false;
+	rc = lock_resume(s, &fd);
+	if (rc)
+		return rc;
+	rc = resume(s);
+	close(fd);
+	if (rc)
+		return rc;
 	rc = say((struct word){ s, tell_resumed });
 	if (rc)
 		ft_warn("%s: xenstored was not told that the domain goes on: %s", s->dom->guest, strerror(-rc));

@@ -4,8 +4,11 @@
  * comes before the libraries' own.
  */
 #include "checkpoint/xen.h"
+#include "ft/conf.h"
 #include "tests/test.h"
 
+#include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <xen/hvm/params.h>
 #include <xen/sched.h>
@@ -15,7 +18,9 @@ static struct {
 	char node[16];                  /* control/shutdown */
 	bool suspended;
 	bool answers;                   /* it suspends when it is looked at, and leaves what the node says */
-	unsigned resumed;
+	_Atomic unsigned resumed, inside;
+	bool slow;                      /* resuming it takes a while */
+	bool twice_at_once;
 } guest;
 
 int xc_domain_getinfolist(xc_interface *xc, uint32_t first, unsigned max, xc_domaininfo_t *info)
@@ -33,6 +38,10 @@ int xc_domain_getinfolist(xc_interface *xc, uint32_t first, unsigned max, xc_dom
 int xc_domain_resume(xc_interface *xc, uint32_t domid, int fast)
 {
 	(void)xc, (void)domid, (void)fast;
+	guest.twice_at_once |= guest.inside++ > 0;
+	if (guest.slow)
+		poll(NULL, 0, 50);
+	guest.inside--;
 	guest.suspended = guest.answers = false;
 	guest.resumed++;
 	return 0;
@@ -99,6 +108,13 @@ static struct xen_suspend suspend;
 
 static void begin(void)
 {
+	struct ft_conf conf = *ft_conf();
+	char dir[2 * FT_PATH_MAX];
+
+	snprintf(conf.run_dir, sizeof(conf.run_dir), "%s/run", ft_test_dir());
+	ft_conf_set(&conf);
+	CHECK_OK(ft_run_path(dir, sizeof(dir), "vm1", ""));
+	CHECK_OK(ft_mkdir_p(dir, 0700));
 	memset(&guest, 0, sizeof(guest));
 	dom = (struct xen_dom){ .guest = "vm1", .domid = 3, .xs = (struct xs_handle *)&dom, .ends = (struct xs_handle *)&dom };
 	suspend = (struct xen_suspend){ .dom = &dom, .vm = &vm, .late = true };
@@ -123,4 +139,30 @@ TEST(a_suspend_that_comes_after_the_end_of_protection_is_ended)
 	CHECK(!guest.suspended && !suspend.late);
 	xen_suspend_late(&suspend);
 	CHECK_EQ(guest.resumed, 1);
+}
+
+static void *end(void *ctx)
+{
+	struct xen_suspend own = suspend;
+
+	*(int *)ctx = xen_suspend_end(&own);
+	return NULL;
+}
+
+/* A guard that loses patience, and its ft-protect that wakes up. */
+TEST(of_two_that_let_a_guest_run_at_once_one_does)
+{
+	int rc[2];
+	pthread_t t[2];
+
+	begin();
+	suspend.late = false;
+	guest.suspended = guest.slow = true;
+	for (unsigned i = 0; i < 2; i++)
+		CHECK_EQ(pthread_create(&t[i], NULL, end, &rc[i]), 0);
+	for (unsigned i = 0; i < 2; i++)
+		pthread_join(t[i], NULL);
+	CHECK(!guest.twice_at_once);
+	CHECK_EQ(guest.resumed, 1);
+	CHECK_EQ(rc[0] + rc[1], -ECANCELED);
 }
