@@ -24,8 +24,13 @@ struct guest_options {
 int guest_lock(const char *guest, int how) FT_MUST_CHECK;
 void guest_unlock(const char *guest, int fd);
 int guest_load_spec(const char *guest, struct ft_spec *spec) FT_MUST_CHECK;
-/* Does the durable record let it start here? @how: what makes it start all the same, for the refusal. */
+/*
+ * Does the durable record let it start here? @how: what makes it start all the same, for the refusal. @force: that was
+ * said; still no while an ft-protect, or the ftd that keeps its replica, lives.
+ */
 int guest_may_start(const char *guest, bool force, const char *how) FT_MUST_CHECK;
+/* By force, and it starts next: the record forgets whose it was. */
+int guest_claim(const char *guest) FT_MUST_CHECK;
 int guest_may_stop(const char *guest, bool force) FT_MUST_CHECK;
 
 /* --- guest_domain.c: the same commands of a Xen domain, which xl starts and ends; each returns an exit status --- */
@@ -34,7 +39,7 @@ int guest_may_stop(const char *guest, bool force) FT_MUST_CHECK;
 bool guest_is_domain(const char *guest);
 /* The domain called as the guest runs, has its replica here, is not here, or nobody can tell: as a state of ft-guest(8). */
 const char *domain_state(const char *guest, struct ft_attach *at);
-int domain_start(const struct ft_spec *spec, bool force) FT_MUST_CHECK;
+int domain_start(const struct ft_spec *spec) FT_MUST_CHECK;
 int domain_stop(const struct guest_options *o) FT_MUST_CHECK;
 /* What etc/xen/block-ft has us do when a domain gets a disk, and when it is through with it. */
 int domain_disk_attach(const struct guest_options *o) FT_MUST_CHECK;

@@ -62,24 +62,61 @@ static int serve_disks(struct ft_attach *at)
 	return GUEST_DONE;
 }
 
-int domain_start(const struct ft_spec *spec, bool force)
+/* The spec's disks, as block-ft serves them. */
+static int plan_disks(const char *guest, struct ft_spec *spec, struct ft_attach *at)
 {
-	struct ft_attach at, recorded;
-	bool known = !ft_attach_load(spec->name, &recorded);
-	int rc = find(spec->name, &at);
+	int rc = guest_load_spec(guest, spec);
 
-	if (rc == GUEST_UNKNOWN)
-		rc = guest_may_start(spec->name, force, "--force, and then with 'xl create'") ?: leave_to_xl(spec->name, "create");
 	if (rc)
 		return rc;
-	if (known)
-		at = recorded;
-	else if (ft_disk_plan_here(spec, &at))
+	*at = (struct ft_attach){ .hypervisor = FT_HYPERVISOR_XEN };
+	snprintf(at->guest, sizeof(at->guest), "%s", guest);
+	if (spec->hypervisor != FT_HYPERVISOR_XEN)
+		return GUEST_DONE;
+	return ft_disk_plan_here(spec, at) ? GUEST_FAILED : GUEST_DONE;
+}
+
+/* Hotplug scripts of several disks run at once, so here one waits for another. */
+static int locked(const struct guest_options *o, int (*run)(const struct guest_options *o))
+{
+	int fd = guest_lock(o->guest, 0), rc;
+
+	if (fd < 0)
 		return GUEST_FAILED;
-	rc = serve_disks(&at);
+	rc = run(o);
+	guest_unlock(o->guest, fd);
+	return rc;
+}
+
+/* The device of a disk that lost its server waits for the next; block-ft may be at work on another. */
+static int serve_locked(const struct guest_options *o)
+{
+	struct ft_attach at = { .hypervisor = FT_HYPERVISOR_XEN };
+	bool known = !ft_attach_load(o->guest, &at);
+	struct ft_spec spec;
+	int rc = known ? GUEST_DONE : plan_disks(o->guest, &spec, &at);
+
+	if (!rc)
+		rc = serve_disks(&at);
+	return rc || !known || !at.nr_disks ? rc : ft_attach_save(&at) ? GUEST_FAILED : GUEST_DONE;
+}
+
+int domain_start(const struct ft_spec *spec)
+{
+	const struct guest_options o = { .guest = spec->name };
+	char how[FT_NAME_MAX + 96] = "'xl create'";
+	struct ft_attach at;
+	int rc = find(spec->name, &at);
+
+	if (spec->nr_disks)
+		snprintf(how, sizeof(how), "'xl create', and target=%s:N:force for its disks in its xl file for this one start", spec->name);
+	if (rc == GUEST_UNKNOWN)
+		rc = guest_may_start(spec->name, false, how) ?: leave_to_xl(spec->name, "create");
+	if (!rc)
+		rc = locked(&o, serve_locked);
 	if (!rc)
 		ft_info("guest %s runs already (domain %u)", spec->name, at.domid);
-	return rc || !known || !at.nr_disks ? rc : ft_attach_save(&at) ? GUEST_FAILED : GUEST_DONE;
+	return rc;
 }
 
 int domain_stop(const struct guest_options *o)
@@ -108,21 +145,6 @@ static int check_domain(const struct guest_options *o)
 	return GUEST_REFUSED;
 }
 
-static int plan_disks(const struct guest_options *o, struct ft_spec *spec, struct ft_attach *at)
-{
-	int rc = guest_load_spec(o->guest, spec);
-
-	if (rc)
-		return rc;
-	if (spec->hypervisor != FT_HYPERVISOR_XEN || o->disk >= spec->nr_disks) {
-		ft_err("guest %s: its guest file has no [disk] number %u of a Xen guest", o->guest, o->disk + 1);
-		return GUEST_UNKNOWN;
-	}
-	*at = (struct ft_attach){ .hypervisor = FT_HYPERVISOR_XEN };
-	snprintf(at->guest, sizeof(at->guest), "%s", o->guest);
-	return ft_disk_plan_here(spec, at) ? GUEST_FAILED : GUEST_DONE;
-}
-
 static int may_start(const struct guest_options *o)
 {
 	char how[FT_NAME_MAX + 64];
@@ -148,8 +170,12 @@ static int attach_locked(const struct guest_options *o)
 	struct ft_attach at;
 	struct ft_spec spec;
 	unsigned device;
-	int rc = plan_disks(o, &spec, &at);
+	int rc = plan_disks(o->guest, &spec, &at);
 
+	if (!rc && o->disk >= at.nr_disks) {
+		ft_err("guest %s: its guest file has no [disk] number %u of a Xen guest", o->guest, o->disk + 1);
+		return GUEST_UNKNOWN;
+	}
 	if (!rc && !o->replica)
 		rc = may_start(o);
 	if (rc)
@@ -161,24 +187,14 @@ static int attach_locked(const struct guest_options *o)
 	}
 	ft_disk_end_one(&at, o->disk);
 	rc = o->replica ? GUEST_DONE : recover_disks(o, &spec, &at);
+	if (!rc && o->force)
+		rc = guest_claim(o->guest);
 	if (rc)
 		return rc;
 	if (ft_disk_serve(&at, o->disk, o->replica) || ft_disk_device(&at, o->disk, &device))
 		return GUEST_FAILED;
 	printf("/dev/nbd%u\n", device);
 	return GUEST_DONE;
-}
-
-/* Hotplug scripts of several disks run at once, so here one waits for another. */
-static int locked(const struct guest_options *o, int (*run)(const struct guest_options *o))
-{
-	int fd = guest_lock(o->guest, 0), rc;
-
-	if (fd < 0)
-		return GUEST_FAILED;
-	rc = run(o);
-	guest_unlock(o->guest, fd);
-	return rc;
 }
 
 int domain_disk_attach(const struct guest_options *o)
@@ -194,12 +210,18 @@ static int detach_locked(const struct guest_options *o)
 	struct ft_attach at = { .hypervisor = FT_HYPERVISOR_XEN, .nr_disks = o->disk + 1 };
 	unsigned device;
 	uint32_t domid;
+	int rc;
 
 	snprintf(at.guest, sizeof(at.guest), "%s", o->guest);
-	if (!o->force && !ft_disk_device(&at, o->disk, &device) && !ft_xen_device_user(o->guest, device, &domid)) {
+	if (o->force || ft_disk_device(&at, o->disk, &device))
+		return ft_disk_detach(&at, o->disk) ? GUEST_FAILED : GUEST_DONE;
+	rc = ft_xen_device_user(o->guest, device, &domid);
+	if (rc && rc != -ENOENT)
+		ft_err("guest %s: this disk is /dev/nbd%u, and Xen cannot be asked which domain has it: if none has, say --force", o->guest, device);
+	if (!rc)
 		ft_err("guest %s: this disk is /dev/nbd%u and domain %u has it: it is let go of when that domain ends", o->guest, device, domid);
+	if (rc != -ENOENT)
 		return GUEST_REFUSED;
-	}
 	return ft_disk_detach(&at, o->disk) ? GUEST_FAILED : GUEST_DONE;
 }
 

@@ -58,11 +58,23 @@ static int load_record(const char *guest, struct ft_record *r)
 	return ft_record_load(NULL, ft_conf()->state_dir, guest, r);
 }
 
-/* @how: what makes it start all the same. */
+/* Does a process of ours live that acts on this very record? NULL, or what to do instead. */
+static const char *who_acts(const char *guest, enum ft_role role)
+{
+	const char *lock = role == FT_ROLE_PRIMARY ? "protect.lock" : role == FT_ROLE_ARMED ? "standby.lock" : NULL;
+	char path[2 * FT_PATH_MAX];
+
+	if (!lock || ft_run_path(path, sizeof(path), guest, lock) || !ft_lock_held(path))
+		return NULL;
+	return role == FT_ROLE_ARMED ?
+	       "ftd keeps it ready: 'ft-ctl failover --force' here has it take over, 'ft-ctl unprotect --force' here gives it up" :
+	       "its ft-protect lives: end that with 'ft-ctl unprotect' first";
+}
+
 int guest_may_start(const char *guest, bool force, const char *how)
 {
 	struct ft_record r;
-	const char *why;
+	const char *why, *instead;
 	int rc = load_record(guest, &r);
 
 	if (rc == -EACCES)              /* logged, as all of them */
@@ -76,14 +88,27 @@ int guest_may_start(const char *guest, bool force, const char *how)
 	why = ft_record_forbids(&r);
 	if (!why)
 		return GUEST_DONE;
-	if (force) {
-		ft_warn("guest %s %s %s (generation %" PRIu64 "): started all the same", guest, why, r.peer, r.generation);
-		r.role = FT_ROLE_NONE;          /* a new instance: what was promised was promised of the old one */
-		return ft_record_save(NULL, ft_conf()->state_dir, guest, &r) ? GUEST_FAILED : GUEST_DONE;
-	}
-	ft_err("guest %s %s %s (generation %" PRIu64 "): ask there with 'ft-guest status %s'; only if it runs nowhere, start it "
-	       "with %s", guest, why, r.peer, r.generation, guest, how);
+	instead = who_acts(guest, r.role);
+	if (force && !instead)
+		return GUEST_DONE;
+	if (instead)
+		ft_err("guest %s %s %s (generation %" PRIu64 "): %s", guest, why, r.peer, r.generation, instead);
+	else
+		ft_err("guest %s %s %s (generation %" PRIu64 "): ask there with 'ft-guest status %s'; only if it runs nowhere, start it "
+		       "with %s", guest, why, r.peer, r.generation, guest, how);
 	return GUEST_REFUSED;
+}
+
+int guest_claim(const char *guest)
+{
+	struct ft_record r;
+	const char *why = load_record(guest, &r) ? NULL : ft_record_forbids(&r);
+
+	if (!why)
+		return GUEST_DONE;
+	ft_warn("guest %s %s %s (generation %" PRIu64 "): started all the same", guest, why, r.peer, r.generation);
+	r.role = FT_ROLE_NONE;          /* a new instance: what was promised was promised of the old one */
+	return ft_record_save(NULL, ft_conf()->state_dir, guest, &r) ? GUEST_FAILED : GUEST_DONE;
 }
 
 int guest_may_stop(const char *guest, bool force)

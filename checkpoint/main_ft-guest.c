@@ -104,6 +104,8 @@ static int start_locked(const struct ft_spec *spec, bool force)
 		rc = ft_disk_recover(spec, force);
 	if (rc == -EUCLEAN)
 		return GUEST_REFUSED;
+	if (!rc && force)
+		rc = guest_claim(spec->name);
 	if (!rc)
 		rc = ft_qemu_start(&l, &at);
 	if (rc)
@@ -127,7 +129,7 @@ static int cmd_start(const struct guest_options *o)
 	if (rc)
 		return rc;
 	if (spec.hypervisor == FT_HYPERVISOR_XEN)
-		return domain_start(&spec, o->force);
+		return domain_start(&spec);
 	/* What runs here is not started, so nothing forbids it. */
 	rc = ft_attach_load(o->guest, &at) ? guest_may_start(o->guest, o->force, "--force") : GUEST_DONE;
 	if (rc)

@@ -233,11 +233,11 @@ int ft_xen_device_user(const char *guest, unsigned index, uint32_t *domid)
 	int rc = xen_dom_open(&d, guest, 0);
 
 	if (rc)
-		return -ENOENT;
+		return rc;
 	snprintf(device, sizeof(device), "/dev/nbd%u", index);
 	domain = xen_list(d.xs, &nr, "/local/domain/0/backend/vbd");
-	rc = -ENOENT;
-	for (unsigned i = 0; i < nr && rc; i++)
+	rc = domain || errno == ENOENT ? -ENOENT : -errno;
+	for (unsigned i = 0; domain && i < nr && rc; i++)
 		if (sscanf(domain[i], "%u", &d.domid) == 1 && domain_has(&d, device))
 			rc = 0;
 	*domid = d.domid;

@@ -327,3 +327,15 @@ int ft_lock_file(const char *path, bool wait, int *fd)
 	*fd = f;
 	return 0;
 }
+
+bool ft_lock_held(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	bool held;
+
+	if (fd < 0)
+		return false;
+	held = flock(fd, LOCK_SH | LOCK_NB) < 0;
+	close(fd);
+	return held;
+}

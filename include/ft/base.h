@@ -105,6 +105,8 @@ int ft_sync_dir(const char *dir) FT_MUST_CHECK;
  * until he lets go, or a signal comes (-EINTR). It lasts until @fd is closed, so no longer than its process.
  */
 int ft_lock_file(const char *path, bool wait, int *fd) FT_MUST_CHECK;
+/* Does a process that lives hold that lock? Nothing is made. */
+bool ft_lock_held(const char *path);
 
 /*
  * memcpy for what is many pages long. libc copies that with one `rep movsb`, which some CPUs (Zen 3) do at a

@@ -94,6 +94,14 @@ static void record(enum ft_role role)
 	CHECK_OK(ft_record_save(NULL, c.state_dir, "vm1", &r));
 }
 
+static enum ft_role recorded(void)
+{
+	struct ft_record r;
+
+	CHECK_OK(ft_record_load(NULL, c.state_dir, "vm1", &r));
+	return r.role;
+}
+
 TEST(wrong_words_are_usage_errors)
 {
 	static const char *const bad[] = {
@@ -179,7 +187,8 @@ TEST(a_domain_is_not_given_a_disk_that_is_not_its_own_or_whose_guest_may_run_els
 	CHECK_EQ(guest("disk-attach vm1:0 --domain vm1"), 4);
 	CHECK(said("was handed over to beta"));
 	CHECK_EQ(guest("disk-attach vm1:0:force --domain vm1"), 1);
-	CHECK(said("started all the same"));
+	CHECK(said("there is no disk image"));
+	CHECK_EQ(recorded(), FT_ROLE_STOOD_DOWN);       /* nothing was started */
 	CHECK_EQ(guest("disk-detach vm1:0"), 0);
 }
 
@@ -273,6 +282,32 @@ TEST_TIMEOUT(a_forced_start_says_what_it_overrides, 120)
 	CHECK_EQ(guest("start vm1 --force"), 0);
 	CHECK(said("was handed over to beta (generation 7): started all the same"));
 	CHECK_EQ(guest("stop vm1 --kill"), 0);
+}
+
+/* ftd would find that it may not start what it keeps; a guest that ft-protect keeps would lose its record under it. */
+TEST(no_force_takes_the_record_from_a_process_that_acts_on_it)
+{
+	static const struct { enum ft_role role; const char *lock, *instead; } cases[] = {
+		{ FT_ROLE_ARMED, "standby.lock", "'ft-ctl failover --force' here has it take over" },
+		{ FT_ROLE_PRIMARY, "protect.lock", "end that with 'ft-ctl unprotect' first" },
+	};
+	char path[2 * FT_PATH_MAX];
+	int fd;
+
+	make_world();
+	CHECK_OK(ft_run_path(path, sizeof(path), "vm1", ""));
+	CHECK_OK(ft_mkdir_p(path, 0700));
+	for (unsigned i = 0; i < FT_ARRAY_LEN(cases); i++) {
+		record(cases[i].role);
+		CHECK_OK(ft_run_path(path, sizeof(path), "vm1", cases[i].lock));
+		CHECK_OK(ft_lock_file(path, false, &fd));
+		CHECK_EQ(guest("start vm1 --force"), 4);
+		CHECK(said(cases[i].instead));
+		CHECK_EQ(recorded(), cases[i].role);
+		close(fd);
+		CHECK_EQ(guest("start vm1"), 4);
+		CHECK(said("start it with --force"));
+	}
 }
 
 TEST(two_at_once_on_one_guest_do_not_meet)
