@@ -123,6 +123,7 @@ int ft_qemu_hold(const struct ft_attach *at, struct ft_hold **out)
 		return -ENOMEM;
 	h->hold.ops = &qemu_hold_ops;
 	strcpy(h->socket, at->qmp_guard);
+	h->hold.settle_ns = FT_S_NS;
 	h->hold.fd = ft_attach_pidfd(at);
 	rc = h->hold.fd < 0 ? h->hold.fd : ft_qmp_open(h->socket, QMP_START_MS, &h->qmp);
 	if (rc) {

@@ -251,18 +251,36 @@ int xen_dom_nics(const struct xen_dom *d, struct ft_attach *at)
 
 /* --- devices of any kind --- */
 
+static uint64_t add_text(uint64_t seed, const char *text)
+{
+	return text ? XXH3_64bits_withSeed(text, strlen(text), seed) : seed;
+}
+
+/* Another disk may come under the name of one that went: what is behind it counts, too. */
+static uint64_t device_sum(const struct xen_dom *d, const char *kind, const char *id)
+{
+	static const char *const of_back[] = { "params", "physical-device-path", "script" };
+	char *back = xen_read(d->xs, "/local/domain/%u/device/%s/%s/backend", d->domid, kind, id);
+	uint64_t sum = add_text(add_text(add_text(0, kind), id), back);
+
+	for (unsigned i = 0; back && i < FT_ARRAY_LEN(of_back); i++) {
+		char *text = xen_read(d->xs, "%s/%s", back, of_back[i]);
+
+		sum = add_text(sum + i, text);
+		free(text);
+	}
+	free(back);
+	return sum;
+}
+
 /* In whatever order they are listed. */
 static void add_kind(const struct xen_dom *d, const char *kind, uint64_t *sum)
 {
-	char path[128];
 	unsigned nr;
 	char **ids = xen_list(d->xs, &nr, "/local/domain/%u/device/%s", d->domid, kind);
 
-	for (unsigned i = 0; i < nr; i++) {
-		int n = snprintf(path, sizeof(path), "%s/%s", kind, ids[i]);
-
-		*sum += XXH3_64bits(path, (size_t)n < sizeof(path) ? (size_t)n : sizeof(path) - 1);
-	}
+	for (unsigned i = 0; i < nr; i++)
+		*sum += device_sum(d, kind, ids[i]);
 	free(ids);
 }
 

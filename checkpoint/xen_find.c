@@ -34,6 +34,8 @@ static int fill(const struct xen_dom *d, const struct ft_spec *spec, struct ft_a
 	xc_domaininfo_t info;
 	int rc = xen_dom_info(d, &info);
 
+	if (!rc)
+		rc = xen_dom_devices(d, &at->devices);
 	if (rc)
 		return rc;
 	at->domid = d->domid;
@@ -80,7 +82,9 @@ int ft_xen_find_nics(struct ft_attach *at)
 
 	if (rc)
 		return rc;
-	rc = xen_dom_nics(&d, at);
+	rc = xen_dom_devices(&d, &at->devices);
+	if (!rc)
+		rc = xen_dom_nics(&d, at);
 	xen_dom_close(&d);
 	return rc;
 }
@@ -237,7 +241,8 @@ static void say_paused(struct check *c)
 	const char *why = ft_record_load(NULL, ft_conf()->state_dir, c->at->guest, &r) ? NULL : ft_record_forbids(&r);
 
 	if (why)
-		ft_obstacle(&c->o, "it is paused, and it %s %s: see 'ft-guest status %s' there", why, r.peer, c->at->guest);
+		ft_obstacle(&c->o, "it is paused, and it %s %s: if 'ft-guest status %s' there says that it runs, 'xl destroy %s' it here, else "
+			    "'xl unpause %s'", why, r.peer, c->at->guest, c->at->guest, c->at->guest);
 	else
 		ft_obstacle(&c->o, "it is paused: let it run with 'xl unpause %s'", c->at->guest);
 }

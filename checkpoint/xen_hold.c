@@ -111,6 +111,8 @@ static int xen_run(struct ft_hold *hold, char *why, size_t size)
 		if (rc)
 			return rc;
 		rc = xen_suspend_end(&h->suspend);
+		if (rc == -ECANCELED)           /* it runs already */
+			rc = 0;
 		if (rc)
 			snprintf(why, size, "Xen does not resume it: %s", strerror(-rc));
 	} else if (xen_suspend_take_back(&h->suspend) && now - h->run_since_ns < LATE_NS && !xen_gone(hold)) {
@@ -167,6 +169,7 @@ int ft_xen_hold(const struct ft_attach *at, struct ft_hold **out)
 		xen_hold_close(&h->hold);
 		return rc;
 	}
+	h->hold.settle_ns = XEN_SUSPEND_NS;
 	h->hold.fd = -1;                /* xenstore would tell of each epoch's suspend, too */
 	*out = &h->hold;
 	return 0;

@@ -485,6 +485,8 @@ static int end_old_suspend(struct xen_vm *v)
 		if (xen_has_model(&v->dom) && xen_model_wake(&v->dom, why, sizeof(why)))
 			ft_err("%s: %s", v->at.guest, why);
 		rc = xen_suspend_end(&v->suspend);
+		if (rc == -ECANCELED)           /* by its guard */
+			rc = 0;
 	}
 	free(mark);
 	return rc;
@@ -514,6 +516,17 @@ static int map_memory(struct xen_vm *v)
 	return rc;
 }
 
+/* What was attached since the record was made, nobody would hold. */
+static int same_devices(struct xen_vm *v)
+{
+	int rc = xen_dom_devices(&v->dom, &v->devices);
+
+	if (rc || v->devices == v->at.devices)
+		return rc;
+	ft_err("%s: a device of it came or went while protection began: start ft-protect again", v->at.guest);
+	return -EBUSY;
+}
+
 static int open_all(struct xen_vm *v)
 {
 	int rc = xen_dom_open(&v->dom, v->at.guest, v->at.domid);
@@ -525,8 +538,6 @@ static int open_all(struct xen_vm *v)
 	if (!rc)
 		rc = map_memory(v);
 	if (!rc)
-		rc = xen_dom_devices(&v->dom, &v->devices);
-	if (!rc)
 		rc = xen_log_open(&v->log, &v->dom, &v->map);
 	if (!rc)
 		rc = xen_state_init(&v->dom, &v->state);
@@ -534,6 +545,8 @@ static int open_all(struct xen_vm *v)
 		rc = xen_model_open(&v->dom, &v->model);
 	if (!rc)
 		rc = xen_dom_watch(&v->dom);
+	if (!rc)
+		rc = same_devices(v);           /* from here on a change is told */
 	v->vm.event_fd = rc ? -1 : xen_dom_fd(&v->dom);
 	xen_disks_open(&v->at, &v->disks);
 	return rc;

@@ -28,7 +28,7 @@
 #define POLL_MS 50                      /* how late a pause that is too long may be noticed, or a twentieth of the limit: */
 #define POLL_MOST_MS 250
 #define IDLE_MS 1000
-#define SETTLE_NS FT_S_NS               /* a QMP stop of a dead ft-protect may still be on its way */
+#define SETTLE_OWNED_NS FT_S_NS         /* ... of the one before; what it owns itself is not undone for longer */
 #define ORPHAN_NS (20 * FT_S_NS)        /* nobody ever came */
 
 struct guard {
@@ -162,7 +162,7 @@ static void owner_lost(struct guard *g, const char *how)
 	if (guard_word_state(atomic_load(&g->page->pause)) == GUARD_RUNNING)
 		return;
 	ft_info("%s: left paused: letting it run, mute", g->guest);
-	g->settle_until_ns = g->lost_ns + SETTLE_NS;
+	g->settle_until_ns = g->lost_ns + g->hold->settle_ns;
 	atomic_store(&g->page->pause, guard_word(GUARD_REVOKING, g->lost_ns));
 	let_run(g);
 }
@@ -230,6 +230,8 @@ static void attach(struct guard *g, int fd, const struct guard_msg *msg)
 	(void)getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len);
 	g->owner.fd = fd;
 	g->owner.pidfd = pidfd_open(peer.pid, 0);
+	if (g->settle_until_ns > ft_now_ns() + SETTLE_OWNED_NS)
+		g->settle_until_ns = ft_now_ns() + SETTLE_OWNED_NS;
 	g->had_owner = true;
 	g->gave_up = false;
 	g->pause_limit_ns = (msg->pause_limit_ms ? msg->pause_limit_ms : PAUSE_LIMIT_MS) * FT_MS_NS;
@@ -347,7 +349,8 @@ static void give_up(struct guard *g)
 		held ? "the guest is paused and the backup may take over" :
 		       "the guest runs on as it is, and no backup takes over by itself");
 	stop_beating(g);                        /* after the guest stands still */
-	g->settle_until_ns = 0;
+	if (held)
+		g->settle_until_ns = 0;
 	g->gave_up = true;
 }
 

@@ -18,7 +18,8 @@
 #define BACKLOG_RETRY_NS (5 * FT_MS_NS)
 #define VERIFY_TRIES 5                  /* comparisons that have to differ, where back ends write a paused guest's memory */
 #define UNANSWERED_NS (10 * FT_S_NS)    /* pings go out; a backup that hangs, not one that is busy */
-#define UNPREPARED_NS (60 * FT_S_NS)    /* while it builds, or starts, the replica */
+#define UNPREPARED_NS (60 * FT_S_NS)    /* while it starts the replica, or compares */
+#define UNBUILT_NS (240 * FT_S_NS)      /* while it builds it: a toolstack has the memory of a large domain scrubbed */
 
 const char *ft_primary_state_name(enum ft_primary_state s)
 {
@@ -166,11 +167,11 @@ static int open_outputs(struct ft_primary *p)
 }
 
 /* What the peer had to know of us before a session that came to nothing, it has to know after it. */
-static int leave_role(struct ft_primary *p, enum ft_primary_end how)
+static int leave_role(struct ft_primary *p)
 {
 	uint64_t generation = p->record.generation;
 
-	if (how == FT_END_REFUSED && p->survivor)
+	if (p->survivor && !p->disarmed)
 		return save_role(p, generation + 1, FT_ROLE_RUNNING);
 	return save_role(p, generation, FT_ROLE_NONE);
 }
@@ -193,7 +194,7 @@ static void end_open(struct ft_primary *p, enum ft_primary_end how, const char *
 		end(p, FT_END_INTERNAL, "the output could not be opened");
 		return;
 	}
-	if (p->record.role == FT_ROLE_PRIMARY && leave_role(p, how))
+	if (p->record.role == FT_ROLE_PRIMARY && leave_role(p))
 		how = FT_END_INTERNAL;
 	answer(&p->unprotect, 0, "unprotected: output flows again");
 	end(p, how, why);
@@ -826,6 +827,7 @@ static void on_disarmed(struct ft_primary *p, uint64_t generation)
 		return;
 	}
 	p->maybe_armed = false;
+	p->disarmed = true;
 	if (p->first_drill_done || p->guest_ended || p->unprotect.done)
 		end_open(p, FT_END_OK, p->guest_ended ? how_ended(p) : "unprotected");
 	else
@@ -1020,9 +1022,10 @@ static void cut_off_tick(struct ft_primary *p, uint64_t now)
 /* Its kernel acknowledges, it does not: without this a backup that hangs would keep the guest mute for ever. */
 static bool unanswered(const struct ft_primary *p, uint64_t now)
 {
-	bool slow = p->state == FT_PRIMARY_PREPARING || p->state == FT_PRIMARY_HANDING_OVER || p->verify_epoch;
+	bool slow = p->state == FT_PRIMARY_HANDING_OVER || p->verify_epoch;
+	uint64_t limit = p->state == FT_PRIMARY_PREPARING ? UNBUILT_NS : slow ? UNPREPARED_NS : UNANSWERED_NS;
 
-	return p->talking && now - p->heard_ns > (slow ? UNPREPARED_NS : UNANSWERED_NS);
+	return p->talking && now - p->heard_ns > limit;
 }
 
 static void ping(struct ft_primary *p, uint64_t now)

@@ -102,6 +102,7 @@ struct ft_primary {
 	bool handover_sent;                     /* the backup may run the guest, until a WELCOME says that it does not */
 	bool first_drill_done;
 	bool survivor;                          /* our record said RUNNING when the session began */
+	bool disarmed;                          /* the peer has promised, and knows by that whose the guest is */
 	bool guest_ended;                       /* nothing to capture any more: it powered off, or */
 	bool crashed;                           /* its process died */
 	uint64_t outrun_by;                     /* != 0: the generation under which the backup ran the guest on; ours is old */

@@ -944,17 +944,8 @@ static void say_nothing(void *ctx, enum ft_log_level level, const char *line)
 static bool is_protected(const char *guest)
 {
 	char path[FT_PATH_MAX];
-	bool held;
-	int fd;
 
-	if (ft_run_path(path, sizeof(path), guest, "protect.lock"))
-		return false;
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return false;
-	held = flock(fd, LOCK_SH | LOCK_NB) < 0;
-	close(fd);
-	return held;
+	return !ft_run_path(path, sizeof(path), guest, "protect.lock") && ft_lock_held(path);
 }
 
 /* @why: an obstacle, or NULL. */

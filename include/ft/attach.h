@@ -39,6 +39,7 @@ struct ft_attach {
 	char uuid[37];                   /* a domid used again is not our guest */
 	char xen_version[16];            /* "4.17" */
 	char pages[FT_ATTACH_PAGES_MAX]; /* the frames that make up memory, as checkpoint/xen_pages.h writes them */
+	uint64_t devices;               /* not in the record: a sum of what is attached to it, taken before it was looked at */
 	bool early;                      /* not in the record: its firmware is at work, and other frames may make it up later */
 	char model[FT_ATTACH_MODEL_MAX]; /* of type hvm: its device model, see checkpoint/xen_model.h */
 

@@ -181,9 +181,9 @@ int ft_xen_find(const struct ft_spec *spec, struct ft_attach *out) FT_MUST_CHECK
 int ft_xen_glance(const char *name, struct ft_attach *out) FT_MUST_CHECK;
 /* What the domain @domid is called. -ENOENT: there is none, or its name is no guest's. Else logged. */
 int ft_xen_name(uint32_t domid, char name[FT_NAME_MAX + 1]) FT_MUST_CHECK;
-/* The domain that has /dev/nbd@index of this host for a disk. -ENOENT: none, or nobody can tell. */
+/* The domain that has /dev/nbd@index of this host for a disk. -ENOENT: none has. Else nobody can tell. */
 int ft_xen_device_user(const char *guest, unsigned index, uint32_t *domid) FT_MUST_CHECK;
-/* Its network interfaces, which may have come or gone since the record was made. */
+/* Its network interfaces, which may have come or gone since the record was made, and the sum of its devices. */
 int ft_xen_find_nics(struct ft_attach *at) FT_MUST_CHECK;
 bool ft_xen_alive(const struct ft_attach *at);          /* the domain of the record still exists */
 int ft_xen_open(const struct ft_attach *at, struct ft_vm **out) FT_MUST_CHECK;
@@ -211,6 +211,7 @@ int ft_hv_replica_prepare(const struct ft_spec *spec, const struct ft_attach *th
 struct ft_hold {
 	const struct ft_hold_ops *ops;
 	int fd;                 /* readable: ask gone(). -1: ask now and then, it costs little */
+	uint64_t settle_ns;     /* how long after the death of an ft-protect its last request to stand still may take effect */
 };
 
 struct ft_hold_ops {

@@ -352,7 +352,7 @@ void sim_alpha_settle(struct sim *s)
 		if (s->a_host_up)
 			sim_after(s, 50 * FT_MS_NS + sim_rnd(s, 500) * FT_MS_NS, sim_protect_start, 0);
 	} else if (s->a.up && s->ended) {
-		if (s->survivor && s->end == FT_END_REFUSED && alpha_role() != FT_ROLE_RUNNING)
+		if (s->survivor && !s->promised && alpha_role() == FT_ROLE_NONE)
 			sim_broken(s, "a session that came to nothing made alpha forget that it runs the guest on alone");
 		sim_protect_free(s, false);
 		sim_conn_break(s, FT_S_NS, sim_delay(s));

@@ -19,10 +19,11 @@
 #include <unistd.h>
 
 #define GRACE_MS 600
+#define SETTLE_NS (30 * FT_S_NS)
 #define LONG_MS (4 * GRACE_MS)          /* nothing happens so long: it does not happen */
 
 static struct guest {
-	_Atomic bool gone, leaving;
+	_Atomic bool gone, leaving, paused;
 	_Atomic unsigned looks, stops, holds;
 	_Atomic pid_t guard;
 } *guest;
@@ -43,12 +44,13 @@ static bool is_leaving(struct ft_hold *h)
 static bool is_paused(struct ft_hold *h)
 {
 	(void)h;
-	return false;
+	return guest->paused;
 }
 
 static int runs(struct ft_hold *h, char *why, size_t size)
 {
 	(void)h, (void)why, (void)size;
+	guest->paused = false;
 	return 0;
 }
 
@@ -81,6 +83,7 @@ int ft_hv_hold(const struct ft_attach *at, struct ft_hold **out)
 	CHECK(*out);
 	(*out)->ops = &ops;
 	(*out)->fd = -1;
+	(*out)->settle_ns = SETTLE_NS;
 	guest->holds++;
 	return 0;
 }
@@ -204,6 +207,31 @@ TEST(a_guest_that_leaves_without_ft_protect_is_not_taken_over)
 	CHECK(takes_over_within(e, 15000));
 	CHECK_EQ(guest->stops, 1);
 	ft_echo_stop(e);
+	ft_guard_end(come());
+}
+
+/* As a domain does that took the request to suspend and was busy. */
+TEST(a_guest_that_does_late_what_a_dead_ft_protect_asked_for_runs_on)
+{
+	struct ft_guard *g;
+
+	start();
+	g = come();
+	ft_guard_pause(g);
+	ft_guard_free(g);
+	poll(NULL, 0, LONG_MS);
+	guest->paused = true;
+	while (guest->paused)           /* or the test's time is over */
+		poll(NULL, 0, 5);
+
+	/* What the next one does itself is not undone for as long. */
+	g = come();
+	poll(NULL, 0, LONG_MS);
+	guest->paused = true;
+	poll(NULL, 0, LONG_MS);
+	CHECK(guest->paused);
+	guest->paused = false;
+	ft_guard_free(g);
 	ft_guard_end(come());
 }
 

@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import xenlab                                                           # noqa: E402  pylint: disable=C0413
 from lab import check, test                                             # noqa: E402  pylint: disable=C0413
-from shared import Shared, create, cut_and_go_on, run                   # noqa: E402  pylint: disable=C0413
+from shared import Shared, create, cut_and_go_on, run, said             # noqa: E402  pylint: disable=C0413
 from world import IncrClient, now, wait_for                             # noqa: E402  pylint: disable=C0413
 
 IMAGE, IMAGE_MB = '/ft/disk/vm1.raw', 48
@@ -104,7 +104,10 @@ def what_is_the_toolstacks_is_left_to_it_and_a_disk_in_use_is_not_let_go_of(shar
     check(refuses(lab.alpha, 'ft-guest disk-detach vm1:0', 'has it: it is let go of when that domain ends') == 4, 'status')
     check(refuses(lab.beta, 'ft-guest start vm1', "'xl create' does that") == 4, 'status')
     check(refuses(lab.beta, 'ft-guest stop vm1', 'does not run here') == 3, 'status')
-    lab.shell('echo 3 >/proc/sys/vm/drop_caches; cat /data/appendonlydir/*.aof >/dev/null', 120)
+    lab.alpha.run('kill -9 $(pidof nbdkit)')
+    wait_for('the server to be gone', lambda: lab.alpha.call('pidof nbdkit').returncode, 30, 0.2)
+    lab.alpha.run('ft-guest start vm1')
+    lab.shell('echo 3 >/proc/sys/vm/drop_caches; cat /data/appendonlydir/*.aof >/dev/null; sync', 120)
 
 
 @test(limit=1200)
@@ -149,6 +152,21 @@ def a_server_that_is_killed_is_started_again_and_the_guest_sees_no_error(shared)
     said = lab.shell('dmesg | grep -i -E "ext4-fs (error|warning)|I/O error|journal.*abort" || echo none')
     check(said.strip() == 'none', f'the guest complains about its disk: {said}')
     print(f'# {verify(lab, lab.alpha)}')
+
+
+@test(limit=1200)
+def a_disk_that_is_another_under_the_same_name_stops_releases(shared):
+    """xenstore says so as after a block-detach and a block-attach of another, which the guest need not allow."""
+    lab = shared.protected()
+    domid = lab.alpha.run('xl domid vm1').strip()
+    params, touched = f'/local/domain/0/backend/vbd/{domid}/51712/params', f'/local/domain/{domid}/device/vbd/51712/touched'
+    lab.alpha.run(f'xenstore-write {params} other:0 {touched} 1')
+    wait_for('ft to notice', lambda: said(lab, 'it has other devices than when protection began'), 60, 0.2)
+    first = lab.status().get('epoch', 0)
+    lab.alpha.run('sleep 3', 120)
+    check(lab.status().get('epoch', 0) == first, 'epochs go on')
+    lab.alpha.run(f'xenstore-write {params} vm1:0 {touched} 2')
+    wait_for('more epochs', lambda: lab.state() == 'PROTECTED' and lab.status()['epoch'] > first + 3, 180, 1)
 
 
 def protect_back(lab):
