@@ -29,7 +29,7 @@ int guest_load_spec(const char *guest, struct ft_spec *spec) FT_MUST_CHECK;
  * said; still no while an ft-protect, or the ftd that keeps its replica, lives.
  */
 int guest_may_start(const char *guest, bool force, const char *how) FT_MUST_CHECK;
-/* By force, and it starts next: the record forgets whose it was. */
+/* By force, and it starts next: the record forgets whose it was. GUEST_REFUSED: somebody acts on it by now. */
 int guest_claim(const char *guest) FT_MUST_CHECK;
 int guest_may_stop(const char *guest, bool force) FT_MUST_CHECK;
 
@@ -39,7 +39,7 @@ int guest_may_stop(const char *guest, bool force) FT_MUST_CHECK;
 bool guest_is_domain(const char *guest);
 /* The domain called as the guest runs, has its replica here, is not here, or nobody can tell: as a state of ft-guest(8). */
 const char *domain_state(const char *guest, struct ft_attach *at);
-int domain_start(const struct ft_spec *spec) FT_MUST_CHECK;
+int domain_start(const struct ft_spec *spec, bool force) FT_MUST_CHECK;
 int domain_stop(const struct guest_options *o) FT_MUST_CHECK;
 /* What etc/xen/block-ft has us do when a domain gets a disk, and when it is through with it. */
 int domain_disk_attach(const struct guest_options *o) FT_MUST_CHECK;

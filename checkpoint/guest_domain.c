@@ -101,17 +101,18 @@ static int serve_locked(const struct guest_options *o)
 	return rc || !known || !at.nr_disks ? rc : ft_attach_save(&at) ? GUEST_FAILED : GUEST_DONE;
 }
 
-int domain_start(const struct ft_spec *spec)
+int domain_start(const struct ft_spec *spec, bool force)
 {
 	const struct guest_options o = { .guest = spec->name };
-	char how[FT_NAME_MAX + 96] = "'xl create'";
+	char how[FT_NAME_MAX + 96] = "--force, and then 'xl create'";
 	struct ft_attach at;
 	int rc = find(spec->name, &at);
 
 	if (spec->nr_disks)
 		snprintf(how, sizeof(how), "'xl create', and target=%s:N:force for its disks in its xl file for this one start", spec->name);
 	if (rc == GUEST_UNKNOWN)
-		rc = guest_may_start(spec->name, false, how) ?: leave_to_xl(spec->name, "create");
+		rc = guest_may_start(spec->name, force, how) ?: (force ? guest_claim(spec->name) : GUEST_DONE) ?:
+		     leave_to_xl(spec->name, "create");
 	if (!rc)
 		rc = locked(&o, serve_locked);
 	if (!rc)

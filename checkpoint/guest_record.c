@@ -106,6 +106,10 @@ int guest_claim(const char *guest)
 
 	if (!why)
 		return GUEST_DONE;
+	if (who_acts(guest, r.role)) {
+		ft_err("guest %s %s %s (generation %" PRIu64 "): %s", guest, why, r.peer, r.generation, who_acts(guest, r.role));
+		return GUEST_REFUSED;
+	}
 	ft_warn("guest %s %s %s (generation %" PRIu64 "): started all the same", guest, why, r.peer, r.generation);
 	r.role = FT_ROLE_NONE;          /* a new instance: what was promised was promised of the old one */
 	return ft_record_save(NULL, ft_conf()->state_dir, guest, &r) ? GUEST_FAILED : GUEST_DONE;

@@ -109,7 +109,7 @@ static int start_locked(const struct ft_spec *spec, bool force)
 	if (!rc)
 		rc = ft_qemu_start(&l, &at);
 	if (rc)
-		return GUEST_FAILED;
+		return rc == GUEST_REFUSED ? GUEST_REFUSED : GUEST_FAILED;
 	rc = ft_attach_save(&at);
 	if (rc) {
 		ft_qemu_cleanup(&at);
@@ -129,7 +129,7 @@ static int cmd_start(const struct guest_options *o)
 	if (rc)
 		return rc;
 	if (spec.hypervisor == FT_HYPERVISOR_XEN)
-		return domain_start(&spec);
+		return domain_start(&spec, o->force);
 	/* What runs here is not started, so nothing forbids it. */
 	rc = ft_attach_load(o->guest, &at) ? guest_may_start(o->guest, o->force, "--force") : GUEST_DONE;
 	if (rc)

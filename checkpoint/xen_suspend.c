@@ -238,8 +238,9 @@ static int resume(const struct xen_suspend *s)
 	bool suspended;
 	int rc;
 
-	if (look(s, &suspended))
-		return -ESRCH;
+	rc = look(s, &suspended);
+	if (rc)
+		return rc == -ESHUTDOWN ? -ESRCH : rc;
 	if (!suspended)
 		return -ECANCELED;
 	if (!xc_domain_resume(s->dom->xc, s->dom->domid, 1))

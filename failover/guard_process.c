@@ -28,7 +28,7 @@
 #define POLL_MS 50                      /* how late a pause that is too long may be noticed, or a twentieth of the limit: */
 #define POLL_MOST_MS 250
 #define IDLE_MS 1000
-#define SETTLE_OWNED_NS FT_S_NS         /* ... of the one before; what it owns itself is not undone for longer */
+#define SETTLE_OWNED_NS FT_S_NS         /* under the next one: later it is its own */
 #define ORPHAN_NS (20 * FT_S_NS)        /* nobody ever came */
 
 struct guard {
@@ -52,6 +52,7 @@ struct guard {
 	uint64_t born_ns, lost_ns;              /* when the owner was lost */
 	uint64_t grace_left_ns;                 /* of the time without an owner since the last session began */
 	uint64_t settle_until_ns;
+	uint64_t attached_ns;           /* when the newest ft-protect came */
 	bool complained;                        /* of a guest that could not be let run; it is tried again */
 
 	struct ft_silence loop;                 /* of the owner's loop */
@@ -114,6 +115,12 @@ static bool revoke_pause(struct guard *g, uint64_t word)
 	return true;
 }
 
+/* May what stands still now stand so for an ft-protect that is dead? */
+static bool settles(const struct guard *g, uint64_t now)
+{
+	return now < g->settle_until_ns && (g->owner.fd < 0 || now < g->attached_ns + SETTLE_OWNED_NS);
+}
+
 static void watch_pause(struct guard *g)
 {
 	uint64_t word = atomic_load(&g->page->pause), now = ft_now_ns(), since = guard_word_since(word);
@@ -133,7 +140,7 @@ static void watch_pause(struct guard *g)
 			(void)revoke_pause(g, word);
 		break;
 	case GUARD_RUNNING:
-		if (still && now < g->settle_until_ns)
+		if (still && settles(g, now))
 			(void)revoke_pause(g, word);
 		break;
 	}
@@ -230,8 +237,7 @@ static void attach(struct guard *g, int fd, const struct guard_msg *msg)
 	(void)getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len);
 	g->owner.fd = fd;
 	g->owner.pidfd = pidfd_open(peer.pid, 0);
-	if (g->settle_until_ns > ft_now_ns() + SETTLE_OWNED_NS)
-		g->settle_until_ns = ft_now_ns() + SETTLE_OWNED_NS;
+	g->attached_ns = ft_now_ns();
 	g->had_owner = true;
 	g->gave_up = false;
 	g->pause_limit_ns = (msg->pause_limit_ms ? msg->pause_limit_ms : PAUSE_LIMIT_MS) * FT_MS_NS;

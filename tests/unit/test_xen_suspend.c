@@ -16,18 +16,19 @@
 
 static struct {
 	char node[16];                  /* control/shutdown */
-	bool suspended;
-	bool answers;                   /* it suspends when it is looked at, and leaves what the node says */
+	_Atomic bool suspended;
+	_Atomic bool answers;                   /* it suspends when it is looked at, and leaves what the node says */
 	_Atomic unsigned resumed, inside;
 	bool slow;                      /* resuming it takes a while */
-	bool twice_at_once;
+	_Atomic bool twice_at_once;
 } guest;
 
 int xc_domain_getinfolist(xc_interface *xc, uint32_t first, unsigned max, xc_domaininfo_t *info)
 {
 	(void)xc, (void)max;
 	*info = (xc_domaininfo_t){ .domain = (domid_t)first };
-	guest.suspended |= guest.answers;
+	if (guest.answers)
+		guest.suspended = true;
 	if (guest.suspended)
 		info->flags = XEN_DOMINF_shutdown | SHUTDOWN_suspend << XEN_DOMINF_shutdownshift;
 	else
@@ -38,7 +39,8 @@ int xc_domain_getinfolist(xc_interface *xc, uint32_t first, unsigned max, xc_dom
 int xc_domain_resume(xc_interface *xc, uint32_t domid, int fast)
 {
 	(void)xc, (void)domid, (void)fast;
-	guest.twice_at_once |= guest.inside++ > 0;
+	if (guest.inside++)
+		guest.twice_at_once = true;
 	if (guest.slow)
 		poll(NULL, 0, 50);
 	guest.inside--;

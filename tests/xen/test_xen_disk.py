@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import xenlab                                                           # noqa: E402  pylint: disable=C0413
 from lab import check, test                                             # noqa: E402  pylint: disable=C0413
-from shared import Shared, create, cut_and_go_on, run, said             # noqa: E402  pylint: disable=C0413
+from shared import Shared, an_epoch, create, cut_and_go_on, run, said             # noqa: E402  pylint: disable=C0413
 from world import IncrClient, now, wait_for                             # noqa: E402  pylint: disable=C0413
 
 IMAGE, IMAGE_MB = '/ft/disk/vm1.raw', 48
@@ -162,11 +162,11 @@ def a_disk_that_is_another_under_the_same_name_stops_releases(shared):
     params, touched = f'/local/domain/0/backend/vbd/{domid}/51712/params', f'/local/domain/{domid}/device/vbd/51712/touched'
     lab.alpha.run(f'xenstore-write {params} other:0 {touched} 1')
     wait_for('ft to notice', lambda: said(lab, 'it has other devices than when protection began'), 60, 0.2)
-    first = lab.status().get('epoch', 0)
+    first = an_epoch(lab)['epoch']
     lab.alpha.run('sleep 3', 120)
-    check(lab.status().get('epoch', 0) == first, 'epochs go on')
+    check(an_epoch(lab)['epoch'] == first, 'epochs go on')
     lab.alpha.run(f'xenstore-write {params} vm1:0 {touched} 2')
-    wait_for('more epochs', lambda: lab.state() == 'PROTECTED' and lab.status()['epoch'] > first + 3, 180, 1)
+    wait_for('more epochs', lambda: lab.state() == 'PROTECTED' and lab.status().get('epoch', 0) > first + 3, 180, 1)
 
 
 def protect_back(lab):
