@@ -551,8 +551,9 @@ class World:
     @staticmethod
     def _registers(host, guest):
         """Where the processors of a guest are: what one that hangs does. Nothing when QEMU has gone, or has another client."""
+        looks = ('info registers -a', 'x/192gx $rsp', 'info registers -a')      # where it is, how it came there, where it is now
         commands = [{'execute': 'qmp_capabilities'}, {'execute': 'query-status'},
-                    {'execute': 'human-monitor-command', 'arguments': {'command-line': 'info registers -a'}}]
+                    *({'execute': 'human-monitor-command', 'arguments': {'command-line': look}} for look in looks)]
         said = []
         try:
             with socket.socket(socket.AF_UNIX) as s:
