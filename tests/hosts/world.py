@@ -20,6 +20,7 @@ import ctypes
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -551,20 +552,28 @@ class World:
     @staticmethod
     def _registers(host, guest):
         """Where the processors of a guest are: what one that hangs does. Nothing when QEMU has gone, or has another client."""
-        looks = ('info registers -a', 'x/192gx $rsp', 'info registers -a')      # where it is, how it came there, where it is now
-        commands = [{'execute': 'qmp_capabilities'}, {'execute': 'query-status'},
-                    *({'execute': 'human-monitor-command', 'arguments': {'command-line': look}} for look in looks)]
         said = []
+
+        def ask(execute, **arguments):
+            s.send(json.dumps({'execute': execute, 'arguments': arguments}).encode())
+            answer = next(a for a in map(json.loads, lines) if 'event' not in a).get('return')
+            said.append(answer if isinstance(answer, str) else json.dumps(answer))
+
+        def monitor(command):
+            ask('human-monitor-command', **{'command-line': command})
+
         try:
             with socket.socket(socket.AF_UNIX) as s:
                 s.settimeout(2)
                 s.connect(host.path(f'/run/ft/guests/{guest}/qmp.sock'))
                 lines = s.makefile()
                 lines.readline()
-                for command in commands:
-                    s.send(json.dumps(command).encode())
-                    answer = next(a for a in map(json.loads, lines) if 'event' not in a).get('return')
-                    said.append(answer if isinstance(answer, str) else json.dumps(answer))
+                ask('qmp_capabilities')
+                ask('query-status')
+                monitor('info registers -a')
+                for stack in re.findall('[ER]SP=([0-9a-f]+)', said[-1]):
+                    monitor(f'x/192xg 0x{stack}')
+                monitor('info registers -a')            # a moment later
         except (OSError, ValueError, StopIteration):
             pass
         return '\n'.join(said[1:])
